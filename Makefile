@@ -1,0 +1,104 @@
+# Needs Python >= 3.11 and GNU make >= 3.81, nothing else.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTHONS := python3 python3.13 python3.12 python3.11
+JAXES := cpu cuda12 cuda13 tpu
+
+PYTHON ?=
+JAX ?=
+ARGS ?=
+# At most four test processes: each holds a JAX of its own, which wants memory.
+WORKERS ?= auto --maxprocesses 4
+
+# Without JAX= the JAX that .venv has stays: `make test` after `make train JAX=cuda12`
+# must not throw the GPU's away.
+PRESENT := $(patsubst $(VENV)/installed-%,%,$(wildcard $(VENV)/installed-*))
+CHOSEN := $(or $(strip $(JAX)),$(firstword $(PRESENT)),cpu)
+ifneq (1 $(CHOSEN),$(words $(CHOSEN)) $(filter $(JAXES),$(CHOSEN)))
+$(error JAX=$(JAX) is unknown: give one of $(JAXES))
+endif
+
+comma := ,
+EXTRAS := dev$(if $(filter-out cpu,$(CHOSEN)),$(comma)$(CHOSEN))
+STAMP := $(VENV)/installed-$(CHOSEN)
+
+# .venv is made afresh when its Python no longer runs (the system's was upgraded under
+# it), when PYTHON= names another one, and when the JAX changes: the plug-ins of one JAX
+# stand in the way of another's.
+WHO := import sys; print(sys.version, sys.base_prefix)
+HERE := $(shell $(PY) -c '$(WHO)' 2>/dev/null)
+WANTED := $(if $(PYTHON),$(shell "$(PYTHON)" -c '$(WHO)' 2>/dev/null),$(HERE))
+ifneq ($(HERE),$(WANTED))
+AFRESH := afresh
+endif
+ifeq ($(HERE),)
+AFRESH := afresh
+endif
+ifneq ($(filter-out $(CHOSEN),$(PRESENT)),)
+AFRESH := afresh
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test check clean afresh
+
+help: ## list the targets and options
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
+	@echo
+	@echo "  JAX=cuda12       this JAX instead of the one present or the CPU's: $(JAXES)"
+	@echo "  PYTHON=PATH      the Python of .venv, else the first that runs of $(PYTHONS)"
+	@echo "  ARGS='...'       arguments of the training: make train ARGS='--help'"
+	@echo "  WORKERS=1        test processes (auto: one a core, at most four)"
+
+install: $(STAMP) ## set up .venv (the other targets do it by themselves)
+
+train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS says otherwise
+	@$(PY) -m experiments train $(ARGS)
+
+# Test processes share a GPU only if none of them reserves its whole memory first.
+test: check ## check, then the whole test suite with its coverage
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(PY) -m pytest -n $(WORKERS) --cov
+
+# pyright runs its bundled checker on the Node of its wheel and asks no network.
+check: $(STAMP) ## formatting, lint and types
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	@unset PYRIGHT_PYTHON_FORCE_VERSION PYRIGHT_PYTHON_PYLANCE_VERSION; \
+	PYRIGHT_PYTHON_USE_BUNDLED_PYRIGHT=1 PYRIGHT_PYTHON_GLOBAL_NODE=0 \
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
+
+clean: ## remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+	find normopt experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp comes last, as the renamed mark of an unfinished set-up: an interrupted one
+# leaves the mark, and the next make starts from an empty .venv. A .venv without either
+# was made by hand and is kept if its pip is whole (its metadata is what lands last). A
+# pip that merely fails (no network) has changed nothing: its trap-less end drops the
+# mark, so that the next make tries again without starting over.
+$(STAMP): pyproject.toml constraints.txt $(AFRESH)
+	@set -e; trap 'exit 130' INT TERM HUP; \
+	stop() { echo "$$1" >&2; exit 1; }; \
+	if [ -n "$(AFRESH)" ] || [ -e $(VENV)/unfinished ] || ! $(PY) -c \
+	'import importlib.metadata as m, sys; m.version("pip"); sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null; then \
+	  found=; \
+	  for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  [ -n "$$found" ] || stop "$(if $(PYTHON),PYTHON=$(PYTHON) does not run or is older \
+	than 3.11: name a Python that is 3.11 or newer.,normopt needs Python 3.11 or newer and \
+	none of $(PYTHONS) runs here and is that new: install one or name one with PYTHON=.)"; \
+	  no_venv="$$found cannot make a virtual environment: install its venv module (on \
+	Debian and Ubuntu the package python3-venv) or name another Python with PYTHON=."; \
+	  "$$found" -c 'import ensurepip, venv' >/dev/null 2>&1 || stop "$$no_venv"; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv --clear $(VENV) || { rm -rf $(VENV); stop "$$no_venv"; }; \
+	fi; \
+	: > $(VENV)/unfinished; \
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]' \
+	|| { rm -f $(VENV)/unfinished; stop "pip could not install normopt; its lines above \
+	say why, and the next make tries again."; }; \
+	rm -f $(VENV)/installed-*; \
+	mv $(VENV)/unfinished $@

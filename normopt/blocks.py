@@ -1,0 +1,150 @@
+"""Which slice: channel axes, and sums over the blocks that they index.
+
+Every sum of the library over a block is taken here, in at least float32, and keeps the
+leaf's dimensions (`(1, 1, 1, 8)` for the eight channels of a kernel), so that a factor
+per block multiplies the leaf by broadcasting. Two forms are avoided because they were
+measured to be slow: one reduction over all axes of a leaf (leading axes first, then the
+last, is the fast order on CPU), and merging axes before a reduction (a sharded leaf is
+then gathered whole).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from normopt.paths import places
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+
+Axes = tuple[int, ...] | None
+Reduce = Callable[..., jax.Array]
+
+
+def check_channel_axes(channel_axes: PerLeaf) -> None:
+    """Raises at build time if `channel_axes` cannot be axes of any leaf."""
+    check_per_leaf("channel_axes", channel_axes, _check_axes)
+
+
+def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
+    """Reads `channel_axes` for each leaf of `tree`: sorted, not negative, or None.
+
+    A plain value falls back to None on leaves that lack one of its axes. Leaves that
+    hold no real or complex numbers, or no numbers at all, have no blocks.
+
+    Args:
+      channel_axes: a tuple or list of axes or None, per leaf.
+      tree: params or updates.
+
+    Returns:
+      One entry for each leaf, in leaf order.
+
+    Raises:
+      ValueError: if no leaf has the axes of a plain value, if a mapping or callable
+        names an axis that its leaf lacks, or if an axis is named twice.
+    """
+    values = per_leaf("channel_axes", channel_axes, tree, None, _check_axes)
+    is_plain = channel_axes is None or isinstance(channel_axes, tuple | list)
+    leaves = jax.tree.leaves(tree)
+    lacking = [
+        position
+        for position, (axes, leaf) in enumerate(zip(values, leaves, strict=True))
+        if axes is not None and any(not _has_axis(leaf, axis) for axis in axes)
+    ]
+    if lacking and (not is_plain or len(lacking) == len(leaves)):
+        place = places(tree)[lacking[0]]
+        raise ValueError(
+            f"`channel_axes` = {tuple(values[lacking[0]])} needs an axis that "
+            f"{place.path!r} of shape {np.shape(place.leaf)} does not have"
+            + (" (and no other leaf either)" if is_plain else "")
+            + "; its axes run from "
+            f"{-np.ndim(place.leaf)} to {np.ndim(place.leaf) - 1}, `()` makes the "
+            "whole leaf one block, `None` leaves it alone"
+        )
+    out_of_reach = set(lacking)
+    resolved: list[Axes] = []
+    for position, (axes, leaf) in enumerate(zip(values, leaves, strict=True)):
+        if axes is None or position in out_of_reach or not _has_numbers(leaf):
+            resolved.append(None)
+            continue
+        own = tuple(sorted(axis % np.ndim(leaf) for axis in axes))
+        if len(set(own)) < len(own):
+            raise ValueError(
+                f"`channel_axes` = {tuple(axes)} names an axis of "
+                f"{places(tree)[position].path!r} (shape {np.shape(leaf)}) twice"
+            )
+        resolved.append(own)
+    return resolved
+
+
+def block_size(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
+    """Counts the elements of one block of a leaf with this shape."""
+    return math.prod(n for axis, n in enumerate(shape) if axis not in axes)
+
+
+def accumulator(x: jax.Array) -> jax.Array:
+    """Casts `x` up to the dtype that sums are taken in: float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def reduce_blocks(reduce: Reduce, x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Reduces each block of `x` to one number, by `jnp.sum`, `jnp.max` or `jnp.min`.
+
+    Args:
+      reduce: called as `reduce(x, axis=..., keepdims=True)`; associative.
+      x: one leaf.
+      axes: its channel axes, sorted and not negative.
+
+    Returns:
+      An array with the dimensions of `x`, the axes within a block of length 1.
+    """
+    within = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    last = x.ndim - 1
+    if last in within and len(within) > 1:
+        x = reduce(x, axis=within[:-1], keepdims=True)
+        within = (last,)
+    return reduce(x, axis=within, keepdims=True) if within else x
+
+
+def block_sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Sums each block in float32 at least; see `reduce_blocks` for the shape."""
+    return reduce_blocks(jnp.sum, accumulator(x), axes)
+
+
+def block_dot(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Takes Re<a, b> over each block in float32 at least: real for complex leaves."""
+    product = accumulator(a) * jnp.conj(accumulator(b))
+    return reduce_blocks(jnp.sum, jnp.real(product), axes)
+
+
+def per_block(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Drops the length-1 axes of a reduced leaf: what remains is indexed by `axes`."""
+    return jnp.squeeze(x, tuple(a for a in range(x.ndim) if a not in axes))
+
+
+def _check_axes(option: str, axes: Any, where: str) -> None:
+    place = f" at {where!r}" if where else ""
+    is_sequence = isinstance(axes, tuple | list)
+    if axes is None or (
+        is_sequence
+        and all(isinstance(a, int | np.integer) for a in axes)
+        and not any(isinstance(a, bool) for a in axes)
+    ):
+        if axes is not None and len(set(axes)) < len(axes):
+            raise ValueError(f"`{option}` names an axis twice: {axes!r}{place}")
+        return
+    raise TypeError(
+        f"`{option}` must be None or a tuple of integer axes such as (-1,) or (), got "
+        f"{option}={axes!r}{place}"
+    )
+
+
+def _has_axis(leaf: Any, axis: int) -> bool:
+    return -np.ndim(leaf) <= axis < np.ndim(leaf)
+
+
+def _has_numbers(leaf: Any) -> bool:
+    # Integer leaves and their float0 gradients have no length; empty ones neither.
+    return jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size > 0

@@ -1,0 +1,270 @@
+"""How long: the named norms of a block, and the registry that holds them.
+
+A built-in norm is written once, on a whole leaf, in sums per block. All of them are
+homogeneous, norm(c x) = c norm(x) for c > 0, which is what lets `block_norm` measure
+1e-30 and 1e30 in float32: where squares could have left the number range it measures
+the block divided by its largest element, and multiplies back.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from normopt.blocks import (
+    accumulator,
+    block_size,
+    check_channel_axes,
+    per_block,
+    reduce_blocks,
+    resolve_axes,
+)
+from normopt.paths import params_like
+from normopt.rules import PerLeaf
+
+BlockAxes = tuple[int, ...]
+LeafNorm = Callable[[jax.Array, BlockAxes], jax.Array]
+
+
+def register_norm(name: str, fn: Callable[[jax.Array], jax.Array]) -> None:
+    r"""Makes a norm of one's own known by name, to links, optimizers and `make`.
+
+    Args:
+      name: the name to use as `norm=`. A name registered before is replaced, a
+        built-in one cannot be.
+      fn: maps one block, a float32 (or wider) array of any shape without its channel
+        axes, to a scalar. It is applied to all blocks with `jax.vmap`. Complex
+        leaves are handed over complex.
+
+    Raises:
+      TypeError: if `name` is not a string or `fn` not callable.
+      ValueError: if `name` is the name of a built-in norm.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> normopt.register_norm("median", lambda block: jnp.median(jnp.abs(block)))
+      >>> normopt.block_norms(jnp.array([1.0, -2.0, 9.0]), norm="median").item()
+      2.0
+    """
+    if not isinstance(name, str) or not callable(fn):
+        raise TypeError(
+            f"register_norm needs a name and a function, got {name!r} and {fn!r}"
+        )
+    if name in _BUILT_IN:
+        raise ValueError(
+            f"{name!r} is a built-in norm; register yours under another name"
+        )
+    _CUSTOM[name] = fn
+
+
+def norm_names() -> list[str]:
+    """Lists the norms known by name: the built-in ones, then those registered.
+
+    Examples:
+      >>> normopt.norm_names()[:3]
+      ['l1', 'l2', 'l1_l2']
+    """
+    return [*_BUILT_IN, *_CUSTOM]
+
+
+def check_norm(norm: str) -> None:
+    """Raises ValueError, with the names that are known, unless `norm` is one of them.
+
+    Registered norms live in the process: one that reads a configuration with a custom
+    norm has to call `register_norm` first.
+    """
+    if norm not in norm_names():
+        raise ValueError(
+            f"unknown norm {norm!r}; known are {', '.join(norm_names())}. A norm of "
+            "your own has to be registered with normopt.register_norm(name, fn) "
+            "before the optimizer is built"
+        )
+
+
+def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
+    """Measures each block of one leaf.
+
+    Args:
+      norm: a name of `norm_names()`.
+      x: one leaf, real or complex, not empty.
+      axes: its channel axes, sorted and not negative.
+
+    Returns:
+      Real float32 (or wider) norms with the dimensions of `x`, the axes within a block
+      of length 1. Zero, with a zero gradient, for a block of zeros.
+    """
+    x = accumulator(x)
+    if norm in _CUSTOM:
+        return _custom_norm(_CUSTOM[norm], x, axes)
+    measure = _BUILT_IN[norm]
+    magnitude = jnp.abs(x) if jnp.iscomplexobj(x) and norm != "std" else x
+    plain = measure(magnitude, axes)
+    if norm in ("max", "linf", "min_max"):
+        return plain  # no sums: nothing that could overflow or round away
+    range_ = jnp.finfo(plain.dtype)
+    # Squares below `tiny` are flushed to zero, at most d of them in a block. They are
+    # below the rounding error of a sum of more than d tiny / eps.
+    floor = (block_size(x.shape, axes) * range_.tiny / range_.eps) ** 0.5
+    in_range = (plain > floor) & (plain < jnp.inf)
+
+    def scaled() -> jax.Array:
+        largest = reduce_blocks(jnp.max, jnp.abs(magnitude), axes)
+        # By Euler's theorem the scale does not contribute to the derivative.
+        scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+        measured = scale * measure(magnitude / scale, axes)
+        return jnp.where(in_range, plain, measured)
+
+    return jax.lax.cond(jnp.all(in_range), lambda: plain, scaled)
+
+
+def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
+    r"""Measures the length of every block of a tree.
+
+    Args:
+      tree: params, gradients or updates.
+      channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
+      norm: a name of `norm_names()`, among them
+        `l1`: $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead
+        of sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
+        $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation.
+
+    Returns:
+      A tree with the structure of `tree`: for each leaf the norms of its blocks, with
+      the shape of its channel axes, in the unit of the leaf and at least float32;
+      None for leaves without blocks.
+
+    Raises:
+      ValueError: for an unknown norm, an axis that does not exist, a pattern that
+        matches nothing.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> kernel = jnp.array([[3.0, 0.0], [4.0, 2.0]])
+      >>> [round(float(n), 4) for n in normopt.block_norms(kernel, (-1,))]
+      [5.0, 2.0]
+
+    References:
+      The norms of the block-normalized gradient method's Keras implementation; Yu et
+      al., "Block-Normalized Gradient Method: An Empirical Study for Training Deep
+      Neural Network", 2017, arXiv 1707.04822.
+    """
+    check_norm(norm)
+    check_channel_axes(channel_axes)
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten(
+        None if axes is None else per_block(block_norm(norm, x, axes), axes)
+        for x, axes in zip(leaves, resolve_axes(channel_axes, tree), strict=True)
+    )
+
+
+def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
+    r"""Measures by what angle every block turned between two trees.
+
+    With unit vectors u, v of a block, the angle is 2 atan2(|u - v|, |u + v|), which
+    keeps its digits at the small angles of a training step, where arccos loses them.
+
+    Args:
+      old: params before.
+      new: params after; the same structure and shapes.
+      channel_axes: the axes that index a leaf's blocks, per leaf.
+
+    Returns:
+      A tree as of `block_norms`: angles in radians, in [0, pi]; 0 where either block
+      has no length.
+
+    Raises:
+      ValueError: if the trees differ in paths or shapes, and as `block_norms` does.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> east, north = jnp.array([2.0, 0.0]), jnp.array([0.0, 0.5])
+      >>> round(float(normopt.block_angles(east, north)), 4)
+      1.5708
+    """
+    check_channel_axes(channel_axes)
+    olds, treedef = jax.tree.flatten(old)
+    news = params_like(old, new, "block_angles")
+    axes = resolve_axes(channel_axes, old)
+    return treedef.unflatten(
+        None if own is None else per_block(_angle(x, y, own), own)
+        for x, y, own in zip(olds, news, axes, strict=True)
+    )
+
+
+def _angle(old: jax.Array, new: jax.Array, axes: BlockAxes) -> jax.Array:
+    u, v = _direction(old, axes), _direction(new, axes)
+    turned = 2 * jnp.atan2(block_norm("l2", u - v, axes), block_norm("l2", u + v, axes))
+    has_length = (block_norm("max", u, axes) > 0) & (block_norm("max", v, axes) > 0)
+    return jnp.where(has_length, turned, 0)
+
+
+def _direction(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    length = block_norm("l2", x, axes)
+    return accumulator(x) / jnp.where(length > 0, length, 1)
+
+
+def _custom_norm(fn: Callable, x: jax.Array, axes: BlockAxes) -> jax.Array:
+    measured = fn
+    for _ in axes:
+        measured = jax.vmap(measured)
+    norms = measured(jnp.moveaxis(x, axes, tuple(range(len(axes)))))
+    kept = tuple(n if axis in axes else 1 for axis, n in enumerate(x.shape))
+    return norms.reshape(kept)
+
+
+def _safe_sqrt(x: jax.Array) -> jax.Array:
+    # The derivative of sqrt at 0 is infinite and would turn a zero block into NaN.
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def _l1(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return reduce_blocks(jnp.sum, jnp.abs(x), axes)
+
+
+def _l2(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return _safe_sqrt(reduce_blocks(jnp.sum, x * x, axes))
+
+
+def _avg_l1(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return _l1(x, axes) / block_size(x.shape, axes)
+
+
+def _avg_l2(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return _l2(x, axes) / block_size(x.shape, axes) ** 0.5
+
+
+def _l1_l2(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return (_l1(x, axes) + _l2(x, axes)) / 2
+
+
+def _avg_l1_l2(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return (_avg_l1(x, axes) + _avg_l2(x, axes)) / 2
+
+
+def _max(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return reduce_blocks(jnp.max, jnp.abs(x), axes)
+
+
+def _min_max(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    return (_max(x, axes) + reduce_blocks(jnp.min, jnp.abs(x), axes)) / 2
+
+
+def _std(x: jax.Array, axes: BlockAxes) -> jax.Array:
+    mean = reduce_blocks(jnp.sum, x, axes) / block_size(x.shape, axes)
+    return _avg_l2(jnp.abs(x - mean), axes)
+
+
+_BUILT_IN: dict[str, LeafNorm] = {
+    "l1": _l1,
+    "l2": _l2,
+    "l1_l2": _l1_l2,
+    "avg_l1": _avg_l1,
+    "avg_l2": _avg_l2,
+    "avg_l1_l2": _avg_l1_l2,
+    "max": _max,
+    "linf": _max,
+    "min_max": _min_max,
+    "std": _std,
+}
+_CUSTOM: dict[str, Callable[[jax.Array], jax.Array]] = {}

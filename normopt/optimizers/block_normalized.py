@@ -1,0 +1,112 @@
+"""Block-normalized and block-clipped gradients around any optimizer."""
+
+import optax
+
+from normopt.rules import PerLeaf
+from normopt.transforms.normalizing import clip_blocks, normalize_blocks
+
+
+def normalized(
+    inner: optax.GradientTransformation,
+    norm: str = "l2",
+    channel_axes: PerLeaf = (),
+    eps: float = 1e-7,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Normalizes each block of the gradient, then hands it to any optimizer.
+
+    A weight decay is what `inner` makes of it: the gradient is normalized before
+    `inner` adds decay to it, so the decay is relative to gradients of unit length.
+
+    The chain is `normalize_blocks -> inner`: Algorithm 1 of the paper, whose line 5
+    normalizes each block's gradient and whose line 6 leaves the direction to a method
+    of choice (momentum, Adam). The paper's adaptive step, proportional to the weight's
+    length, is `scale_by_param_norm` after `inner`.
+
+    Args:
+      inner: any optax optimizer, learning rate included.
+      norm: a name of `norm_names()`.
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`.
+      eps: added to the norm, in the unit of the gradient; at least 0.
+
+    Returns:
+      An optimizer whose state is that of `normalize_blocks` (empty) and of `inner`.
+
+    Raises:
+      TypeError: if `inner` is not an optimizer.
+      ValueError: as `normalize_blocks` does.
+
+    Examples:
+      The size of a gradient no longer matters, its direction does:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.normalized(optax.sgd(0.1), eps=0.0)
+      >>> params = jnp.zeros(2)
+      >>> for grads in (jnp.array([3.0, 4.0]), jnp.array([3e-9, 4e-9])):
+      ...     updates, _ = tx.update(grads, tx.init(params), params)
+      ...     print([round(float(u), 5) for u in updates])
+      [-0.06, -0.08]
+      [-0.06, -0.08]
+
+    References:
+      Yu, Huang, Lin, Salakhutdinov, Carbonell, "Block-Normalized Gradient Method: An
+      Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822.
+    """
+    _check_inner("normalized", inner)
+    return optax.chain(normalize_blocks(norm, channel_axes, eps), inner)
+
+
+def clipped(
+    inner: optax.GradientTransformation,
+    max_norm: PerLeaf,
+    norm: str = "l2",
+    channel_axes: PerLeaf = (),
+    eps: float = 1e-7,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips each block of the gradient by its own norm, then hands it to an optimizer.
+
+    A weight decay is what `inner` makes of it; the clip comes before it.
+
+    The chain is `clip_blocks -> inner`.
+
+    Args:
+      inner: any optax optimizer, learning rate included.
+      max_norm: the largest norm a block keeps, above 0, per leaf.
+      norm: a name of `norm_names()`.
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`.
+      eps: added to the norm, in the unit of the gradient; at least 0.
+
+    Returns:
+      An optimizer whose state is that of `clip_blocks` (empty) and of `inner`.
+
+    Raises:
+      TypeError: if `inner` is not an optimizer.
+      ValueError: as `clip_blocks` does.
+
+    Examples:
+      No step of SGD is longer than learning rate times `max_norm`:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.clipped(optax.sgd(0.1), max_norm=0.5)
+      >>> params = jnp.zeros(2)
+      >>> updates, _ = tx.update(jnp.array([3e9, 4e9]), tx.init(params), params)
+      >>> round(float(normopt.block_norms(updates)), 5)
+      0.05
+
+    References:
+      The ClippedOptimizer of the block-normalized gradient method's Keras
+      implementation (arXiv 1707.04822).
+    """
+    _check_inner("clipped", inner)
+    return optax.chain(clip_blocks(max_norm, norm, channel_axes, eps), inner)
+
+
+def _check_inner(name: str, inner: object) -> None:
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"`{name}` wraps an optimizer such as optax.sgd(0.1), got inner={inner!r}; "
+            "from a configuration, build it with normopt.make"
+        )

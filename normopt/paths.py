@@ -1,0 +1,166 @@
+"""Which leaf: one path string for each, whatever holds the parameters.
+
+Linen dicts, NNX states, Equinox modules, tuples, lists and dataclasses spell their keys
+differently, and `nnx.Optimizer` spells them in two ways. Here they become one.
+"""
+
+import re
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+KeyPath = tuple[Hashable, ...]
+
+
+def path_of(key_path: KeyPath) -> str:
+    """Joins a JAX key path to a path string, keys separated by `/`.
+
+    The attribute `value`, which an NNX variable puts after its own name, is dropped
+    (`nnx.Optimizer` has it in `init` and not in `update`); a dictionary key `value` is
+    a name like any other. A key path alone cannot tell an NNX variable from another
+    object with an attribute `value` that stands in a dictionary; `leaf_paths` and the
+    rules look at the tree, and can.
+
+    Args:
+      key_path: as `jax.tree_util.tree_map_with_path` hands it over.
+
+    Returns:
+      The path, e.g. `encoder/layers/0/kernel`; empty for a tree that is one leaf.
+
+    Examples:
+      >>> import jax
+      >>> tree = {"encoder": [{"kernel": 1.0}]}
+      >>> jax.tree_util.tree_map_with_path(lambda k, _: normopt.path_of(k), tree)
+      {'encoder': [{'kernel': 'encoder/0/kernel'}]}
+    """
+    if len(key_path) > 1 and _is_value_attribute(key_path[-1]):
+        if isinstance(key_path[-2], jax.tree_util.DictKey):
+            key_path = key_path[:-1]
+    return _join(key_path)
+
+
+def leaf_paths(params: Any, pattern: str = "") -> list[str]:
+    """Lists the paths of the leaves in which `re.search(pattern, path)` finds a match.
+
+    Args:
+      params: a pytree of arrays, of whatever container.
+      pattern: a regular expression; the empty one lists every leaf.
+
+    Returns:
+      Paths in the order of `jax.tree.leaves(params)`.
+
+    Raises:
+      ValueError: if `pattern` is not a regular expression.
+
+    Examples:
+      An unanchored pattern finds more than its reader may think:
+
+      >>> params = {"conv_1": {"kernel": 1.0}, "conv_10": {"kernel": 1.0}}
+      >>> normopt.leaf_paths(params, "conv_1")
+      ['conv_1/kernel', 'conv_10/kernel']
+      >>> normopt.leaf_paths(params, "^conv_1/")
+      ['conv_1/kernel']
+    """
+    search = compiled("pattern", pattern).search
+    return [place.path for place in places(params) if search(place.path)]
+
+
+class Place(NamedTuple):
+    """Where a leaf stands in a tree."""
+
+    path: str
+    leaf: Any
+    masked: bool  # an `optax.MaskedNode`: another part of the chain has this leaf
+
+
+def places(tree: Any) -> list[Place]:
+    """Lists the leaves of `tree` in order, without those that a mask took out."""
+    return [place for place in all_places(tree) if not place.masked]
+
+
+def all_places(tree: Any) -> list[Place]:
+    """Lists the leaves of `tree` and the positions that `optax.masked` took out."""
+
+    def stops(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode) or _is_nnx_variable(node)
+
+    found = []
+    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
+        if _is_nnx_variable(node):
+            # The tree tells that `.value` is NNX's own, which the key path cannot.
+            inside = jax.tree_util.tree_leaves_with_path(
+                node, is_leaf=lambda n: isinstance(n, optax.MaskedNode)
+            )
+            for inner_keys, leaf in inside:
+                if inner_keys and _is_value_attribute(inner_keys[0]):
+                    inner_keys = inner_keys[1:]
+                path = _join((*keys, *inner_keys))
+                found.append(Place(path, leaf, isinstance(leaf, optax.MaskedNode)))
+        else:
+            found.append(Place(_join(keys), node, isinstance(node, optax.MaskedNode)))
+    return found
+
+
+def compiled(option: str, pattern: Any) -> re.Pattern[str]:
+    """Compiles a path pattern, or says which option holds one that cannot be."""
+    if not isinstance(pattern, str):
+        raise TypeError(
+            f"`{option}` needs path patterns, which are strings, got {pattern!r}"
+        )
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"`{option}`: {pattern!r} is not a regular expression: {error}"
+        ) from error
+
+
+def params_like(updates: Any, params: Any, link: str) -> list[Any]:
+    """Returns the leaves of `params`, one for each leaf of `updates`.
+
+    Raises:
+      ValueError: if params are missing, or their paths or shapes are not those of the
+        updates; the message names `link` and the first path that differs.
+    """
+    if params is None:
+        raise ValueError(
+            f"`{link}` needs the parameters: call update(updates, state, params)"
+        )
+    leaves, weights = jax.tree.leaves(updates), jax.tree.leaves(params)
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        # The structures of NNX states can differ in metadata alone: the paths decide.
+        ours = [place.path for place in places(updates)]
+        theirs = [place.path for place in places(params)]
+        if ours != theirs:
+            lone = sorted(set(ours) ^ set(theirs)) or ours
+            raise ValueError(
+                f"`{link}` got updates and params of different structure; only one of "
+                f"the two has {lone[0]!r}"
+            )
+    for position, (g, w) in enumerate(zip(leaves, weights, strict=True)):
+        if np.shape(g) != np.shape(w):
+            path = places(updates)[position].path
+            raise ValueError(
+                f"`{link}` got an update of shape {np.shape(g)} for the parameter "
+                f"{path!r} of shape {np.shape(w)}"
+            )
+    return weights
+
+
+def _join(key_path: KeyPath) -> str:
+    return jax.tree_util.keystr(key_path, simple=True, separator="/")
+
+
+def _is_value_attribute(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
+
+
+def _is_nnx_variable(node: Any) -> bool:
+    # By name, because flax is no run-time dependency. Fires on nnx.Param and its kin.
+    return any(
+        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
+        for kind in type(node).__mro__
+    )

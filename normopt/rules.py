@@ -1,0 +1,192 @@
+"""Rules over paths, and options that differ per leaf.
+
+An option of normopt is a plain value, a mapping from path patterns to values, or a
+callable from params to a tree of values. `per_leaf` reads all three, for every link, in
+one pass over the tree.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from normopt.checks import is_scalar
+from normopt.paths import Place, all_places, compiled, places
+
+PerLeaf = Any  # a plain value, {pattern: value}, or params -> tree of values
+
+
+def by_path(
+    rules: Mapping[str, Any], default: Any = None, *, strict: bool = True
+) -> Callable[[Any], Any]:
+    """Chooses a value for each leaf by its path: the first pattern found in it wins.
+
+    The result serves as any per-leaf option, as the mask of `optax.masked`
+    (`default=False`) and as the labels of `optax.partition` (`default="label"`). Use
+    a plain mapping under `optax.inject_hyperparams`, which calls any callable argument
+    with the step count.
+
+    Args:
+      rules: `{pattern: value}`, tried in order with `re.search(pattern, path)`.
+      default: the value of a leaf that no pattern matches.
+      strict: whether a pattern that matches no path at all is an error. Rules that are
+        shared between models want False.
+
+    Returns:
+      A callable from params (or updates) to a tree of values of the same structure.
+      It raises ValueError for a pattern without a match, and TypeError if it is
+      called with something that is not a tree of parameters.
+
+    Raises:
+      TypeError: if `rules` is not a mapping with string keys.
+      ValueError: if a key is not a regular expression.
+
+    Examples:
+      >>> rule = normopt.by_path({"bias$": "plain"}, default="sphere")
+      >>> rule({"dense": {"kernel": 1.0, "bias": 0.0}})
+      {'dense': {'bias': 'plain', 'kernel': 'sphere'}}
+    """
+    searches = _compiled_rules("rules", rules)
+
+    def choose(params: Any) -> Any:
+        _check_is_params("by_path(...)", params)
+        values = _choose(all_places(params), searches, rules, default, "rules", strict)
+        return jax.tree.structure(params).unflatten(values)
+
+    return choose
+
+
+def output_channels(axis: int = -1) -> Callable[[Any], Any]:
+    """Gives one block per output channel to every leaf of two or more dimensions.
+
+    Args:
+      axis: the output axis: -1 in Flax kernels, 0 in Equinox and torch weights.
+
+    Returns:
+      A callable for `channel_axes`: params to a tree of `(axis,)`, and of `None` for
+      leaves of fewer than two dimensions (biases, scales).
+
+    Raises:
+      TypeError: if `axis` is not an integer.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)}
+      >>> normopt.output_channels()(params)
+      {'bias': None, 'kernel': (-1,)}
+    """
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"`axis` must be an integer, got axis={axis!r}")
+
+    def choose(params: Any) -> Any:
+        _check_is_params("output_channels(...)", params)
+        return jax.tree.map(lambda w: (axis,) if np.ndim(w) >= 2 else None, params)
+
+    return choose
+
+
+def check_per_leaf(
+    option: str, value: PerLeaf, check: Callable[[str, Any, str], None]
+) -> None:
+    """Checks at build time all values of an option that are known by then.
+
+    Args:
+      option: the option's name.
+      value: the option, in any of its three forms; a callable is known only at init.
+      check: called as `check(option, one value, its pattern or "")`; raises if bad.
+    """
+    if isinstance(value, Mapping):
+        _compiled_rules(option, value)
+        for pattern, one in value.items():
+            check(option, one, pattern)
+    elif not callable(value):
+        check(option, value, "")
+
+
+def per_leaf(
+    option: str,
+    value: PerLeaf,
+    tree: Any,
+    neutral: Any,
+    check: Callable[[str, Any, str], None],
+) -> list[Any]:
+    """Reads a per-leaf option: one value for each leaf of `tree`, in leaf order.
+
+    Args:
+      option: the option's name, for messages.
+      value: a plain value, `{pattern: value}` or a callable from `tree` to values.
+      tree: params at init; params or updates later (the same paths).
+      neutral: the value of leaves that no pattern of a mapping matches.
+      check: called as `check(option, one value, leaf path)` on what a callable gives.
+
+    Raises:
+      ValueError: for a pattern that matches no path, or a callable whose result does
+        not have the structure of `tree`.
+    """
+    if isinstance(value, Mapping):
+        rules = _compiled_rules(option, value)
+        return _choose(all_places(tree), rules, value, neutral, option)
+    if not callable(value):
+        return [value] * len(jax.tree.leaves(tree))
+    chosen = value(tree)
+    try:
+        values = jax.tree.structure(tree).flatten_up_to(chosen)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"the callable `{option}` must return a tree of values with the structure "
+            f"of the params, got {jax.tree.structure(chosen)}: {error}"
+        ) from error
+    for place, one in zip(places(tree), values, strict=True):
+        check(option, one, place.path)
+    return values
+
+
+def _choose(
+    everywhere: list[Place],
+    rules: dict[str, re.Pattern[str]],
+    values: Mapping[str, Any],
+    default: Any,
+    option: str,
+    strict: bool = True,
+) -> list[Any]:
+    """Gives each unmasked leaf the value of the first rule that finds its path."""
+    unmatched, chosen = set(rules), []
+    for place in everywhere:
+        hits = [pattern for pattern, rule in rules.items() if rule.search(place.path)]
+        # A rule that an earlier one overrides, or whose leaf is masked, is no typo.
+        unmatched.difference_update(hits)
+        if not place.masked:
+            chosen.append(values[hits[0]] if hits else default)
+    if strict and unmatched:
+        listing = "\n  ".join(place.path for place in everywhere) or "(no leaves)"
+        names = ", ".join(repr(pattern) for pattern in rules if pattern in unmatched)
+        raise ValueError(
+            f"`{option}`: no parameter path matches {names}. A pattern is searched for "
+            "in the path (re.search); rules shared between models want "
+            f"by_path(..., strict=False). The paths are:\n  {listing}"
+        )
+    return chosen
+
+
+def _compiled_rules(option: str, rules: Any) -> dict[str, re.Pattern[str]]:
+    if not isinstance(rules, Mapping):
+        raise TypeError(
+            f"`{option}` must be a mapping {{pattern: value}}, got {rules!r}"
+        )
+    return {pattern: compiled(option, pattern) for pattern in rules}
+
+
+def _check_is_params(name: str, params: Any) -> None:
+    # Fires when optax.inject_hyperparams takes a rule for a schedule of the count.
+    is_count = isinstance(params, int) or (
+        is_scalar(params) and np.issubdtype(params.dtype, np.integer)
+    )
+    if params is None or is_count or isinstance(params, str):
+        raise TypeError(
+            f"`{name}` must be called with a tree of parameters, got {params!r}. "
+            "optax.inject_hyperparams calls every callable argument with the step "
+            "count: name the option in its `static_args`, or pass a mapping "
+            "{pattern: value}."
+        )

@@ -1,0 +1,131 @@
+"""Links that multiply a leaf, or each of its blocks, by a number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.blocks import accumulator, check_channel_axes, resolve_axes
+from normopt.checks import check_number
+from normopt.norms import block_norm
+from normopt.paths import params_like
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.transforms.stateless import stateless
+
+
+def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
+    r"""Multiplies the updates of each leaf by a number of its own.
+
+    .. math:: u \leftarrow c_{\mathrm{path}} \, u
+
+    Placed after the moments it is a learning-rate multiplier; before them, adaptive
+    optimizers divide it out again. A multiplier of 0 does not freeze a leaf where a
+    decay follows; `optax.partition` does.
+
+    Args:
+      lr_multipliers: the factors, per leaf, at least 0; 1 for leaves that no pattern
+        matches.
+
+    Returns:
+      A link without state. Updates keep structure, shapes and dtypes.
+
+    Raises:
+      TypeError: when built, if a multiplier is not a number.
+      ValueError: when built, for a negative one; at init, for a pattern that matches
+        no path.
+
+    Examples:
+      The first pattern that is found in a path wins:
+
+      >>> import jax.numpy as jnp
+      >>> link = normopt.scale_by_path({"head": 1.0, "kernel$": 0.1})
+      >>> params = {"body": {"kernel": jnp.ones(1)}, "head": {"kernel": jnp.ones(1)}}
+      >>> updates, _ = link.update(params, link.init(params))
+      >>> [round(float(u[0]), 5) for u in (updates["body"]["kernel"],
+      ...                                  updates["head"]["kernel"])]
+      [0.1, 1.0]
+
+    References:
+      The learning-rate multipliers of the Keras implementation of Loshchilov and
+      Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
+    """
+    check_per_leaf("lr_multipliers", lr_multipliers, _check_multiplier)
+
+    def resolve(tree: Any) -> list[Any]:
+        return per_leaf("lr_multipliers", lr_multipliers, tree, 1.0, _check_multiplier)
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        del params
+        return [
+            accumulator(u) * multiplier
+            for u, multiplier in zip(
+                jax.tree.leaves(updates), resolve(updates), strict=True
+            )
+        ]
+
+    return stateless(resolve, update)
+
+
+def scale_by_param_norm(
+    channel_axes: PerLeaf = (), *, min_norm: float = 1e-3
+) -> optax.GradientTransformation:
+    r"""Multiplies each block of the updates by the length of its weights.
+
+    .. math:: u_b \leftarrow \max(\|w_b\|_2, \mathrm{min\_norm}) \, u_b
+
+    After `normalize_blocks` the learning rate then is the relative length of a step:
+    every block moves by that fraction of its own norm.
+
+    Args:
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`.
+      min_norm: the length that a shorter block is taken to have, in the unit of the
+        weights, at least 0; above 0 it lets blocks leave zero.
+
+    Returns:
+      A link without state that needs `params`. Updates keep structure, shapes and
+      dtypes.
+
+    Raises:
+      ValueError: when built, for a negative `min_norm`; at init, for an axis that does
+        not exist or a pattern that matches no path; at update, without `params` or
+        with params of another shape.
+
+    Examples:
+      A step is as long, relative to its weights, as the learning rate says:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = optax.chain(normopt.normalize_blocks(eps=0.0),
+      ...                  normopt.scale_by_param_norm(), optax.scale(-0.01))
+      >>> params, grads = jnp.array([30.0, 40.0]), jnp.array([0.0, 7.0])
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> round(float(normopt.block_norms(updates) / normopt.block_norms(params)), 6)
+      0.01
+
+    References:
+      Yu, Huang, Lin, Salakhutdinov, Carbonell, "Block-Normalized Gradient Method: An
+      Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822, the
+      adaptive step size.
+    """
+    check_channel_axes(channel_axes)
+    check_number("min_norm", min_norm, 0)
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        weights = params_like(updates, params, "scale_by_param_norm")
+        axes = resolve_axes(channel_axes, updates)
+        return [
+            u if own is None else _scale_by_norm(u, w, own)
+            for u, w, own in zip(jax.tree.leaves(updates), weights, axes, strict=True)
+        ]
+
+    def _scale_by_norm(u: jax.Array, w: jax.Array, own: tuple[int, ...]) -> jax.Array:
+        length = jnp.maximum(block_norm("l2", w, own), min_norm)
+        return accumulator(u) * length
+
+    return stateless(lambda params: resolve_axes(channel_axes, params), update)
+
+
+def _check_multiplier(option: str, value: Any, where: str) -> None:
+    check_number(option, value, 0, where=where)

@@ -1,0 +1,162 @@
+"""Links that set or bound the length of a block of the updates."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.blocks import accumulator, check_channel_axes, resolve_axes
+from normopt.checks import check_number
+from normopt.norms import block_norm, check_norm
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.transforms.stateless import stateless
+
+
+def normalize_blocks(
+    norm: str = "l2", channel_axes: PerLeaf = (), eps: float = 1e-7
+) -> optax.GradientTransformation:
+    r"""Divides each block of the updates by its norm.
+
+    .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
+
+    A block whose norm is zero becomes zero, also with `eps=0`. Norms are taken in
+    float32 at least and are right for gradients from 1e-30 to 1e30; mind that the
+    default `eps` shortens the result where the norm is not large beside 1e-7.
+
+    Args:
+      norm: a name of `norm_names()`; see `block_norms` for the formulas.
+      channel_axes: the axes that index a leaf's blocks, per leaf: `()` for the whole
+        leaf, `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of
+        a stack of layers, None to leave a leaf alone. A leaf that lacks a plain
+        value's axis is left alone, as integer and empty leaves are.
+      eps: added to the norm, in the unit of the gradient; at least 0.
+
+    Returns:
+      A link without state. Updates keep structure, shapes and dtypes.
+
+    Raises:
+      ValueError: when built, for an unknown norm or a negative `eps`; at init, for an
+        axis that does not exist or a pattern that matches no path.
+
+    Examples:
+      Every block comes out with unit length:
+
+      >>> import jax.numpy as jnp
+      >>> link = normopt.normalize_blocks(channel_axes=(-1,), eps=0.0)
+      >>> grads = jnp.array([[3.0, 0.0], [4.0, 1e-30]])
+      >>> updates, _ = link.update(grads, link.init(grads))
+      >>> [round(float(n), 5) for n in normopt.block_norms(updates, (-1,))]
+      [1.0, 1.0]
+
+    References:
+      Yu, Huang, Lin, Salakhutdinov, Carbonell, "Block-Normalized Gradient Method: An
+      Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822,
+      Algorithm 1.
+    """
+    check_norm(norm)
+    check_channel_axes(channel_axes)
+    check_number("eps", eps, 0)
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        del params
+        axes = resolve_axes(channel_axes, updates)
+        return [
+            g if own is None else _normalize(g, norm, own, eps)
+            for g, own in zip(jax.tree.leaves(updates), axes, strict=True)
+        ]
+
+    return stateless(lambda params: resolve_axes(channel_axes, params), update)
+
+
+def clip_blocks(
+    max_norm: PerLeaf,
+    norm: str = "l2",
+    channel_axes: PerLeaf = (),
+    eps: float = 1e-7,
+) -> optax.GradientTransformation:
+    r"""Scales down the blocks of the updates that are longer than `max_norm`.
+
+    .. math::
+      g_b \leftarrow g_b \min\!\left(1,
+        \frac{\mathrm{max\_norm}}{\mathrm{norm}(g_b) + \epsilon}\right)
+
+    Args:
+      max_norm: the largest norm a block keeps, in the unit of the gradient, above 0;
+        per leaf, infinity (no clipping) for leaves that no pattern matches.
+      norm: a name of `norm_names()`; see `block_norms` for the formulas.
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`.
+      eps: added to the norm; at least 0.
+
+    Returns:
+      A link without state. Updates keep structure, shapes and dtypes.
+
+    Raises:
+      ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
+        a negative `eps`; at init, for an axis that does not exist or a pattern that
+        matches no path.
+
+    Examples:
+      A long block is cut to `max_norm`, a short one stays as it is:
+
+      >>> import jax.numpy as jnp
+      >>> link = normopt.clip_blocks(0.5)
+      >>> grads = {"long": jnp.array([3.0, 4.0]), "short": jnp.array([0.3, 0.0])}
+      >>> updates, _ = link.update(grads, link.init(grads))
+      >>> lengths = normopt.block_norms(updates)
+      >>> round(float(lengths["long"]), 5), round(float(lengths["short"]), 5)
+      (0.5, 0.3)
+
+    References:
+      The ClippedOptimizer of the block-normalized gradient method's Keras
+      implementation: each variable by its own norm, never by a global one.
+    """
+    check_norm(norm)
+    check_channel_axes(channel_axes)
+    check_per_leaf("max_norm", max_norm, _check_max_norm)
+    check_number("eps", eps, 0)
+
+    def resolve(tree: Any) -> list[tuple[Any, tuple[int, ...] | None]]:
+        limits = per_leaf("max_norm", max_norm, tree, math.inf, _check_max_norm)
+        return list(zip(limits, resolve_axes(channel_axes, tree), strict=True))
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        del params
+        return [
+            g if own is None else _clip(g, limit, norm, own, eps)
+            for g, (limit, own) in zip(
+                jax.tree.leaves(updates), resolve(updates), strict=True
+            )
+        ]
+
+    return stateless(resolve, update)
+
+
+def _normalize(
+    g: jax.Array, norm: str, axes: tuple[int, ...], eps: float | jax.Array
+) -> jax.Array:
+    length = block_norm(norm, g, axes)
+    has_length = length > 0
+    # With eps = 0 a block of zeros would be divided by zero.
+    factor = jnp.where(has_length, 1 / jnp.where(has_length, length + eps, 1), 0)
+    return accumulator(g) * factor
+
+
+def _clip(
+    g: jax.Array,
+    max_norm: float | jax.Array,
+    norm: str,
+    axes: tuple[int, ...],
+    eps: float | jax.Array,
+) -> jax.Array:
+    length = block_norm(norm, g, axes) + eps
+    too_long = length > max_norm
+    # Where nothing is cut, a length of zero must not be divided by.
+    factor = jnp.where(too_long, max_norm / jnp.where(too_long, length, 1), 1)
+    return accumulator(g) * factor
+
+
+def _check_max_norm(option: str, value: Any, where: str) -> None:
+    check_number(option, value, above=0, finite=False, where=where)

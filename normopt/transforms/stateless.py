@@ -1,0 +1,37 @@
+"""What links without state share: they check at init, and map over leaves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+
+def stateless(
+    resolve: Callable[[Any], Any],
+    update: Callable[[optax.Updates, optax.Params | None], list[jax.Array]],
+) -> optax.GradientTransformation:
+    """Builds a link without state.
+
+    Args:
+      resolve: reads the link's options for a tree of params. Called at init for its
+        errors: a rule that misses is known before the first step.
+      update: from updates and params to the new leaves, in leaf order. Their dtype
+        becomes that of the updates.
+    """
+
+    def init_fn(params: optax.Params) -> optax.EmptyState:
+        resolve(params)
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.EmptyState,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        old, treedef = jax.tree.flatten(updates)
+        new = update(updates, params)
+        same_dtype = [n.astype(o.dtype) for n, o in zip(new, old, strict=True)]
+        return treedef.unflatten(same_dtype), state
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import normopt
+
+FORMULAS = {
+    "l1": lambda x: np.abs(x).sum(),
+    "l2": lambda x: np.sqrt((x**2).sum()),
+    "l1_l2": lambda x: (np.abs(x).sum() + np.sqrt((x**2).sum())) / 2,
+    "avg_l1": lambda x: np.abs(x).mean(),
+    "avg_l2": lambda x: np.sqrt((x**2).mean()),
+    "avg_l1_l2": lambda x: (np.abs(x).mean() + np.sqrt((x**2).mean())) / 2,
+    "max": lambda x: np.abs(x).max(),
+    "linf": lambda x: np.abs(x).max(),
+    "min_max": lambda x: (np.abs(x).max() + np.abs(x).min()) / 2,
+    "std": lambda x: x.std(),
+}
+
+
+@pytest.fixture
+def custom_norms():
+    """Removes what a test registers."""
+    from normopt import norms
+
+    before = dict(norms._CUSTOM)
+    yield
+    norms._CUSTOM.clear()
+    norms._CUSTOM.update(before)
+
+
+def test_every_built_in_norm_has_a_formula_here():
+    assert normopt.norm_names()[: len(FORMULAS)] == list(FORMULAS)
+
+
+@pytest.mark.parametrize("norm", FORMULAS)
+def test_formula_per_block(norm):
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    tree = {"x": jnp.asarray(x)}
+
+    def measured(axes):
+        return normopt.block_norms(tree, axes, norm)["x"]
+
+    formula = FORMULAS[norm]
+    np.testing.assert_allclose(measured(()), formula(x), rtol=1e-5)
+    per_channel = [formula(x[..., c]) for c in range(5)]
+    np.testing.assert_allclose(measured((-1,)), per_channel, rtol=1e-5)
+    per_layer = [[formula(x[i, ..., c]) for c in range(5)] for i in range(2)]
+    np.testing.assert_allclose(measured((0, -1)), per_layer, rtol=1e-5)
+
+
+def test_float64_is_kept():
+    with jax.enable_x64(True):
+        x = jnp.array([1.0, 1e-12], jnp.float64)
+        assert normopt.block_norms(x, norm="l1") == 1 + 1e-12
+
+
+def test_leaves_without_blocks_measure_none():
+    lengths = normopt.block_norms({"a": jnp.ones((2, 3)), "b": jnp.array(1.0)}, (-1,))
+    assert lengths["b"] is None
+    assert lengths["a"].shape == (3,)
+
+
+@pytest.mark.parametrize("axes", [(), (-1,), (0, -1), (0, 1, 2)])
+def test_a_custom_norm_sees_one_block_at_a_time(custom_norms, axes):
+    seen = []
+
+    def mean_absolute(block):
+        seen.append(block.shape)
+        return jnp.abs(block).mean()
+
+    normopt.register_norm("mine", mean_absolute)
+    assert "mine" in normopt.norm_names()
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    ours = normopt.block_norms(x, axes, "mine")
+    np.testing.assert_allclose(ours, normopt.block_norms(x, axes, "avg_l1"), rtol=1e-6)
+    own = {axis % 3 for axis in axes}
+    assert seen[0] == tuple(n for axis, n in enumerate(x.shape) if axis not in own)
+
+
+def test_registering(custom_norms):
+    with pytest.raises(ValueError, match="'l2' is a built-in norm"):
+        normopt.register_norm("l2", jnp.max)
+    with pytest.raises(TypeError, match="a name and a function"):
+        normopt.register_norm("mine", 3)
+    with pytest.raises(ValueError, match=r"'mine'.*normopt.register_norm"):
+        normopt.block_norms(jnp.ones(2), norm="mine")
+
+
+def test_the_optimizer_of_a_custom_norm(custom_norms):
+    normopt.register_norm("twice", lambda block: 2 * jnp.abs(block).max())
+    link = normopt.normalize_blocks("twice", eps=0.0)
+    updates, _ = link.update(jnp.array([1.0, -4.0]), link.init(jnp.ones(2)))
+    np.testing.assert_allclose(updates, [0.125, -0.5])
+
+
+@pytest.mark.parametrize("angle", [1e-6, 1e-3, 0.5, np.pi / 2, 3.0])
+def test_angles_small_and_large(angle):
+    old = jnp.array([[2.0, 0.0], [0.0, 3.0]])
+    turn = jnp.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    new = 5 * turn @ old
+    np.testing.assert_allclose(
+        normopt.block_angles(old, new, (-1,)),
+        angle,
+        rtol=1e-3 if angle < 1e-5 else 1e-5,
+    )
+
+
+def test_angles_ignore_lengths_and_zero_blocks():
+    old = jnp.array([[1e-30, 0.0], [0.0, 1.0]])
+    new = jnp.array([[0.0, 1.0], [1e30, 1.0]])
+    angles = normopt.block_angles(old, new, (-1,))
+    np.testing.assert_allclose(angles, [np.pi / 2, np.pi / 4], rtol=1e-6)
+    assert normopt.block_angles(jnp.zeros(2), jnp.ones(2)) == 0
+
+
+def test_angles_need_equal_shapes():
+    with pytest.raises(ValueError, match=r"'w' of shape \(3,\)"):
+        normopt.block_angles({"w": jnp.ones(2)}, {"w": jnp.ones(3)})

@@ -1,0 +1,79 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import normopt
+
+
+def test_the_first_pattern_wins_and_the_rest_stays():
+    params = {"head": {"kernel": jnp.ones(2)}, "body": {"kernel": jnp.ones(2)}}
+    params["body"]["bias"] = jnp.ones(2, jnp.bfloat16)
+    link = normopt.scale_by_path({"head": 3.0, "kernel": 0.5})
+    updates, _ = link.update(params, link.init(params))
+    assert (updates["head"]["kernel"] == 3).all()
+    assert (updates["body"]["kernel"] == 0.5).all()
+    assert (updates["body"]["bias"] == 1).all()
+    assert updates["body"]["bias"].dtype == jnp.bfloat16
+
+
+def test_a_multiplier_that_hits_nothing_is_an_error():
+    link = normopt.scale_by_path({"hed": 3.0})
+    with pytest.raises(ValueError, match="`lr_multipliers`: no parameter path.*'hed'"):
+        link.init({"head": jnp.ones(2)})
+
+
+@pytest.mark.parametrize("multiplier", [-1.0, float("inf"), float("nan")])
+def test_bad_multipliers_are_refused_when_built(multiplier):
+    with pytest.raises(ValueError, match="lr_multipliers"):
+        normopt.scale_by_path(multiplier)
+
+
+def test_steps_are_relative_to_the_weights():
+    params = jnp.array([[3.0, 0.3], [4.0, 0.4]])
+    grads = jnp.array([[1.0, 5.0], [1.0, -7.0]])
+    tx = optax.chain(
+        normopt.normalize_blocks("l2", (-1,), eps=0.0),
+        normopt.scale_by_param_norm((-1,)),
+        optax.scale(-0.01),
+    )
+    updates, _ = tx.update(grads, tx.init(params), params)
+    lengths = normopt.block_norms(updates, (-1,))
+    np.testing.assert_allclose(lengths, [0.05, 0.005], rtol=1e-5)
+
+
+def test_rescaled_weights_take_rescaled_steps():
+    link = normopt.scale_by_param_norm((-1,))
+    params = {"w": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "scalar": jnp.array(5.0)}
+    ones = optax.tree.ones_like(params)
+    state = link.init(params)
+    once, _ = link.update(ones, state, params)
+    twice, _ = link.update(ones, state, optax.tree.scale(2.0, params))
+    np.testing.assert_allclose(twice["w"], 2 * once["w"], rtol=1e-6)
+    assert once["scalar"] == twice["scalar"] == 1
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_param_norm_is_exact_at_every_size(size):
+    link = normopt.scale_by_param_norm(min_norm=0.0)
+    params = jnp.array([3.0, 4.0]) * size
+    updates, _ = link.update(jnp.ones(2), link.init(params), params)
+    np.testing.assert_allclose(updates, 5 * size, rtol=1e-6)
+
+
+def test_a_zero_block_still_moves():
+    link = normopt.scale_by_param_norm()
+    params = jnp.zeros(2)
+    updates, _ = link.update(jnp.ones(2), link.init(params), params)
+    np.testing.assert_allclose(updates, 1e-3, rtol=1e-6)
+
+
+def test_params_are_needed():
+    link = normopt.scale_by_param_norm()
+    with pytest.raises(ValueError, match="`scale_by_param_norm` needs the parameters"):
+        link.update(jnp.ones(2), link.init(jnp.ones(2)))
+
+
+def test_min_norm_is_not_negative():
+    with pytest.raises(ValueError, match="min_norm=-1"):
+        normopt.scale_by_param_norm(min_norm=-1)

@@ -1,0 +1,220 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import normopt
+
+NORMS = ["l1", "l2", "l1_l2", "avg_l1", "avg_l2", "avg_l1_l2", "max", "linf"]
+NORMS += ["min_max", "std"]
+
+
+def apply(link, updates, params=None):
+    new, _ = link.update(updates, link.init(updates), params)
+    return new
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("axes", [(), (-1,), (0, -1), (0,), (0, 1, 2)])
+def test_unit_length_at_every_size(norm, axes):
+    if norm == "std" and axes == (0, 1, 2):
+        pytest.skip("one element has no deviation")
+    one = jax.random.normal(jax.random.key(0), (3, 7, 4))
+    grads = {str(size): one * size for size in (1e-30, 1e-15, 1.0, 1e15, 1e30)}
+    link = normopt.normalize_blocks(norm, axes, eps=0.0)
+    updates = jax.jit(lambda g: apply(link, g))(grads)
+    lengths = jax.jit(lambda u: normopt.block_norms(u, axes, norm))(updates)
+    for length in lengths.values():
+        # Rounding of sums over at most 84 numbers, in float32.
+        np.testing.assert_allclose(length, 1, rtol=2e-6)
+
+
+@given(
+    exponents=st.lists(st.integers(-30, 30), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_l2_is_exact_within_one_block_of_mixed_sizes(exponents, seed):
+    signs = np.random.default_rng(seed).choice([-1, 1], len(exponents))
+    block = jnp.asarray(signs * 10.0 ** np.array(exponents), jnp.float32)
+    true = np.linalg.norm(np.asarray(block, np.float64))
+    assert float(normopt.block_norms(block)) == pytest.approx(true, rel=1e-6)
+
+
+def test_many_tiny_numbers_beside_a_larger_one():
+    # Each square of 2e-20 is flushed to zero, a sum over many is not negligible.
+    block = jnp.full(1_000_000, 2e-20).at[0].set(3e-19)
+    true = np.linalg.norm(np.asarray(block, np.float64))
+    assert float(normopt.block_norms(block)) == pytest.approx(true, rel=1e-4)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_zero_block_gives_a_zero_update(norm, eps, dtype):
+    grads = jnp.array([[0.0, 1.0], [0.0, -2.0]], dtype)
+    updates = apply(normopt.normalize_blocks(norm, (-1,), eps), grads)
+    assert updates.dtype == dtype
+    assert not updates[:, 0].any()
+    assert jnp.isfinite(updates).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+@pytest.mark.parametrize(
+    "link",
+    [
+        lambda norm, eps: normopt.normalize_blocks(norm, (-1,), eps),
+        lambda norm, eps: normopt.clip_blocks(0.5, norm, (-1,), eps),
+    ],
+)
+def test_the_derivative_at_a_zero_block_is_finite(norm, eps, link):
+    grads = jnp.array([[0.0, 1.0], [0.0, -2.0]])
+    slope = jax.grad(lambda g: apply(link(norm, eps), g).sum())(grads)
+    assert jnp.isfinite(slope).all()
+
+
+# The derivative itself holds 1 / norm^2, which has to be a float32.
+@pytest.mark.parametrize("size", [1e-15, 1.0, 1e15])
+def test_the_derivative_is_tangent(size):
+    grads = jnp.array([3.0, -4.0, 12.0]) * size
+    link = normopt.normalize_blocks(eps=0.0)
+    slope = jax.grad(lambda g: apply(link, g)[0])(grads)
+    # Lengthening a gradient does not change its direction.
+    assert abs(jnp.vdot(slope, grads)) < 1e-6
+
+
+def test_eps_stands_beside_the_norm():
+    grads = jnp.array([3e-7, 4e-7])
+    updates = apply(normopt.normalize_blocks(eps=1e-7), grads)
+    np.testing.assert_allclose(updates, grads / 6e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_leaves_are_summed_in_float32(dtype):
+    # 4096 ones: a sum in bfloat16 stops at 256, in float16 at 2048.
+    updates = apply(normopt.normalize_blocks(), jnp.ones(4096, dtype))
+    assert updates.dtype == dtype
+    np.testing.assert_allclose(updates.astype(jnp.float32), 1 / 64, rtol=1e-3)
+
+
+def test_complex_blocks_have_real_length():
+    grads = jnp.array([3.0 + 4.0j, 12.0j])
+    updates = apply(normopt.normalize_blocks(eps=0.0), grads)
+    assert updates.dtype == grads.dtype
+    np.testing.assert_allclose(updates, grads / 13, rtol=1e-6)
+
+
+def test_rotation_equivariance():
+    rotation, _ = jnp.linalg.qr(jax.random.normal(jax.random.key(1), (5, 5)))
+    grads = jax.random.normal(jax.random.key(2), (5,))
+    link = normopt.normalize_blocks()
+    rotated = apply(link, rotation @ grads)
+    np.testing.assert_allclose(rotated, rotation @ apply(link, grads), atol=1e-6)
+
+
+def test_a_stack_of_layers_equals_its_layers():
+    stack = jax.random.normal(jax.random.key(3), (2, 3, 4, 5))
+    whole = apply(normopt.normalize_blocks(channel_axes=(0, -1)), stack)
+    one = normopt.normalize_blocks(channel_axes=(-1,))
+    for layer in range(2):
+        np.testing.assert_allclose(whole[layer], apply(one, stack[layer]), rtol=1e-6)
+
+
+def test_leaves_without_blocks_are_left_alone():
+    grads = {
+        "kernel": jnp.full((2, 3), 7.0),
+        "scalar": jnp.array(7.0),
+        "empty": jnp.zeros((0, 3)),
+        "none": None,
+        "masked": optax.MaskedNode(),
+        "count": jnp.array([3]),
+    }
+    updates = apply(normopt.normalize_blocks("max", (-1,), 0.0), grads)
+    assert jax.tree.structure(updates) == jax.tree.structure(grads)
+    np.testing.assert_allclose(updates["kernel"], 1)
+    for alone in ("scalar", "empty", "count"):
+        assert (updates[alone] == grads[alone]).all()
+
+
+def test_a_scalar_is_one_block_of_the_whole_leaf():
+    updates = apply(normopt.normalize_blocks(eps=0.0), jnp.array(-7.0))
+    assert updates == -1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("axes", [(), (-1,)])
+def test_clipping_only_shortens(norm, axes):
+    grads = jax.random.normal(jax.random.key(4), (6, 9)) * jnp.logspace(-2, 2, 9)
+    before = normopt.block_norms(grads, axes, norm)
+    limit = float(jnp.median(before)) * 0.999
+    updates = apply(normopt.clip_blocks(limit, norm, axes, eps=0.0), grads)
+    after = normopt.block_norms(updates, axes, norm)
+    np.testing.assert_allclose(after, jnp.minimum(before, limit), rtol=1e-5)
+    assert (jnp.sign(updates) == jnp.sign(grads)).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_clipping_at_extreme_sizes(size):
+    grads = jnp.array([3.0, 4.0]) * size
+    link = normopt.clip_blocks(0.5 * size, eps=0.0)
+    np.testing.assert_allclose(apply(link, grads), grads / 10, rtol=1e-6)
+
+
+def test_clipping_per_path_leaves_the_others():
+    grads = {"a": jnp.full(4, 10.0), "b": jnp.full(4, 10.0)}
+    updates = apply(normopt.clip_blocks({"a": 1.0}, eps=0.0), grads)
+    np.testing.assert_allclose(updates["a"], 0.5, rtol=1e-6)
+    assert (updates["b"] == grads["b"]).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: normopt.normalize_blocks("l3"), ValueError, "'l3'; known are l1, l2"),
+        (lambda: normopt.normalize_blocks(eps=-1e-3), ValueError, "eps=-0.001"),
+        (lambda: normopt.normalize_blocks(channel_axes=-1), TypeError, r"\(-1,\)"),
+        (lambda: normopt.normalize_blocks(channel_axes=(1, 1)), ValueError, "twice"),
+        (lambda: normopt.clip_blocks(-1.0), ValueError, "above 0, got max_norm=-1"),
+        (lambda: normopt.clip_blocks(0.0), ValueError, "above 0, got max_norm=0"),
+        (lambda: normopt.clip_blocks({"a": -1.0}), ValueError, "max_norm=-1 at 'a'"),
+        (lambda: normopt.clip_blocks("big"), TypeError, "one number"),
+        (lambda: normopt.clip_blocks(float("nan")), ValueError, "max_norm=nan"),
+    ],
+)
+def test_bad_input_is_refused_when_built(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("channel_axes", "message"),
+    [
+        ((4,), r"needs an axis that 'conv' of shape \(2, 3\) does not have"),
+        ({"conv": (2,)}, r"= \(2,\) needs an axis that 'conv'"),
+        ({"conv": (0, -2)}, r"names an axis of 'conv' \(shape \(2, 3\)\) twice"),
+        ({"cnov": (-1,)}, r"no parameter path matches 'cnov'.*(?s:.*)conv"),
+        (lambda p: {"conv": (5,)}, r"= \(5,\) needs an axis"),
+        (lambda p: (5,), "must return a tree of values"),
+    ],
+)
+@pytest.mark.parametrize(
+    "link", [normopt.normalize_blocks, lambda **k: normopt.clip_blocks(1.0, **k)]
+)
+def test_bad_axes_are_refused_at_init(link, channel_axes, message):
+    with pytest.raises(ValueError, match=message):
+        link(channel_axes=channel_axes).init({"conv": jnp.ones((2, 3))})
+
+
+def test_hyperparameters_can_be_injected():
+    make = optax.inject_hyperparams(normopt.clip_blocks, static_args=("norm",))
+    link = make(max_norm=lambda count: 1.0 + count, channel_axes={"w": (-1,)})
+    grads = {"w": jnp.full((4, 2), 10.0)}
+    state = link.init(grads)
+    for limit in (1.0, 2.0):
+        updates, state = jax.jit(link.update)(grads, state)
+        np.testing.assert_allclose(
+            normopt.block_norms(updates, (-1,))["w"], limit, rtol=1e-5
+        )
