@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def is_scalar(value: Any) -> bool:
@@ -43,7 +44,7 @@ def check_number(
     place = f" at {where!r}" if where else ""
     if isinstance(value, bool) or not is_scalar(value):
         raise TypeError(f"`{option}` must be one number, got {option}={value!r}{place}")
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return
     number = float(value)
     wanted = []
@@ -61,4 +62,4 @@ def check_number(
 
 def is_zero(value: Any) -> bool:
     """Tells whether a number is known to be zero when a step is traced."""
-    return not isinstance(value, jax.core.Tracer) and float(value) == 0
+    return not isinstance(value, Tracer) and float(value) == 0

@@ -9,10 +9,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from normopt import optimizers
 from normopt.checks import is_scalar
@@ -104,10 +104,10 @@ def _builder(name: str) -> Callable[..., Any]:
     if name in names():
         return getattr(optimizers, name)
     build = getattr(optax, name, None)
-    is_optimizer = inspect.isfunction(build) and (
-        "learning_rate" in inspect.signature(build).parameters
-    )
-    if is_optimizer or (name.endswith("schedule") and inspect.isfunction(build)):
+    if inspect.isfunction(build) and (
+        name.endswith("schedule")
+        or "learning_rate" in inspect.signature(build).parameters
+    ):
         return build
     raise ValueError(
         f"unknown optimizer or schedule {name!r}; normopt's optimizers are "
@@ -140,7 +140,7 @@ def _written(option: str, value: Any) -> Any:
         return {str(k): _written(f"{option}[{k!r}]", v) for k, v in value.items()}
     if type(value) in (tuple, list):  # not an optimizer, which is a named tuple
         return [_written(f"{option}[{i}]", v) for i, v in enumerate(value)]
-    if is_scalar(value) and not isinstance(value, jax.core.Tracer):
+    if is_scalar(value) and not isinstance(value, Tracer):
         return value if isinstance(value, int | float) else np.asarray(value).item()
     if isinstance(value, type | np.dtype):
         return jnp.dtype(value).name

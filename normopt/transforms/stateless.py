@@ -26,9 +26,9 @@ def stateless(
 
     def update_fn(
         updates: optax.Updates,
-        state: optax.EmptyState,
+        state: optax.OptState,
         params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, optax.EmptyState]:
+    ) -> tuple[optax.Updates, optax.OptState]:
         old, treedef = jax.tree.flatten(updates)
         new = update(updates, params)
         same_dtype = [n.astype(o.dtype) for n, o in zip(new, old, strict=True)]

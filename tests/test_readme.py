@@ -1,0 +1,58 @@
+"""README's examples run, and its tables name what there is."""
+
+import re
+from pathlib import Path
+
+import equinox as eqx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import normopt
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_code_block_runs(block):
+    exec(compile(block, "README.md", "exec"), {})
+    assert "normopt" in block
+
+
+def test_it_stays_short():
+    assert len(README.splitlines()) <= 180
+
+
+def test_every_link_and_optimizer_stands_in_a_table():
+    from normopt import optimizers, transforms
+
+    for module in (optimizers, transforms):
+        for name, value in vars(module).items():
+            if callable(value):
+                assert f"| `{name}(" in README
+
+
+@pytest.mark.parametrize(
+    ("framework", "weight", "axis"),
+    [
+        ("nnx", lambda: nnx.Linear(4, 3, rngs=nnx.Rngs(0)).kernel[...], -1),
+        (
+            "linen",
+            lambda: nn.Dense(3).init(jax.random.key(0), jnp.ones(4))["params"][
+                "kernel"
+            ],
+            -1,
+        ),
+        ("equinox", lambda: eqx.nn.Linear(4, 3, key=jax.random.key(0)).weight, 0),
+    ],
+)
+def test_the_axis_named_for_a_framework_is_its_output(framework, weight, axis):
+    assert weight().shape[axis] == 3, framework
+    link = normopt.normalize_blocks(channel_axes=normopt.output_channels(axis), eps=0.0)
+    updates, _ = link.update(weight(), link.init(weight()))
+    inputs = tuple({0, 1} - {axis % 2})
+    np.testing.assert_allclose(jnp.sum(updates**2, axis=inputs), jnp.ones(3), rtol=1e-5)
