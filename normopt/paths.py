@@ -53,7 +53,8 @@ def leaf_paths(params: Any, pattern: str = "") -> list[str]:
       Paths in the order of `jax.tree.leaves(params)`.
 
     Raises:
-      ValueError: if `pattern` is not a regular expression.
+      TypeError: if `pattern` is not a string.
+      ValueError: if it is not a regular expression.
 
     Examples:
       An unanchored pattern finds more than its reader may think:

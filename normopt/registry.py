@@ -60,7 +60,7 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
     complete = {"name": name}
     for option, value in bound.items():
         complete[option] = _written(f"{name}.{option}", value)
-    make(**complete)
+    make(name=name, **hyperparameters)
     return complete
 
 
@@ -165,6 +165,6 @@ def _read(value: Any) -> Any:
 def _read_for_optax(value: Any) -> Any:
     # JSON turned the steps of piecewise schedules into strings.
     value = _read(value)
-    if isinstance(value, dict) and value and all(key.isdigit() for key in value):
+    if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
         return {int(key): one for key, one in value.items()}
     return value

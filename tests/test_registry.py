@@ -131,6 +131,7 @@ SGD = {"name": "sgd", "learning_rate": 0.1}
             TypeError,
             "pattern: value",
         ),
+        ({"name": "clipped", "inner": SGD, "max_norm": {3: 1.0}}, TypeError, "got 3"),
         ({"name": "normalized", "inner": SGD, "eps": -1}, ValueError, "eps=-1"),
         ({"name": "clipped", "inner": SGD, "max_norm": -1}, ValueError, "max_norm=-1"),
         (
