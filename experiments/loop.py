@@ -1,0 +1,283 @@
+"""The training loop: keeps the device busy and never waits for a step.
+
+The data lives on the device. While one interval of steps runs, the host waits for
+nothing but the metrics of the interval before; those go to disk before the checkpoint
+that follows them, so a resumed run finds every record it needs.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments.augment import Augmentation
+from experiments.checkpoints import Checkpoints
+from experiments.data import Dataset, Split
+from experiments.progress import TrainingProgress
+from experiments.runs import Run, append_record
+from experiments.steps import (
+    EVALUATION_BATCH,
+    NEVER,
+    Images,
+    Network,
+    Sums,
+    TrainState,
+    make_evaluation_step,
+    make_train_step,
+    repeat,
+)
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the weights stopped being finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long a run is and where it pauses.
+
+    Attributes:
+        images: in the training split.
+        batch_size: images in a step; an epoch leaves out what fills no batch.
+        epochs: passes over the training split.
+        log_every: the most steps between two records.
+    """
+
+    images: int
+    batch_size: int
+    epochs: int
+    log_every: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training split."""
+        return self.images // self.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
+
+    def intervals(self, done: int) -> Iterator[tuple[int, int]]:
+        """Yield the first and last step of each interval after `done` steps.
+
+        Each lies within one epoch, and their lengths differ by one at most: every
+        length is a compilation of its own where stretches of steps are scanned.
+        """
+        per_epoch = self.steps_per_epoch
+        parts = math.ceil(per_epoch / self.log_every)
+        bounds = [per_epoch * part // parts for part in range(parts + 1)]
+        for epoch in range(self.epochs):
+            for start, stop in zip(bounds, bounds[1:], strict=False):
+                if epoch * per_epoch + start >= done:
+                    yield epoch * per_epoch + start, epoch * per_epoch + stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that a run trains, besides its state.
+
+    Attributes:
+        network: the model without its arrays.
+        optimizer: what turns gradients into updates.
+        optimizer_name: for messages.
+        schedule: the learning rate by count of updates, for the records.
+        data: the images.
+        augmentation: applied to training batches.
+        plan: the length of the run.
+        seed: where the order of the images and the augmentation come from.
+        scan: whether stretches of steps run inside one `lax.scan`.
+    """
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    optimizer_name: str
+    schedule: Callable[[Any], Any]
+    data: Dataset
+    augmentation: Augmentation
+    plan: Plan
+    seed: int
+    scan: bool
+
+
+@dataclasses.dataclass
+class _Pending:
+    """An interval whose numbers are still on the device."""
+
+    step: int
+    numbers: dict[str, Any]
+    snapshot: TrainState | None
+
+    def is_ready(self) -> bool:
+        return all(leaf.is_ready() for leaf in jax.tree.leaves(self.numbers))
+
+
+class Loop:
+    """Trains and evaluates one job."""
+
+    def __init__(self, job: Job):
+        """Put the training and validation images on the device."""
+        self._job = job
+        self._train = _on_device(job.data.train)
+        self._validation = _on_device(job.data.validation)
+        order_key, self._step_key = jax.random.split(jax.random.key(job.seed))
+        step = make_train_step(
+            job.network, job.optimizer, job.augmentation, job.plan.batch_size
+        )
+        self._run_steps = repeat(step, scan=job.scan)
+        self._run_evaluation = repeat(make_evaluation_step(job.network), scan=job.scan)
+        self._snapshot = jax.jit(_snapshot)
+        # The order of an epoch follows from its number alone.
+        self._order = jax.jit(
+            lambda epoch: jax.random.permutation(
+                jax.random.fold_in(order_key, epoch), job.plan.images
+            )
+        )
+
+    def check(self, state: TrainState) -> None:
+        """Trace a step, so that what cannot work fails before anything is written."""
+        jax.eval_shape(
+            lambda *args: self._run_steps(args[:2], 1, *args[2:]),
+            *(state, Sums.zeros(), self._step_key, self._order(0), self._train),
+        )
+
+    def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
+        """Return the loss and accuracy of a state on all images of a split."""
+        return _averages(jax.device_get(self._evaluate(state, _on_device(split))))
+
+    def run(
+        self,
+        state: TrainState,
+        run: Run,
+        checkpoints: Checkpoints,
+        progress: TrainingProgress,
+    ) -> TrainState:
+        """Train from `state` to the end of the plan.
+
+        Args:
+            state: where to start, at the end of an epoch; its buffers are donated.
+            run: the folder that gets the records.
+            checkpoints: saved after each epoch.
+            progress: told of each step and record.
+
+        Returns:
+            The state after the last step.
+
+        Raises:
+            TrainingDiverged: the loss or a weight is not finite; names the step, the
+                optimizer and the last good checkpoint.
+        """
+        plan, pending, began = self._job.plan, None, time.perf_counter()
+        order = None
+
+        def settle() -> None:
+            nonlocal pending
+            if pending is not None:
+                settled, pending = pending, None
+                record = self._record(settled, checkpoints)
+                append_record(run.metrics_file, record)
+                seconds = round(time.perf_counter() - began, 3)
+                append_record(
+                    run.timing_file, {"step": settled.step, "seconds": seconds}
+                )
+                progress.show(record)
+                if settled.snapshot is not None:
+                    checkpoints.save(settled.step, settled.snapshot)
+
+        def tick(steps: int) -> None:
+            progress.advance(steps)
+            if pending is not None and pending.is_ready():
+                settle()
+
+        for start, stop in plan.intervals(int(state.step)):
+            epoch, within = divmod(start, plan.steps_per_epoch)
+            if order is None or not within:
+                order = self._order(epoch)
+            state, sums = self._run_steps(
+                (state, Sums.zeros()),
+                stop - start,
+                *(self._step_key, order, self._train),
+                tick=tick,
+            )
+            numbers = {
+                "train": sums,
+                "learning_rate": jnp.asarray(self._job.schedule(stop - 1)),
+                "first_bad_step": jnp.copy(state.first_bad_step),
+            }
+            snapshot = None
+            if stop % plan.steps_per_epoch == 0:
+                numbers["validation"] = self._evaluate(state, self._validation)
+                snapshot, numbers["finite"] = self._snapshot(state)
+            settle()
+            pending = _Pending(stop, numbers, snapshot)
+        settle()
+        return state
+
+    def _evaluate(self, state: TrainState, data: Images) -> Sums:
+        batches = math.ceil(len(data.labels) / EVALUATION_BATCH)
+        carry = (jnp.zeros((), jnp.int32), Sums.zeros())
+        arguments = (state.params, state.model_state, data)
+        return self._run_evaluation(carry, batches, *arguments)[1]
+
+    def _record(self, pending: _Pending, checkpoints: Checkpoints) -> dict[str, Any]:
+        numbers = jax.device_get(pending.numbers)
+        record = {
+            "step": pending.step,
+            "epoch": pending.step / self._job.plan.steps_per_epoch,
+            "learning_rate": float(numbers["learning_rate"]),
+        }
+        for split in ("train", "validation"):
+            sums = numbers.get(split)
+            averages = _averages(sums) if sums is not None else {}
+            record[f"{split}_loss"] = averages.get("loss")
+            record[f"{split}_accuracy"] = averages.get("accuracy")
+        if (problem := _problem(record, numbers)) is not None:
+            last = checkpoints.latest_step()
+            good = (
+                "there is no checkpoint before it"
+                if last is None
+                else f"the last good checkpoint is that of step {last}"
+            )
+            raise TrainingDiverged(
+                f"{problem} is not finite with the optimizer "
+                f"{self._job.optimizer_name}; {good}; a smaller learning rate may help"
+            )
+        return record
+
+
+def _problem(record: dict[str, Any], numbers: dict[str, Any]) -> str | None:
+    """Name the first thing that is not finite, None if all is well."""
+    if (bad_step := int(numbers["first_bad_step"])) != NEVER:
+        return f"the loss of step {bad_step}"
+    if not numbers.get("finite", True):
+        return f"a weight or statistic after step {record['step']}"
+    for name, value in record.items():
+        if value is not None and not math.isfinite(value):
+            return f"the {name.replace('_', ' ')} recorded at step {record['step']}"
+    return None
+
+
+def _on_device(split: Split) -> Images:
+    return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
+    """Copy a state, whose own buffers the next step takes, and say if it is finite."""
+    leaves = jax.tree.leaves((state.params, state.model_state))
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+    return jax.tree.map(jnp.copy, state), jnp.all(finite)
+
+
+def _averages(sums: Sums) -> dict[str, float | int]:
+    images = int(sums.images)
+    return {
+        "loss": float(sums.loss) / images,
+        "accuracy": int(sums.correct) / images,
+        "correct": int(sums.correct),
+        "images": images,
+    }

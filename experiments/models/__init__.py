@@ -1,0 +1,14 @@
+"""Models by name: Flax NNX, channel-last, built from the data's shape and a seed."""
+
+from collections.abc import Callable
+
+from flax import nnx
+
+from experiments.models.resnet import ResNet as ResNet
+from experiments.models.resnet import resnet8 as resnet8
+from experiments.models.resnet import resnet20 as resnet20
+
+MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "resnet20": resnet20,
+    "resnet8": resnet8,
+}

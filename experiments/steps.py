@@ -1,0 +1,225 @@
+"""One training step and one evaluation step as pure functions, and how to repeat them.
+
+The same step function serves a single dispatch on CPU and a scanned stretch on an
+accelerator; nothing in it knows which.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from experiments.augment import Augmentation
+
+EVALUATION_BATCH = 500
+NEVER = -1
+
+
+class TrainState(NamedTuple):
+    """What the next step needs; a checkpoint holds this and nothing else."""
+
+    params: Any  # tree of float32
+    model_state: Any  # tree: BatchNorm's running statistics
+    opt_state: Any
+    step: jax.Array  # int32 scalar: steps done
+    first_bad_step: jax.Array  # int32 scalar: first step whose loss was not finite
+
+
+class Sums(NamedTuple):
+    """Sums over the images seen since the last record."""
+
+    loss: jax.Array  # float32 scalar
+    correct: jax.Array  # int32 scalar
+    images: jax.Array  # int32 scalar
+
+    @classmethod
+    def zeros(cls) -> "Sums":
+        """Return empty sums, each in a buffer of its own so that all can be donated."""
+        return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+class Images(NamedTuple):
+    """A split on the device."""
+
+    images: jax.Array  # (n, height, width, channels) uint8
+    labels: jax.Array  # (n,) int32
+
+
+class Network(NamedTuple):
+    """A model without its arrays: what a step needs to apply it to some."""
+
+    train_graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    mean: jax.Array  # (channels,) float32
+    std: jax.Array  # (channels,) float32
+
+    def train(self, params: Any, model_state: Any, images: jax.Array):
+        """Return logits (n, classes) and the new model state for uint8 images."""
+        model = nnx.merge(self.train_graph, params, model_state)
+        logits = model(self._normalise(images))
+        return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
+
+    def evaluate(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
+        """Return logits (n, classes) for uint8 images, by running statistics."""
+        model = nnx.merge(self.eval_graph, params, model_state)
+        return model(self._normalise(images))
+
+    def _normalise(self, images: jax.Array) -> jax.Array:
+        return (images.astype(jnp.float32) - self.mean) / self.std
+
+
+def create(
+    build: Callable[[], nnx.Module], mean: Any, std: Any
+) -> tuple[Network, Any, Any]:
+    """Build a model in one compilation, taken apart.
+
+    Args:
+        build: makes the model.
+        mean: of the training images, (channels,).
+        std: of the training images, (channels,).
+
+    Returns:
+        The network, its parameters and its other state.
+    """
+    model = nnx.eval_shape(build)
+    model.eval()
+    eval_graph = nnx.graphdef(model)
+    model.train()
+    train_graph = nnx.graphdef(model)
+
+    @jax.jit
+    def arrays():
+        _, params, model_state = nnx.split(build(), nnx.Param, ...)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
+
+    network = Network(train_graph, eval_graph, jnp.asarray(mean), jnp.asarray(std))
+    return network, *arrays()
+
+
+def initial_state(
+    params: Any, model_state: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(
+        params,
+        model_state,
+        optimizer.init(params),
+        jnp.zeros((), jnp.int32),
+        jnp.full((), NEVER, jnp.int32),
+    )
+
+
+def make_train_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    augmentation: Augmentation,
+    batch_size: int,
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """Build one training step.
+
+    Args:
+        network: the model.
+        optimizer: what turns gradients into updates.
+        augmentation: applied to each batch.
+        batch_size: images in a batch.
+
+    Returns:
+        `step((state, sums), key, order, data) -> (state, sums)`: `order` is the epoch's
+        order of the images, and the batch and its random numbers follow from `key` and
+        `state.step` alone.
+    """
+
+    def step(carry, key, order, data):
+        state, sums = carry
+        start = state.step % (len(order) // batch_size) * batch_size
+        indices = jax.lax.dynamic_slice(order, (start,), (batch_size,))
+        labels = data.labels[indices]
+        images = augmentation(jax.random.fold_in(key, state.step), data.images[indices])
+
+        def loss_fn(params):
+            logits, model_state = network.train(params, state.model_state, images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), (logits, model_state)
+
+        (loss, (logits, model_state)), gradients = jax.value_and_grad(
+            loss_fn, has_aux=True
+        )(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        done = state.step + 1
+        bad = ~jnp.isfinite(loss) & (state.first_bad_step == NEVER)
+        sums = Sums(
+            sums.loss + loss * batch_size,
+            sums.correct + jnp.sum(logits.argmax(-1) == labels),
+            sums.images + batch_size,
+        )
+        return TrainState(
+            optax.apply_updates(state.params, updates),
+            model_state,
+            opt_state,
+            done,
+            jnp.where(bad, done, state.first_bad_step),
+        ), sums
+
+    return step
+
+
+def make_evaluation_step(network: Network) -> Callable[..., tuple[jax.Array, Sums]]:
+    """Build `step((batch, sums), params, model_state, data) -> (batch + 1, sums)`.
+
+    Batches have one shape: the last one repeats the last image and does not count it.
+    """
+
+    def step(carry, params, model_state, data):
+        batch, sums = carry
+        size = min(EVALUATION_BATCH, len(data.labels))
+        indices = batch * size + jnp.arange(size)
+        counted = indices < len(data.labels)
+        indices = jnp.minimum(indices, len(data.labels) - 1)
+        labels = data.labels[indices]
+        logits = network.evaluate(params, model_state, data.images[indices])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        hits = logits.argmax(-1) == labels
+        sums = Sums(
+            sums.loss + jnp.sum(jnp.where(counted, losses, 0)),
+            sums.correct + jnp.sum(hits & counted),
+            sums.images + jnp.sum(counted),
+        )
+        return batch + 1, sums
+
+    return step
+
+
+def repeat(step: Callable[..., Any], *, scan: bool) -> Callable[..., Any]:
+    """Return `run(carry, count, *args, tick)`, which applies `step` `count` times.
+
+    The carry's buffers are donated. `tick(n)` is called after each dispatch of n steps.
+
+    Args:
+        step: `step(carry, *args) -> carry`.
+        scan: whether all steps run inside one jitted `lax.scan`, which spares an
+            accelerator the dispatches. On CPU each step is dispatched by itself:
+            XLA's convolution gradients are about 3 times slower inside a loop there.
+
+    Returns:
+        The function; it waits for nothing.
+    """
+
+    def stretch(carry, count, *args):
+        if not scan:
+            return step(carry, *args)
+        return jax.lax.scan(lambda c, _: (step(c, *args), None), carry, length=count)[0]
+
+    jitted = jax.jit(stretch, static_argnums=1, donate_argnums=0)
+    per_dispatch = (lambda count: count) if scan else (lambda count: 1)
+
+    def run(carry, count, *args, tick=lambda steps: None):
+        steps = per_dispatch(count)
+        for _ in range(count // steps):
+            carry = jitted(carry, steps, *args)
+            tick(steps)
+        return carry
+
+    return run

@@ -1,0 +1,416 @@
+"""A run from end to end: resumed after a real interruption, finished, begun afresh."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from experiments import devices, optimizers
+from experiments.augment import Augmentation
+from experiments.checkpoints import Checkpoints
+from experiments.loop import Plan, TrainingDiverged
+from experiments.runs import append_record, read_records, write_json
+from experiments.steps import (
+    Images,
+    Sums,
+    initial_state,
+    make_evaluation_step,
+    make_train_step,
+    repeat,
+)
+from experiments.train import TrainConfig, main, prepare, train
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"model": "resnet8", "epochs": 4, "batch_size": 128, "log_every": 5}
+FILES = {
+    "checkpoints",
+    "config.json",
+    "learning_curve.png",
+    "metrics.jsonl",
+    "result.json",
+    "timing.jsonl",
+}
+
+
+def config(runs_dir, **changes):
+    return TrainConfig(runs_dir=runs_dir, **{**SMALL, **changes})
+
+
+def arguments(runs_dir):
+    pairs = {**SMALL, "runs_dir": runs_dir}.items()
+    return [str(part) for k, v in pairs for part in (f"--{k.replace('_', '-')}", v)]
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing interrupted."""
+    prepared = prepare(config(tmp_path_factory.mktemp("uninterrupted")))
+    train(prepared, fresh=False, console=quiet())
+    return prepared.run.folder
+
+
+def test_run_leaves_exactly_its_files(finished):
+    assert {path.name for path in finished.iterdir()} == FILES
+    assert (finished / "learning_curve.png").read_bytes()[:4] == b"\x89PNG"
+    kept = {int(path.name) for path in (finished / "checkpoints").glob("[0-9]*")}
+    assert kept == {18, 27, 36}
+
+
+def test_metrics_hold_what_happened_and_no_clock(finished):
+    records = read_records(finished / "metrics.jsonl")
+    assert [record["step"] for record in records] == [4, 9, 13, 18, 22, 27, 31, 36]
+    assert all(
+        list(record)
+        == [
+            "step",
+            "epoch",
+            "learning_rate",
+            "train_loss",
+            "train_accuracy",
+            "validation_loss",
+            "validation_accuracy",
+        ]
+        for record in records
+    )
+    assert records[-1]["epoch"] == 4.0
+    rates = [record["learning_rate"] for record in records]
+    # The update of step n has the count n - 1.
+    decay = optax.cosine_decay_schedule(optimizers.DEFAULT_LEARNING_RATE, 36)
+    expected = [float(decay(record["step"] - 1)) for record in records]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+    validated = [record["validation_loss"] is not None for record in records]
+    assert validated == [False, True] * 4
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+
+
+def test_configuration_rebuilds_the_optimizer(finished):
+    stored = json.loads((finished / "config.json").read_text())
+    assert stored["optimizer"]["name"] == "normalized"
+    assert stored["optimizer"]["inner"]["learning_rate"]["decay_steps"] == 36
+    assert stored["data"]["train"] == 1257
+    again = optimizers.complete(json.dumps(stored["optimizer"]), None, 36)
+    assert again == stored["optimizer"]
+
+
+def test_resumed_run_is_bit_identical(tmp_path, finished, capsys):
+    """The process is killed, so nothing of it gets a chance to tidy up."""
+    command = [sys.executable, "-m", "experiments", "train", *arguments(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    folder = tmp_path / finished.name
+    try:
+        deadline = time.monotonic() + 120
+        while not list((folder / "checkpoints").glob("9/_CHECKPOINT_METADATA")):
+            assert process.poll() is None, process.stdout.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not (folder / "result.json").exists()
+
+    main(arguments(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("resuming after step ") for line in lines)
+    assert lines[-1].startswith("test accuracy ")
+    assert_same_run(folder, finished)
+
+
+def assert_same_run(folder, other):
+    for name in ("config.json", "metrics.jsonl", "result.json"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes()
+
+
+def copy_of(finished, tmp_path, *, steps):
+    """The folder as if the run had been interrupted after `steps`."""
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    (folder / "result.json").unlink()
+    for checkpoint in (folder / "checkpoints").glob("[0-9]*"):
+        if int(checkpoint.name) > steps:
+            shutil.rmtree(checkpoint)
+    return folder
+
+
+def test_resuming_cuts_later_and_broken_records(tmp_path, finished):
+    folder = copy_of(finished, tmp_path, steps=27)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 37, "ep')
+    prepared = prepare(config(tmp_path))
+    assert prepared.run.folder == folder
+    train(prepared, fresh=False, console=quiet())
+    assert_same_run(folder, finished)
+
+
+def test_truncated_newest_checkpoint_gives_way_to_the_one_before(tmp_path, finished):
+    folder = copy_of(finished, tmp_path, steps=27)
+    newest = [p for p in (folder / "checkpoints" / "27").rglob("*") if p.is_file()]
+    for path in newest:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    prepared = prepare(config(tmp_path))
+    with pytest.warns(UserWarning, match="of step 27 cannot be read"):
+        train(prepared, fresh=False, console=quiet())
+    assert_same_run(folder, finished)
+
+
+def test_killed_between_the_last_checkpoint_and_the_result(tmp_path, finished):
+    folder = copy_of(finished, tmp_path, steps=36)
+    train(prepare(config(tmp_path)), fresh=False, console=quiet())
+    assert_same_run(folder, finished)
+
+
+def test_finished_run_prints_its_result_and_fresh_trains_again(
+    finished, capsys, tmp_path
+):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    stored = json.loads((folder / "result.json").read_text())
+    # A result that training cannot give shows that nothing was trained.
+    write_json(folder / "result.json", {**stored, "test_correct": -1})
+    main(arguments(tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert "--fresh trains again" in lines[-2]
+    assert lines[-1].startswith("test accuracy ") and "(-1 of 360)" in lines[-1]
+
+    (folder / "left over").touch()
+    main([*arguments(tmp_path), "--fresh"])
+    assert not (folder / "left over").exists()
+    assert_same_run(folder, finished)
+
+
+BAD_ARGUMENTS = [
+    (["--epochs", "0"], "`epochs` must be >= 1, got 0"),
+    (["--batch-size", "1258"], "at most the 1257 training images"),
+    (["--optimizer", "nonsense"], "unknown optimizer"),
+    (["--optimizer", '{"name": '], "no valid JSON"),
+    (["--optimizer", "[1]"], "unknown optimizer"),
+    (["--optimizer", '{"norm": "l2"}'], "must be an object such as"),
+    (["--optimizer", "missing.json"], "missing.json"),
+    (["--optimizer", '{"name": "normalized", "norm": "l7"}'], "l7"),
+    (
+        ["--optimizer", '{"name": "normalized", "channel_axes": {"kernle$": [-1]}}'],
+        "kernle",
+    ),
+    (["--optimizer", '{"name": "sgd", "learning_rate": null}'], "got null"),
+    (
+        [
+            "--optimizer",
+            '{"name": "sgd", "learning_rate": 0.1}',
+            "--learning-rate",
+            "1",
+        ],
+        "give one of the two",
+    ),
+    (["--dataset", "mnist"], "--data-dir"),
+    (["--dataset", "svhn", "--data-dir", "nowhere"], "missing train_32x32.mat"),
+    (["--data-dir", "somewhere"], "comes with scikit-learn"),
+]
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_ARGUMENTS)
+def test_bad_input_leaves_nothing_in_runs(tmp_path, bad, message):
+    with pytest.raises(SystemExit, match="error: ") as error:
+        main(["--runs-dir", str(tmp_path / "runs"), "--model", "resnet8", *bad])
+    assert message in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_fresh_with_bad_input_removes_nothing(tmp_path, finished):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit):
+        main([*arguments(tmp_path), "--fresh", "--data-dir", "somewhere"])
+    assert sorted(folder.rglob("*")) == before
+
+
+# BatchNorm hides a rate of 1e27 from the loss, but not from the check before a save; a
+# second factor of 1e30 makes the rate infinite.
+@pytest.mark.parametrize(
+    ("scales", "found"),
+    [
+        ({"11": 1e30}, "a weight or statistic after step 18 is not finite"),
+        ({"14": 1e30, "15": 1e30}, "the loss of step 17 is not finite"),
+        (
+            {"11": 1e30, "12": 1e30},
+            "the learning rate recorded at step 13 is not finite",
+        ),
+    ],
+)
+def test_divergence_names_step_optimizer_and_last_good_checkpoint(
+    tmp_path, scales, found
+):
+    # Sound for the first epoch of nine steps, then far too long a step.
+    explode = {
+        "name": "piecewise_constant_schedule",
+        "init_value": 1e-3,
+        "boundaries_and_scales": scales,
+    }
+    optimizer = json.dumps({"name": "sgd", "learning_rate": explode})
+    diverging = config(tmp_path, optimizer=optimizer)
+    prepared = prepare(diverging)
+    with pytest.raises(TrainingDiverged) as error:
+        train(prepared, fresh=False, console=quiet())
+    message = str(error.value)
+    assert found in message
+    assert "optimizer sgd" in message
+    assert "last good checkpoint is that of step 9" in message
+    assert not prepared.run.result()
+    steps = [r["step"] for r in read_records(prepared.run.metrics_file)]
+    assert steps in ([4, 9], [4, 9, 13])
+    with Checkpoints(prepared.run.checkpoints_folder) as checkpoints:
+        restored = checkpoints.restore(prepare(diverging).state)
+    assert int(restored.step) == 9
+    leaves = jax.tree.leaves(restored)
+    assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
+
+
+class Line:
+    """The smallest network: one matrix over the pixels, and a count of the batches."""
+
+    def train(self, params, model_state, images):
+        return self.evaluate(params, model_state, images), model_state + 1
+
+    def evaluate(self, params, model_state, images):
+        return images.reshape(len(images), -1) @ params
+
+
+def line_data(n):
+    rng = np.random.default_rng(0)
+    return Images(
+        jnp.asarray(rng.normal(size=(n, 2, 2, 1)), jnp.float32),
+        jnp.asarray(rng.integers(0, 3, n), jnp.int32),
+    )
+
+
+def line_run(scan, counts=(7,)):
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(Line(), optimizer, Augmentation(padding=1), batch_size=4)
+    run = repeat(step, scan=scan)
+    state = initial_state(jnp.zeros((4, 3)), jnp.zeros((), jnp.int32), optimizer)
+    data, ticks = line_data(30), []
+    carry = (state, Sums.zeros())
+    order = jnp.arange(30)[::-1]
+    for count in counts:
+        carry = run(carry, count, jax.random.key(0), order, data, tick=ticks.append)
+    return carry, ticks
+
+
+def test_scanned_stretch_equals_single_steps():
+    (state, sums), ticks = line_run(scan=False)
+    (scanned, scanned_sums), scanned_ticks = line_run(scan=True)
+    assert (ticks, scanned_ticks) == ([1] * 7, [7])
+    assert int(scanned.step) == int(scanned.model_state) == 7
+    assert int(scanned_sums.images) == 28
+    # Compiled apart, the two may round differently.
+    np.testing.assert_allclose(state.params, scanned.params, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(sums.loss, scanned_sums.loss, rtol=1e-6)
+
+
+def test_cut_stretches_equal_a_whole_one():
+    (whole, sums), _ = line_run(scan=True)
+    (cut, cut_sums), _ = line_run(scan=True, counts=(3, 4))
+    np.testing.assert_array_equal(whole.params, cut.params)
+    np.testing.assert_allclose(sums.loss, cut_sums.loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 499, 500, 501, 1203])
+@pytest.mark.parametrize("scan", [False, True])
+def test_evaluation_counts_every_image_once(n, scan):
+    data = line_data(n)
+    params = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
+    run = repeat(make_evaluation_step(Line()), scan=scan)
+    carry = (jnp.zeros((), jnp.int32), Sums.zeros())
+    _, sums = run(carry, -(-n // 500), params, None, data)
+    logits = Line().evaluate(params, None, data.images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels)
+    assert int(sums.images) == n
+    assert int(sums.correct) == int(jnp.sum(logits.argmax(-1) == data.labels))
+    # Two orders of summation of up to 1,203 float32 terms.
+    np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 9, 100])
+def test_intervals_tile_the_run_within_epochs(log_every):
+    plan = Plan(images=95, batch_size=10, epochs=3, log_every=log_every)
+    intervals = list(plan.intervals(0))
+    covered = [step for start, stop in intervals for step in range(start, stop)]
+    assert covered == list(range(27))
+    lengths = {stop - start for start, stop in intervals}
+    assert max(lengths) <= log_every and max(lengths) - min(lengths) <= 1
+    assert {9, 18, 27} <= {stop for _, stop in intervals}
+    assert list(plan.intervals(18)) == [i for i in intervals if i[0] >= 18]
+
+
+def test_seed_chooses_the_weights(tmp_path):
+    kernels = [
+        prepare(config(tmp_path, seed=seed)).state.params["head"]["kernel"]
+        for seed in (0, 1)
+    ]
+    assert not np.array_equal(*kernels)
+
+
+def test_records_survive_a_line_cut_short(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_record(path, {"step": 1})
+    with path.open("a") as file:
+        file.write('{"st')
+    assert read_records(path) == [{"step": 1}]
+
+
+def test_first_lines_name_jax_and_its_devices():
+    line = devices.describe().splitlines()[0]
+    assert jax.__version__ in line and jax.devices()[0].platform in line
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"), [("580.65.06", "cuda13"), ("550.54.15", "cuda12")]
+)
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the GPU is in use")
+def test_idle_gpu_gets_the_command_that_uses_it(
+    tmp_path, monkeypatch, driver, expected
+):
+    script = tmp_path / "nvidia-smi"
+    script.write_text(f"#!/bin/sh\necho {driver}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert f"make train JAX={expected}" in devices.describe().splitlines()[-1]
+
+
+def test_listing_has_every_experiment_with_its_header():
+    listing = subprocess.run(
+        [sys.executable, "-m", "experiments"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "120"},
+    ).stdout
+    assert "train" in listing and "Train a model on real data" in listing
+
+
+def test_unknown_experiment_lists_the_known_ones():
+    process = subprocess.run(
+        [sys.executable, "-m", "experiments", "trian"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert "unknown experiment 'trian'; known: train" in process.stderr
