@@ -53,21 +53,35 @@ class Checkpoints:
             template: a state of the same structure, shapes, dtypes and shardings.
 
         Returns:
-            The state, or None if there is none to be read.
+            The state, or None if there are no checkpoints.
+
+        Raises:
+            OSError: there are checkpoints and none of them can be read. Nothing is
+                deleted then: the cause may be the program, not the files.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        unreadable: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._manager.restore(
+                state = self._manager.restore(
                     step, args=ocp.args.StandardRestore(abstract)
                 )
             # Damage surfaces as any of several types, by which file of it is hit.
             except Exception as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                first_line = (str(error).splitlines() or [""])[0][:200]
+                unreadable[step] = f"{type(error).__name__}: {first_line}"
+                continue
+            for newer, reason in unreadable.items():
                 warnings.warn(
-                    f"the checkpoint of step {step} cannot be read ({reason}); "
-                    "using the one before it",
+                    f"the checkpoint of step {newer} cannot be read ({reason}); "
+                    f"using the one before it, of step {step}",
                     stacklevel=2,
                 )
-                self._manager.delete(step)
+                self._manager.delete(newer)
+            return state
+        if unreadable:
+            raise OSError(
+                f"no checkpoint in {self._manager.directory} can be read, the newest "
+                f"because of {next(iter(unreadable.values()))}; --fresh trains again"
+            )
         return None

@@ -17,7 +17,9 @@ class Run:
     def __init__(self, root: Path, label: str, config: dict[str, Any]):
         """Name the folder; nothing is created before `open`."""
         self.config = config
-        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
+        canonical = json.dumps(
+            config, sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
         self.folder = root / f"{label}-{digest}"
         self.metrics_file = self.folder / "metrics.jsonl"

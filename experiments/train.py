@@ -79,7 +79,7 @@ def main(args: Sequence[str]) -> None:
         sys.exit(f"error: {error}")
     try:
         train(prepared, fresh=config.fresh, console=console)
-    except TrainingDiverged as error:
+    except (OSError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on from the last checkpoint")

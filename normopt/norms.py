@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from normopt.blocks import (
     accumulator,
     block_size,
+    block_sum,
     check_channel_axes,
     per_block,
     reduce_blocks,
@@ -38,7 +39,8 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array]) -> None:
         leaves are handed over complex.
 
     Raises:
-      TypeError: if `name` is not a string or `fn` not callable.
+      TypeError: if `name` is not a string or `fn` not callable; where the norm is
+        first used, if `fn` does not return one real number.
       ValueError: if `name` is the name of a built-in norm.
 
     Examples:
@@ -96,7 +98,7 @@ def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
     """
     x = accumulator(x)
     if norm in _CUSTOM:
-        return _custom_norm(_CUSTOM[norm], x, axes)
+        return _custom_norm(norm, x, axes)
     measure = _BUILT_IN[norm]
     magnitude = jnp.abs(x) if jnp.iscomplexobj(x) and norm != "std" else x
     plain = measure(magnitude, axes)
@@ -110,8 +112,10 @@ def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
 
     def scaled() -> jax.Array:
         largest = reduce_blocks(jnp.max, jnp.abs(magnitude), axes)
-        # By Euler's theorem the scale does not contribute to the derivative.
-        scale = jax.lax.stop_gradient(jnp.where(largest > 0, largest, 1))
+        # A power of two divides without rounding. By Euler's theorem the scale does
+        # not contribute to the derivative.
+        power = jnp.ldexp(jnp.ones_like(largest), jnp.frexp(largest)[1] - 1)
+        scale = jax.lax.stop_gradient(jnp.where(largest > 0, power, 1))
         measured = scale * measure(magnitude / scale, axes)
         return jnp.where(in_range, plain, measured)
 
@@ -135,6 +139,7 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       None for leaves without blocks.
 
     Raises:
+      TypeError: if `channel_axes` are no axes, or a leaf is no array.
       ValueError: for an unknown norm, an axis that does not exist, a pattern that
         matches nothing.
 
@@ -174,6 +179,7 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
       has no length.
 
     Raises:
+      TypeError: as `block_norms` does.
       ValueError: if the trees differ in paths or shapes, and as `block_norms` does.
 
     Examples:
@@ -184,7 +190,7 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
     """
     check_channel_axes(channel_axes)
     olds, treedef = jax.tree.flatten(old)
-    news = params_like(old, new, "block_angles")
+    news = params_like(old, new, "block_angles", ("old", "new"))
     axes = resolve_axes(channel_axes, old)
     return treedef.unflatten(
         None if own is None else per_block(_angle(x, y, own), own)
@@ -204,13 +210,28 @@ def _direction(x: jax.Array, axes: BlockAxes) -> jax.Array:
     return accumulator(x) / jnp.where(length > 0, length, 1)
 
 
-def _custom_norm(fn: Callable, x: jax.Array, axes: BlockAxes) -> jax.Array:
-    measured = fn
+def _custom_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
+    def measured(block: jax.Array) -> jax.Array:
+        length = jnp.asarray(_CUSTOM[norm](block))
+        if length.ndim or not jnp.issubdtype(length.dtype, jnp.floating):
+            raise TypeError(
+                f"the norm {norm!r} must map a block to one real number, got "
+                f"{length.dtype} of shape {length.shape} for a block of shape "
+                f"{block.shape}"
+            )
+        return length
+
+    kept = tuple(n if axis in axes else 1 for axis, n in enumerate(x.shape))
     for _ in axes:
         measured = jax.vmap(measured)
-    norms = measured(jnp.moveaxis(x, axes, tuple(range(len(axes)))))
-    kept = tuple(n if axis in axes else 1 for axis, n in enumerate(x.shape))
-    return norms.reshape(kept)
+
+    def all_blocks(x: jax.Array) -> jax.Array:
+        return measured(jnp.moveaxis(x, axes, tuple(range(len(axes))))).reshape(kept)
+
+    # Most norms have no derivative at zero: there it is taken as zero.
+    is_zero = reduce_blocks(jnp.max, jnp.abs(x), axes) == 0
+    at_zero = jax.lax.stop_gradient(all_blocks(x))
+    return jnp.where(is_zero, at_zero, all_blocks(jnp.where(is_zero, 1, x)))
 
 
 def _safe_sqrt(x: jax.Array) -> jax.Array:
@@ -219,11 +240,11 @@ def _safe_sqrt(x: jax.Array) -> jax.Array:
 
 
 def _l1(x: jax.Array, axes: BlockAxes) -> jax.Array:
-    return reduce_blocks(jnp.sum, jnp.abs(x), axes)
+    return block_sum(jnp.abs(x), axes)
 
 
 def _l2(x: jax.Array, axes: BlockAxes) -> jax.Array:
-    return _safe_sqrt(reduce_blocks(jnp.sum, x * x, axes))
+    return _safe_sqrt(block_sum(x * x, axes))
 
 
 def _avg_l1(x: jax.Array, axes: BlockAxes) -> jax.Array:
@@ -251,7 +272,7 @@ def _min_max(x: jax.Array, axes: BlockAxes) -> jax.Array:
 
 
 def _std(x: jax.Array, axes: BlockAxes) -> jax.Array:
-    mean = reduce_blocks(jnp.sum, x, axes) / block_size(x.shape, axes)
+    mean = block_sum(x, axes) / block_size(x.shape, axes)
     return _avg_l2(jnp.abs(x - mean), axes)
 
 

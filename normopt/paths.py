@@ -119,12 +119,18 @@ def compiled(option: str, pattern: Any) -> re.Pattern[str]:
         ) from error
 
 
-def params_like(updates: Any, params: Any, link: str) -> list[Any]:
+def params_like(
+    updates: Any,
+    params: Any,
+    link: str,
+    called: tuple[str, str] = ("updates", "params"),
+) -> list[Any]:
     """Returns the leaves of `params`, one for each leaf of `updates`.
 
     Raises:
       ValueError: if params are missing, or their paths or shapes are not those of the
-        updates; the message names `link` and the first path that differs.
+        updates; the message names `link`, what the two trees are `called`, and the
+        first path that differs.
     """
     if params is None:
         raise ValueError(
@@ -138,15 +144,15 @@ def params_like(updates: Any, params: Any, link: str) -> list[Any]:
         if ours != theirs:
             lone = sorted(set(ours) ^ set(theirs)) or ours
             raise ValueError(
-                f"`{link}` got updates and params of different structure; only one of "
-                f"the two has {lone[0]!r}"
+                f"`{link}` got {called[0]} and {called[1]} of different structure; "
+                f"only one of the two has {lone[0]!r}"
             )
     for position, (g, w) in enumerate(zip(leaves, weights, strict=True)):
         if np.shape(g) != np.shape(w):
             path = places(updates)[position].path
             raise ValueError(
-                f"`{link}` got an update of shape {np.shape(g)} for the parameter "
-                f"{path!r} of shape {np.shape(w)}"
+                f"`{link}` got {called[0]} of shape {np.shape(g)} for the "
+                f"{called[1]} {path!r} of shape {np.shape(w)}"
             )
     return weights
 

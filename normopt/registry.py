@@ -6,6 +6,7 @@ the functions' signatures; there is no second list to keep.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,14 +16,15 @@ import optax
 from jax.core import Tracer
 
 from normopt import optimizers
-from normopt.checks import is_scalar
+from normopt.checks import check_number, is_scalar
 
 
 def names() -> list[str]:
     """Lists the optimizers of normopt that `make` knows by name.
 
-    Configurations may also name optax's optimizers and schedules, e.g. `sgd`, `adam`,
-    `rmsprop`, `cosine_decay_schedule`; where both have a name, it means normopt's.
+    Configurations may also name optax's optimizers that take a `learning_rate` and its
+    functions that end in `schedule`, e.g. `sgd`, `adam`, `rmsprop`,
+    `cosine_decay_schedule`; where both have a name, it means normopt's.
 
     Examples:
       >>> "normalized" in normopt.names()
@@ -49,7 +51,8 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or one that JSON cannot
         hold: a callable, an optimizer that is already built.
-      ValueError: for an unknown name, and for all that the optimizer itself refuses.
+      ValueError: for an unknown name, a number that is not finite, and for all that
+        the optimizer itself refuses.
 
     Examples:
       >>> c = normopt.config("normalized", inner={"name": "sgd", "learning_rate": 0.1})
@@ -97,7 +100,11 @@ def make(**config: Any) -> optax.GradientTransformation:
     build = _builder(config["name"])
     options = _bind(config["name"], hyperparameters)
     read = _read if config["name"] in names() else _read_for_optax
-    return build(**{option: read(value) for option, value in options.items()})
+    built = {option: read(value) for option, value in options.items()}
+    rate = built.get("learning_rate")
+    if rate is not None and not callable(rate):
+        check_number(f"{config['name']}.learning_rate", rate, 0)
+    return build(**built)
 
 
 def _builder(name: str) -> Callable[..., Any]:
@@ -141,7 +148,10 @@ def _written(option: str, value: Any) -> Any:
     if type(value) in (tuple, list):  # not an optimizer, which is a named tuple
         return [_written(f"{option}[{i}]", v) for i, v in enumerate(value)]
     if is_scalar(value) and not isinstance(value, Tracer):
-        return value if isinstance(value, int | float) else np.asarray(value).item()
+        number = value if isinstance(value, int | float) else np.asarray(value).item()
+        if not math.isfinite(number):
+            raise ValueError(f"`{option}` must be finite to be written, got {number}")
+        return number
     if isinstance(value, type | np.dtype):
         return jnp.dtype(value).name
     raise TypeError(

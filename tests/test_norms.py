@@ -79,6 +79,37 @@ def test_a_custom_norm_sees_one_block_at_a_time(custom_norms, axes):
     assert seen[0] == tuple(n for axis, n in enumerate(x.shape) if axis not in own)
 
 
+def test_a_custom_norm_has_no_derivative_at_zero(custom_norms):
+    normopt.register_norm("root", lambda block: jnp.sqrt(jnp.sum(block * block)))
+    link = normopt.normalize_blocks("root", (-1,), eps=0.0)
+    grads = jnp.array([[0.0, 3.0], [0.0, 4.0]])
+    updates, _ = link.update(grads, link.init(grads))
+    np.testing.assert_allclose(updates, [[0, 0.6], [0, 0.8]], rtol=1e-6)
+    slope = jax.grad(lambda g: link.update(g, link.init(g))[0].sum())(grads)
+    assert jnp.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("fn", [jnp.abs, lambda block: 1, lambda block: 1j])
+def test_a_custom_norm_is_one_real_number(custom_norms, fn):
+    normopt.register_norm("mine", fn)
+    for axes in ((), (-1,)):
+        with pytest.raises(TypeError, match="'mine' must map a block to one real"):
+            normopt.block_norms(jnp.ones((2, 3)), axes, "mine")
+
+
+@pytest.mark.parametrize("value", [3.0, 7.0, 1e-30, 1e30])
+def test_a_constant_block_has_no_deviation(value):
+    block = jnp.full(16, value)
+    assert normopt.block_norms(block, norm="std") == 0
+    link = normopt.normalize_blocks("std")
+    assert not link.update(block, link.init(block))[0].any()
+
+
+def test_leaves_must_be_arrays():
+    with pytest.raises(TypeError, match="'a/0' must be an array, got 1.0"):
+        normopt.block_norms({"a": [1.0]})
+
+
 def test_registering(custom_norms):
     with pytest.raises(ValueError, match="'l2' is a built-in norm"):
         normopt.register_norm("l2", jnp.max)
@@ -116,5 +147,5 @@ def test_angles_ignore_lengths_and_zero_blocks():
 
 
 def test_angles_need_equal_shapes():
-    with pytest.raises(ValueError, match=r"'w' of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"got old .* new 'w' of shape \(3,\)"):
         normopt.block_angles({"w": jnp.ones(2)}, {"w": jnp.ones(3)})

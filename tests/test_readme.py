@@ -23,6 +23,17 @@ def test_code_block_runs(block):
     assert "normopt" in block
 
 
+def test_the_equinox_example_normalizes_output_channels():
+    (block,) = (block for block in BLOCKS if "import equinox" in block)
+    names = {}
+    exec(compile(block, "README.md", "exec"), names)
+    for layer in names["updates"].layers:
+        lengths = jnp.linalg.norm(layer.weight, axis=1)
+        # A unit that ReLU silences has no gradient; the others move by the rate.
+        np.testing.assert_allclose(lengths[lengths > 0], 0.1, rtol=1e-4)
+        assert (lengths > 0).any()
+
+
 def test_it_stays_short():
     assert len(README.splitlines()) <= 180
 

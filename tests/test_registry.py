@@ -132,6 +132,9 @@ SGD = {"name": "sgd", "learning_rate": 0.1}
             "pattern: value",
         ),
         ({"name": "clipped", "inner": SGD, "max_norm": {3: 1.0}}, TypeError, "got 3"),
+        ({"name": "clipped", "inner": SGD, "max_norm": np.inf}, ValueError, "finite"),
+        ({"name": "sgd", "learning_rate": "fast"}, TypeError, "sgd.learning_rate"),
+        ({"name": "sgd", "learning_rate": True}, TypeError, "one number"),
         ({"name": "normalized", "inner": SGD, "eps": -1}, ValueError, "eps=-1"),
         ({"name": "clipped", "inner": SGD, "max_norm": -1}, ValueError, "max_norm=-1"),
         (

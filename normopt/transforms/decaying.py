@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator
+from normopt.blocks import accumulator, has_numbers
 from normopt.checks import check_number, is_zero
 from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
@@ -63,7 +63,7 @@ def add_decay(
     def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
         weights = params_like(updates, params, "add_decay")
         return [
-            _add_decay(g, w, *decays)
+            _add_decay(g, w, *decays) if has_numbers(g) else g
             for g, w, decays in zip(
                 jax.tree.leaves(updates), weights, resolve(updates), strict=True
             )

@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator, check_channel_axes, resolve_axes
+from normopt.blocks import (
+    accumulator,
+    check_channel_axes,
+    has_numbers,
+    resolve_axes,
+)
 from normopt.checks import check_number
 from normopt.norms import block_norm
 from normopt.paths import params_like
@@ -58,7 +63,7 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
     def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
         del params
         return [
-            accumulator(u) * multiplier
+            accumulator(u) * multiplier if has_numbers(u) else u
             for u, multiplier in zip(
                 jax.tree.leaves(updates), resolve(updates), strict=True
             )
@@ -88,6 +93,7 @@ def scale_by_param_norm(
       dtypes.
 
     Raises:
+      TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a negative `min_norm`; at init, for an axis that does
         not exist or a pattern that matches no path; at update, without `params` or
         with params of another shape.

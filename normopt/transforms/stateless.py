@@ -31,7 +31,9 @@ def stateless(
     ) -> tuple[optax.Updates, optax.OptState]:
         old, treedef = jax.tree.flatten(updates)
         new = update(updates, params)
-        same_dtype = [n.astype(o.dtype) for n, o in zip(new, old, strict=True)]
+        same_dtype = [
+            n if n is o else n.astype(o.dtype) for n, o in zip(new, old, strict=True)
+        ]
         return treedef.unflatten(same_dtype), state
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -148,30 +148,46 @@ def copy_of(finished, tmp_path, *, steps):
     return folder
 
 
-def test_resuming_cuts_later_and_broken_records(tmp_path, finished):
+def test_resuming_cuts_later_and_broken_records(tmp_path, finished, capsys):
     folder = copy_of(finished, tmp_path, steps=27)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 37, "ep')
     prepared = prepare(config(tmp_path))
     assert prepared.run.folder == folder
-    train(prepared, fresh=False, console=quiet())
+    train(prepared, fresh=False, console=Console())
+    assert "resuming after step 27 of" in capsys.readouterr().out
     assert_same_run(folder, finished)
 
 
-def test_truncated_newest_checkpoint_gives_way_to_the_one_before(tmp_path, finished):
+def test_truncated_newest_checkpoint_gives_way_to_the_one_before(
+    tmp_path, finished, capsys
+):
     folder = copy_of(finished, tmp_path, steps=27)
     newest = [p for p in (folder / "checkpoints" / "27").rglob("*") if p.is_file()]
     for path in newest:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     prepared = prepare(config(tmp_path))
     with pytest.warns(UserWarning, match="of step 27 cannot be read"):
-        train(prepared, fresh=False, console=quiet())
+        train(prepared, fresh=False, console=Console())
+    assert "resuming after step 18 of" in capsys.readouterr().out
     assert_same_run(folder, finished)
 
 
-def test_killed_between_the_last_checkpoint_and_the_result(tmp_path, finished):
+def test_no_readable_checkpoint_is_an_error_that_deletes_nothing(tmp_path, finished):
+    folder = copy_of(finished, tmp_path, steps=27)
+    saved = sorted((folder / "checkpoints").iterdir())
+    for path in (folder / "checkpoints").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(OSError, match="no checkpoint in .* --fresh trains again"):
+        train(prepare(config(tmp_path)), fresh=False, console=quiet())
+    assert sorted((folder / "checkpoints").iterdir()) == saved
+
+
+def test_killed_between_the_last_checkpoint_and_the_result(tmp_path, finished, capsys):
     folder = copy_of(finished, tmp_path, steps=36)
-    train(prepare(config(tmp_path)), fresh=False, console=quiet())
+    train(prepare(config(tmp_path)), fresh=False, console=Console())
+    assert "resuming after step 36 of" in capsys.readouterr().out
     assert_same_run(folder, finished)
 
 
@@ -330,15 +346,45 @@ def test_cut_stretches_equal_a_whole_one():
     np.testing.assert_allclose(sums.loss, cut_sums.loss, rtol=1e-6)
 
 
+class Counts(Line):
+    """A network whose state counts how often it has seen each image."""
+
+    def train(self, params, model_state, images):
+        logits = self.evaluate(params, model_state, images)
+        return logits, model_state.at[images[:, 0, 0, 0].astype(int)].add(1)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_an_epoch_shows_every_image_once(scan):
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(Counts(), optimizer, Augmentation(), batch_size=4)
+    data = line_data(20)
+    numbered = jnp.zeros_like(data.images).at[:, 0, 0, 0].set(jnp.arange(20))
+    state = initial_state(jnp.zeros((4, 3)), jnp.zeros(20, jnp.int32), optimizer)
+    order = jax.random.permutation(jax.random.key(2), 20)
+    arguments = (jax.random.key(0), order, data._replace(images=numbered))
+    run = repeat(step, scan=scan)
+    # The first epoch in two stretches, of which the second begins in its middle.
+    carry = run((state, Sums.zeros()), 2, *arguments)
+    assert np.flatnonzero(carry[0].model_state).tolist() == sorted(order[:8].tolist())
+    carry = run(carry, 3, *arguments)
+    assert carry[0].model_state.tolist() == [1] * 20
+    carry = run(carry, 5, *arguments)
+    assert carry[0].model_state.tolist() == [2] * 20
+
+
 @pytest.mark.parametrize("n", [1, 499, 500, 501, 1203])
 @pytest.mark.parametrize("scan", [False, True])
 def test_evaluation_counts_every_image_once(n, scan):
     data = line_data(n)
     params = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
+    logits = Line().evaluate(params, None, data.images)
+    # The last image fills up the last batch: were it counted again, as a hit, it would
+    # show.
+    data = data._replace(labels=data.labels.at[-1].set(logits[-1].argmax()))
     run = repeat(make_evaluation_step(Line()), scan=scan)
     carry = (jnp.zeros((), jnp.int32), Sums.zeros())
     _, sums = run(carry, -(-n // 500), params, None, data)
-    logits = Line().evaluate(params, None, data.images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels)
     assert int(sums.images) == n
     assert int(sums.correct) == int(jnp.sum(logits.argmax(-1) == data.labels))

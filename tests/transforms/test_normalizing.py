@@ -139,6 +139,31 @@ def test_leaves_without_blocks_are_left_alone():
         assert (updates[alone] == grads[alone]).all()
 
 
+@pytest.mark.parametrize("norm", ["l2", "std"])
+def test_under_vmap_each_example_is_normalized_alone(norm):
+    sizes = jnp.array([0.0, 1e-30, 1.0, 1e30])[:, None, None]
+    stack = sizes * jax.random.normal(jax.random.key(5), (4, 3, 5))
+    link = normopt.normalize_blocks(norm, (-1,), eps=0.0)
+    together = jax.vmap(lambda g: apply(link, g))(stack)
+    alone = jnp.stack([apply(link, g) for g in stack])
+    np.testing.assert_allclose(together, alone, rtol=1e-6)
+
+
+def test_leaves_that_are_no_real_numbers_pass_every_link():
+    grads = {"i": np.zeros(3, jax.dtypes.float0), "w": jnp.ones(2)}
+    params = {"i": jnp.arange(3), "w": jnp.ones(2)}
+    for link in (
+        normopt.normalize_blocks(),
+        normopt.clip_blocks(0.1),
+        normopt.add_decay(0.1, 0.1),
+        normopt.scale_by_path(0.1),
+        normopt.scale_by_param_norm(),
+    ):
+        updates, _ = link.update(grads, link.init(params), params)
+        assert updates["i"] is grads["i"]
+        assert (updates["w"] != 1).all()
+
+
 def test_a_scalar_is_one_block_of_the_whole_leaf():
     updates = apply(normopt.normalize_blocks(eps=0.0), jnp.array(-7.0))
     assert updates == -1
