@@ -21,7 +21,9 @@ def normalize_blocks(
 
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
 
-    A block whose norm is zero becomes zero, also with `eps=0`. Norms are taken in
+    A block of zeros stays zero, also with `eps=0`. A block that is not zero and yet has
+    norm 0 (`std` of equal elements) is divided by `eps`, and becomes zero with
+    `eps=0`. Norms are taken in
     float32 at least and are right for gradients from 1e-30 to 1e30; mind that the
     default `eps` shortens the result where the norm is not large beside 1e-7. A
     derivative through the link holds 1 / norm^2 and is right for norms from 1e-15 to
@@ -141,10 +143,10 @@ def clip_blocks(
 def _normalize(
     g: jax.Array, norm: str, axes: tuple[int, ...], eps: float | jax.Array
 ) -> jax.Array:
-    length = block_norm(norm, g, axes)
+    length = block_norm(norm, g, axes) + eps
     has_length = length > 0
     # With eps = 0 a block of zeros would be divided by zero.
-    factor = jnp.where(has_length, 1 / jnp.where(has_length, length + eps, 1), 0)
+    factor = jnp.where(has_length, 1 / jnp.where(has_length, length, 1), 0)
     return accumulator(g) * factor
 
 
