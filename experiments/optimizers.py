@@ -91,6 +91,11 @@ def _innermost(config: Config) -> Config:
 def _with_learning_rate(config: Config, decay: Config) -> Config:
     if _wraps(config["name"]):
         inner = config.get("inner", _DEFAULT_INNER)
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise ValueError(
+                f"the inner optimizer of {config['name']!r} must be an object such as "
+                f'{{"name": "sgd", "momentum": 0.9}}, got {inner!r}'
+            )
         return {**config, "inner": _with_learning_rate(inner, decay)}
     return {"learning_rate": decay, **config}
 

@@ -224,6 +224,8 @@ BAD_ARGUMENTS = [
         "kernle",
     ),
     (["--optimizer", '{"name": "sgd", "learning_rate": null}'], "got null"),
+    (["--optimizer", '{"name": "normalized", "inner": 3}'], "got 3"),
+    (["--optimizer", '{"name": "clipped", "max_norm": Infinity}'], "must be finite"),
     (
         [
             "--optimizer",
