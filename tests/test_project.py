@@ -209,6 +209,8 @@ def test_a_signal_leaves_the_mark_of_an_unfinished_set_up(project, number, shell
         pytest.skip(f"there is no {shell}")
     project.add_python("python3", stand_in((3, 12, 1)))
     pip = "trap 'exit 1' INT TERM; touch started; while :; do sleep 0.1; done"
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
         [str(shutil.which("make")), "install", f"SHELL={shell_path}"],
         cwd=project.folder,
@@ -217,6 +219,7 @@ def test_a_signal_leaves_the_mark_of_an_unfinished_set_up(project, number, shell
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     try:
         for _ in range(300):
             if (project.folder / "started").exists():
@@ -228,6 +231,7 @@ def test_a_signal_leaves_the_mark_of_an_unfinished_set_up(project, number, shell
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     assert (project.folder / ".venv" / "unfinished").exists()
     (project.folder / "log").unlink()
     _, ran = project.make()
