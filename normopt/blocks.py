@@ -86,6 +86,20 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
     return resolved
 
 
+def resolve_proper_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
+    """Reads `channel_axes` as `resolve_axes` does, for the sphere and block moments.
+
+    A block of one element has no direction and a moment of its own either way: leaves
+    of such blocks count as leaves without blocks.
+    """
+    return [
+        None if axes is None or block_size(np.shape(leaf), axes) == 1 else axes
+        for axes, leaf in zip(
+            resolve_axes(channel_axes, tree), jax.tree.leaves(tree), strict=True
+        )
+    ]
+
+
 def has_numbers(leaf: Any) -> bool:
     """Tells whether a leaf has elements that are real or complex numbers.
 
@@ -131,9 +145,45 @@ def block_dot(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return reduce_blocks(jnp.sum, jnp.real(product), axes)
 
 
+def safe_sqrt(x: jax.Array) -> jax.Array:
+    """Takes the root of numbers of at least 0, with the derivative 0 at 0.
+
+    The true derivative there is infinite and would turn a block of zeros into NaN.
+    """
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
+
+
+def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
+    """Divides by x where x is positive; 0, with the derivative 0, elsewhere.
+
+    The division stands last: XLA takes all that follows one into the loop over a leaf
+    that the quotient multiplies, and computes it again for each element.
+    """
+    return jnp.where(x > 0, numerator, 0) / jnp.where(x > 0, x, 1)
+
+
 def per_block(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Drops the length-1 axes of a reduced leaf: what remains is indexed by `axes`."""
     return jnp.squeeze(x, tuple(a for a in range(x.ndim) if a not in axes))
+
+
+def across_block(x: jax.Array, axes: tuple[int, ...], ndim: int) -> jax.Array:
+    """Undoes `per_block`: numbers that multiply a leaf of `ndim` dimensions."""
+    return jnp.expand_dims(x, tuple(a for a in range(ndim) if a not in axes))
+
+
+def radial_factor(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Takes <x, w> / |w|^2, the multiple of w that is the radial part of x."""
+    return radial_quotient(block_dot(x, w, axes), block_dot(w, w, axes))
+
+
+def radial_quotient(dot: jax.Array, square: jax.Array) -> jax.Array:
+    """Takes <x, w> / |w|^2 of sums taken before.
+
+    It is 0, so that nothing is removed, where |w|^2 is zero or left the number range.
+    """
+    is_known = (square > 0) & (square < jnp.inf) & jnp.isfinite(dot)
+    return jnp.where(is_known, dot, 0) / jnp.where(is_known, square, 1)
 
 
 def _check_axes(option: str, axes: Any, where: str) -> None:

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -24,6 +25,7 @@ def check_number(
     at_least: float = -math.inf,
     *,
     above: float = -math.inf,
+    below: float = math.inf,
     finite: bool = True,
     where: str = "",
 ) -> None:
@@ -34,6 +36,7 @@ def check_number(
       value: what was given for it.
       at_least: the smallest number allowed.
       above: every number allowed is larger than this.
+      below: every number allowed is smaller than this.
       finite: whether infinity is refused; NaN always is.
       where: the pattern or leaf path that the value stands at, for the message.
 
@@ -52,12 +55,36 @@ def check_number(
         wanted.append(f"at least {at_least:g}")
     if above > -math.inf:
         wanted.append(f"above {above:g}")
-    if finite:
+    if below < math.inf:
+        wanted.append(f"below {below:g}")
+    elif finite:
         wanted.append("finite")
     in_range = number >= at_least and number > above
+    in_range &= number < below or below == math.inf
     if math.isnan(number) or (finite and math.isinf(number)) or not in_range:
         wish = " and ".join(wanted) or "a number"
         raise ValueError(f"`{option}` must be {wish}, got {option}={number:g}{place}")
+
+
+def check_learning_rate(learning_rate: Any) -> None:
+    """Raises unless `learning_rate` is a number of at least 0 or a schedule."""
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate, 0)
+
+
+def check_moment_dtype(option: str, dtype: Any) -> None:
+    """Raises unless `dtype` is None or names a real floating-point dtype."""
+    if dtype is None:
+        return
+    try:
+        is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise TypeError(
+            f"`{option}` must be None or a floating-point dtype such as jnp.float32, "
+            f"got {option}={dtype!r}"
+        )
 
 
 def is_zero(value: Any) -> bool:

@@ -20,6 +20,7 @@ from normopt.blocks import (
     per_block,
     reduce_blocks,
     resolve_axes,
+    safe_sqrt,
 )
 from normopt.paths import params_like
 from normopt.rules import PerLeaf
@@ -234,17 +235,12 @@ def _custom_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
     return jnp.where(is_zero, at_zero, all_blocks(jnp.where(is_zero, 1, x)))
 
 
-def _safe_sqrt(x: jax.Array) -> jax.Array:
-    # The derivative of sqrt at 0 is infinite and would turn a zero block into NaN.
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
-
-
 def _l1(x: jax.Array, axes: BlockAxes) -> jax.Array:
     return block_sum(jnp.abs(x), axes)
 
 
 def _l2(x: jax.Array, axes: BlockAxes) -> jax.Array:
-    return _safe_sqrt(block_sum(x * x, axes))
+    return safe_sqrt(block_sum(x * x, axes))
 
 
 def _avg_l1(x: jax.Array, axes: BlockAxes) -> jax.Array:

@@ -1,7 +1,7 @@
 """Recorded runs of the original implementations, and following them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,9 @@ def load(system: str, case: str) -> Recording:
 
 
 def largest_miss(
-    recording: Recording, make: Callable[[], optax.GradientTransformation]
+    recording: Recording,
+    make: Callable[[], optax.GradientTransformation],
+    without: Collection[str] = (),
 ) -> float:
     """The largest of max|dp| / max|p| over leaves and steps, in the recorded dtype."""
     dtype = jnp.dtype(recording.meta["dtype"])
@@ -61,4 +63,5 @@ def largest_miss(
             float(np.max(np.abs(np.asarray(followed[k], np.float64) - after)))
             / float(np.max(np.abs(after)))
             for k, after in recording.after.items()
+            if k not in without
         )

@@ -2,3 +2,9 @@
 
 from normopt.optimizers.block_normalized import clipped as clipped
 from normopt.optimizers.block_normalized import normalized as normalized
+from normopt.optimizers.projected import adamp as adamp
+from normopt.optimizers.projected import sgdp as sgdp
+from normopt.optimizers.spherical import adamg as adamg
+from normopt.optimizers.spherical import adams as adams
+from normopt.optimizers.spherical import adamsrt as adamsrt
+from normopt.optimizers.spherical import sgdmrt as sgdmrt

@@ -1,7 +1,16 @@
 """The links: gradient transformations of one idea each, to be put into a chain."""
 
+from normopt.transforms.block_numbers import BlockNumbers as BlockNumbers
 from normopt.transforms.decaying import add_decay as add_decay
+from normopt.transforms.moments import ScaleByBlockAdamState as ScaleByBlockAdamState
+from normopt.transforms.moments import scale_by_block_adam as scale_by_block_adam
+from normopt.transforms.multiplying import scale_by_block_size as scale_by_block_size
 from normopt.transforms.multiplying import scale_by_param_norm as scale_by_param_norm
 from normopt.transforms.multiplying import scale_by_path as scale_by_path
 from normopt.transforms.normalizing import clip_blocks as clip_blocks
 from normopt.transforms.normalizing import normalize_blocks as normalize_blocks
+from normopt.transforms.projecting import project_if_invariant as project_if_invariant
+from normopt.transforms.sphere import retract_to_sphere as retract_to_sphere
+from normopt.transforms.tangent import TraceOnTangentState as TraceOnTangentState
+from normopt.transforms.tangent import project_tangent as project_tangent
+from normopt.transforms.tangent import trace_on_tangent as trace_on_tangent

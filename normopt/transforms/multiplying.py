@@ -8,9 +8,11 @@ import optax
 
 from normopt.blocks import (
     accumulator,
+    block_size,
     check_channel_axes,
     has_numbers,
     resolve_axes,
+    resolve_proper_axes,
 )
 from normopt.checks import check_number
 from normopt.norms import block_norm
@@ -129,6 +131,59 @@ def scale_by_param_norm(
     def _scale_by_norm(u: jax.Array, w: jax.Array, own: tuple[int, ...]) -> jax.Array:
         length = jnp.maximum(block_norm("l2", w, own), min_norm)
         return accumulator(u) * length
+
+    return stateless(lambda params: resolve_axes(channel_axes, params), update)
+
+
+def scale_by_block_size(
+    channel_axes: PerLeaf, power: float = 0.5
+) -> optax.GradientTransformation:
+    r"""Multiplies the updates by a power of the number of elements of their block.
+
+    .. math:: u \leftarrow d^{\,p} u
+
+    A block that steps as one by the length of 1 gets with the root of d the length that
+    d elements have if each steps by 1: `scale_by_block_adam` then takes the learning
+    rate of Adam.
+
+    Args:
+      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
+        blocks, and with blocks of one element, stay as they are.
+      power: the exponent p, any finite number.
+
+    Returns:
+      A link without state. Updates keep structure, shapes and dtypes.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a power that is not finite; at init, for an axis that
+        does not exist or a pattern that matches no path.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> link = normopt.scale_by_block_size((-1,))
+      >>> updates = {"kernel": jnp.ones((4, 4, 8)), "bias": jnp.ones(8)}
+      >>> updates, _ = link.update(updates, link.init(updates))
+      >>> updates["kernel"].max().item(), updates["bias"].max().item()
+      (4.0, 1.0)
+
+    References:
+      Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
+      Learning with Normalization Layers", 2020, arXiv 2006.13382, Adam-S.
+    """
+    check_channel_axes(channel_axes)
+    check_number("power", power)
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        del params
+        return [
+            u if own is None else accumulator(u) * block_size(u.shape, own) ** power
+            for u, own in zip(
+                jax.tree.leaves(updates),
+                resolve_proper_axes(channel_axes, updates),
+                strict=True,
+            )
+        ]
 
     return stateless(lambda params: resolve_axes(channel_axes, params), update)
 

@@ -7,7 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator, check_channel_axes, resolve_axes
+from normopt.blocks import (
+    accumulator,
+    check_channel_axes,
+    resolve_axes,
+    safe_quotient,
+)
 from normopt.checks import check_number
 from normopt.norms import block_norm, check_norm
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
@@ -143,11 +148,8 @@ def clip_blocks(
 def _normalize(
     g: jax.Array, norm: str, axes: tuple[int, ...], eps: float | jax.Array
 ) -> jax.Array:
-    length = block_norm(norm, g, axes) + eps
-    has_length = length > 0
     # With eps = 0 a block of zeros would be divided by zero.
-    factor = jnp.where(has_length, 1 / jnp.where(has_length, length, 1), 0)
-    return accumulator(g) * factor
+    return accumulator(g) * safe_quotient(1, block_norm(norm, g, axes) + eps)
 
 
 def _clip(

@@ -1,0 +1,146 @@
+"""AdamP and SGDP: momentum without its radial part, where a leaf looks invariant."""
+
+import optax
+
+from normopt.checks import check_learning_rate, check_number
+from normopt.rules import PerLeaf
+from normopt.transforms.moments import scale_by_block_adam
+from normopt.transforms.projecting import project_if_invariant
+from normopt.transforms.tangent import trace_on_tangent
+
+
+def adamp(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    delta: float = 0.1,
+    wd_ratio: float = 0.1,
+    nesterov: bool = False,
+    channel_axes: PerLeaf = (-1,),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam whose direction loses its radial part where the gradient has none.
+
+    The weight decay is decoupled from the gradient and times the learning rate, and
+    times `wd_ratio` for leaves that pass the test.
+
+    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`: Algorithm
+    2 of the paper, the inner link its lines for the moments.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root of the bias-corrected second moment of an element, in the
+        unit of the gradient; at least 0.
+      weight_decay: a decay that is times the learning rate, per leaf, at least 0.
+      delta: the threshold of the test, at least 0; see `project_if_invariant`.
+      wd_ratio: what is left of the decay of leaves that pass, at least 0.
+      nesterov: whether the direction looks ahead by one step of momentum.
+      channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
+        torch layouts.
+
+    Returns:
+      An optimizer that needs `params`; its state is that of Adam.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      A step along a scale-invariant weight's gradient lengthens the weight by what the
+      sphere's curvature makes of it, and no more:
+
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.adamp(0.1)
+      >>> params = jnp.array([[3.0], [4.0], [0.0]])
+      >>> grads = jnp.array([[-4.0], [3.0], [1e-3]])
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> round(float(jnp.sum(updates * params)), 5)
+      0.0
+
+    References:
+      Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha, "AdamP: Slowing Down the Slowdown for
+      Momentum Optimizers on Scale-invariant Weights", 2021, arXiv 2006.08217,
+      Algorithm 2.
+    """
+    check_learning_rate(learning_rate)
+    moments = scale_by_block_adam(b1, b2, eps, nesterov=nesterov)
+    return optax.chain(
+        project_if_invariant(moments, weight_decay, delta, wd_ratio, channel_axes),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def sgdp(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    delta: float = 0.1,
+    wd_ratio: float = 0.1,
+    nesterov: bool = False,
+    channel_axes: PerLeaf = (-1,),
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum SGD whose direction loses its radial part where the gradient has none.
+
+    The weight decay is decoupled from the gradient, times the learning rate, over
+    1 - momentum (the step length that momentum SGD comes to), and times `wd_ratio` for
+    leaves that pass the test.
+
+    The chain is `project_if_invariant(trace) -> learning rate`: Algorithm 1 of the
+    paper. The momentum itself is not projected.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      momentum: its decay, in [0, 1).
+      dampening: what is taken off the gradient, in [0, 1), from the first step on.
+      weight_decay: a decay that is times the learning rate over 1 - momentum, per leaf,
+        at least 0.
+      delta: the threshold of the test, at least 0; see `project_if_invariant`.
+      wd_ratio: what is left of the decay of leaves that pass, at least 0.
+      nesterov: whether the direction is the gradient plus `momentum` times the
+        momentum.
+      channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
+        torch layouts.
+
+    Returns:
+      An optimizer that needs `params`; its state is the momentum.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      Old momentum that is radial by now is not stepped along:
+
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.sgdp(0.1, momentum=0.9)
+      >>> params = jnp.array([[1.0], [0.0]])
+      >>> _, state = tx.update(jnp.array([[1.0], [1.0]]), tx.init(params), params)
+      >>> updates, _ = tx.update(jnp.array([[0.0], [1.0]]), state, params)
+      >>> [round(float(u), 4) for u in -updates[:, 0]]
+      [0.0, 0.19]
+
+    References:
+      Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha, "AdamP: Slowing Down the Slowdown for
+      Momentum Optimizers on Scale-invariant Weights", 2021, arXiv 2006.08217,
+      Algorithm 1.
+    """
+    check_learning_rate(learning_rate)
+    check_number("momentum", momentum, 0, below=1)
+    # The decay goes through the second scale alone, which puts it over 1 - momentum.
+    trace = optax.chain(
+        trace_on_tangent(momentum, dampening, nesterov=nesterov),
+        optax.scale(1 - momentum),
+    )
+    return optax.chain(
+        project_if_invariant(trace, weight_decay, delta, wd_ratio, channel_axes),
+        optax.scale(1 / (1 - momentum)),
+        optax.scale_by_learning_rate(learning_rate),
+    )

@@ -1,0 +1,279 @@
+"""Optimizers for weights whose length means nothing: AdamS, AdamSRT, SGD-MRT, AdamG."""
+
+from typing import Any
+
+import jax
+import optax
+
+from normopt.blocks import resolve_proper_axes
+from normopt.checks import check_learning_rate
+from normopt.rules import PerLeaf
+from normopt.transforms.decaying import add_decay
+from normopt.transforms.moments import scale_by_block_adam
+from normopt.transforms.multiplying import scale_by_block_size
+from normopt.transforms.sphere import retract_to_sphere
+from normopt.transforms.tangent import trace_on_tangent
+
+
+def adams(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    channel_axes: PerLeaf = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with one second moment per block: the gradient keeps its direction there.
+
+    The weight decay is an L2 term of the gradient, as in the paper: it goes through the
+    moments, and is tied to the learning rate.
+
+    The chain is `add_decay -> scale_by_block_adam -> scale_by_block_size -> learning
+    rate`: the paper's Adam-S. A step of a block of d elements,
+
+    .. math::
+      w \leftarrow w - \eta \sqrt{d} \,
+        \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon},
+
+    takes the learning rate of Adam, since v is a sum over the block. With
+    `channel_axes=None` this is `optax.adam`.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root, in the unit of a block's gradient norm; at least 0.
+      weight_decay: L2 decay, per leaf, at least 0.
+      channel_axes: the axes that index a leaf's blocks, per leaf;
+        `find_scale_invariance` finds them. Without blocks a leaf has plain Adam.
+      mu_dtype: dtype of the first moment; None for that of the leaf.
+
+    Returns:
+      An optimizer whose state is half of Adam's where leaves have blocks.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path.
+
+    Examples:
+      The first step of a block is as long as sqrt(d) steps of Adam, along the gradient:
+
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.adams(0.1, eps=0.0, channel_axes=())
+      >>> params, grads = jnp.ones(4), jnp.array([3.0, 4.0, 0.0, 0.0])
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> [round(float(u), 4) for u in -updates[:2]]
+      [0.12, 0.16]
+
+    References:
+      Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
+      Learning with Normalization Layers", 2020, arXiv 2006.13382, Adam-S.
+    """
+    check_learning_rate(learning_rate)
+    return optax.chain(
+        add_decay(weight_decay),
+        scale_by_block_adam(b1, b2, eps, channel_axes, mu_dtype=mu_dtype),
+        scale_by_block_size(channel_axes),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamsrt(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    channel_axes: PerLeaf = None,
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamS with moments that follow the weights around the sphere.
+
+    The weight decay is an L2 term of the gradient, as in the paper: it goes through the
+    moments, and is tied to the learning rate.
+
+    The chain is that of `adams` with `scale_by_block_adam(tangent=True)`: the paper's
+    Adam-SRT, whose transformation of both moments after a step is here, before the next
+    one, a projection of the first and a rescaling of the second. It makes training
+    independent of the length of scale-invariant weights, but for the effective learning
+    rate :math:`\eta / \|w\|`.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root, in the unit of a block's gradient norm; at least 0.
+      weight_decay: L2 decay, per leaf, at least 0.
+      channel_axes: the axes that index a leaf's blocks, per leaf;
+        `find_scale_invariance` finds them. Without blocks a leaf has plain Adam.
+      mu_dtype: dtype of the first moment; None for that of the leaf.
+
+    Returns:
+      An optimizer that needs `params`; its state is half of Adam's where leaves have
+      blocks.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      The loss sees the direction of w alone. Twice the weights, a gradient of half the
+      length and twice the learning rate: the weights stay twice as long for ever.
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> loss = lambda w: w[0] / jnp.sqrt(jnp.sum(w**2))
+      >>> def train(w, rate):
+      ...     tx = normopt.adamsrt(rate, eps=0.0, channel_axes=())
+      ...     state = tx.init(w)
+      ...     for _ in range(5):
+      ...         updates, state = tx.update(jax.grad(loss)(w), state, w)
+      ...         w = optax.apply_updates(w, updates)
+      ...     return w
+      >>> w = jnp.array([1.0, 2.0, 3.0])
+      >>> bool(jnp.allclose(train(2 * w, 0.2), 2 * train(w, 0.1)))
+      True
+
+    References:
+      Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
+      Learning with Normalization Layers", 2020, arXiv 2006.13382, Adam-SRT.
+    """
+    check_learning_rate(learning_rate)
+    return optax.chain(
+        add_decay(weight_decay),
+        scale_by_block_adam(b1, b2, eps, channel_axes, tangent=True, mu_dtype=mu_dtype),
+        scale_by_block_size(channel_axes),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def sgdmrt(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    channel_axes: PerLeaf = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SGD with momentum that follows the weights around the sphere.
+
+    The weight decay is an L2 term of the gradient, as in the paper: it enters the
+    momentum, and is tied to the learning rate.
+
+    The chain is `add_decay -> trace_on_tangent -> learning rate`: the paper's SGD-MRT.
+    With `channel_axes=None` and no dampening this is `optax.sgd` with momentum.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      momentum: its decay, in [0, 1).
+      dampening: what is taken off the gradient, in [0, 1), from the first step on.
+      weight_decay: L2 decay, per leaf, at least 0.
+      channel_axes: the axes that index a leaf's blocks, per leaf;
+        `find_scale_invariance` finds them.
+
+    Returns:
+      An optimizer that needs `params`; its state is the momentum.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      Without a gradient the momentum goes on, but only along the sphere:
+
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.sgdmrt(0.1, momentum=0.9, channel_axes=())
+      >>> east, north = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> _, state = tx.update(east + north, tx.init(east), east)
+      >>> updates, _ = tx.update(jnp.zeros(2), state, east)
+      >>> [round(float(u), 4) for u in -updates]
+      [0.0, 0.09]
+
+    References:
+      Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
+      Learning with Normalization Layers", 2020, arXiv 2006.13382, SGD-MRT.
+    """
+    check_learning_rate(learning_rate)
+    return optax.chain(
+        add_decay(weight_decay),
+        trace_on_tangent(momentum, dampening, channel_axes),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamg(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    channel_axes: PerLeaf = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam with one second moment for each block, on weights of unit length.
+
+    The weight decay is an L2 term of the gradient of leaves without blocks; a block on
+    the sphere has no length to decay, and gets none.
+
+    The chain is `retract_to_sphere(add_decay -> scale_by_block_adam -> learning rate)`,
+    without the root of d: the learning rate is the angle of a step. Without blocks this
+    is Adam with an L2 term.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule: about the angle, in radians,
+        by which a block turns in a step.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root, in the unit of a block's gradient norm; at least 0.
+      weight_decay: L2 decay of leaves without blocks, per leaf, at least 0.
+      channel_axes: the axes that index a leaf's blocks, per leaf;
+        `find_scale_invariance` finds them. Weights outside it that a change of length
+        does matter to must not be among them.
+
+    Returns:
+      An optimizer that needs `params`. Blocks have unit length from the first step on,
+      however long they start.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.adamg(0.01, channel_axes=(-1,))
+      >>> params = grads = jnp.array([[3.0, 0.5], [4.0, 0.0]])
+      >>> updates, _ = tx.update(grads[::-1], tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> [round(float(n), 5) for n in normopt.block_norms(params, (-1,))]
+      [1.0, 1.0]
+
+    References:
+      Cho and Lee, "Riemannian approach to batch normalization", 2017, arXiv 1709.09603,
+      Adam-G, as implemented for Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry,
+      "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
+      2006.13382.
+    """
+    check_learning_rate(learning_rate)
+    inner = optax.chain(
+        optax.masked(add_decay(weight_decay), _without_blocks(channel_axes)),
+        scale_by_block_adam(b1, b2, eps, channel_axes),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return retract_to_sphere(inner, channel_axes)
+
+
+def _without_blocks(channel_axes: PerLeaf) -> Any:
+    def mask(params: Any) -> Any:
+        axes = resolve_proper_axes(channel_axes, params)
+        return jax.tree.structure(params).unflatten(own is None for own in axes)
+
+    return mask

@@ -1,0 +1,157 @@
+"""A link that brings weights back to the sphere after any optimizer's step."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.blocks import (
+    accumulator,
+    check_channel_axes,
+    resolve_proper_axes,
+    safe_quotient,
+)
+from normopt.checks import check_number
+from normopt.norms import block_norm
+from normopt.paths import params_like, places
+from normopt.rules import PerLeaf
+from normopt.transforms.tangent import tangent_part
+
+
+def retract_to_sphere(
+    inner: optax.GradientTransformation,
+    channel_axes: PerLeaf,
+    radius: float = 1.0,
+    *,
+    moment: str | None = "mu",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Brings each block of the weights back to a sphere after a whole step of `inner`.
+
+    .. math::
+      w' &= w + u, \qquad u \leftarrow \mathrm{radius} \frac{w'}{\|w'\|} - w \\
+      m &\leftarrow \frac{\|w'\|}{\|w\|}
+        \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
+
+    The first moment m of `inner` is carried along: what it has along the new weights is
+    removed. It is the last link of a chain, with the learning rate inside, since what
+    comes after it would leave the sphere. Weights are on the sphere from the first step
+    on, wherever they start. A block that stands at zero and does not move stays there.
+
+    Args:
+      inner: an optimizer, learning rate included.
+      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
+        blocks, and with blocks of one element, take inner's step as it is.
+      radius: of the sphere, in the unit of the weights, above 0.
+      moment: the name of the field of inner's state that holds the first moment: `mu`
+        in Adam's, `trace` in momentum's; None for an inner optimizer without one.
+
+    Returns:
+      An optimizer that needs `params`; its state is that of `inner`. Updates keep
+      structure, shapes and dtypes.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, for a radius that is not positive; at init, if no field or
+        several fields of inner's state have the name `moment`, or it does not hold
+        something like the params, and for an axis that does not exist or a pattern that
+        matches no path; at update, without `params` or with params of another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.retract_to_sphere(optax.adam(0.1), ())
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, _ = tx.update(jnp.array([1.0, 0.0]), tx.init(params), params)
+      >>> round(float(normopt.block_norms(optax.apply_updates(params, updates))), 6)
+      1.0
+
+    References:
+      Cho and Lee, "Riemannian approach to batch normalization", 2017, arXiv 1709.09603
+      (Adam-G), as implemented beside Roburin, de Mont-Marin, Bursuc, Marlet, Pérez,
+      Aubry, "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
+      2006.13382.
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            "`retract_to_sphere` wraps an optimizer such as optax.adam(0.1), got "
+            f"inner={inner!r}"
+        )
+    check_channel_axes(channel_axes)
+    check_number("radius", radius, above=0)
+    if not isinstance(moment, str | None):
+        raise TypeError(
+            "`moment` must be the name of a field of inner's state or None, got "
+            f"moment={moment!r}"
+        )
+    inner = optax.with_extra_args_support(inner)
+
+    def init_fn(params: optax.Params) -> optax.OptState:
+        resolve_proper_axes(channel_axes, params)
+        state = inner.init(params)
+        if moment is not None:
+            _check_moment(moment, _moment_of(state, moment), params)
+        return state
+
+    def update_fn(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        steps, state = inner.update(updates, state, params, **extra_args)
+        weights = params_like(steps, params, "retract_to_sphere")
+        axes = resolve_proper_axes(channel_axes, steps)
+        mu = None if moment is None else _moment_of(state, moment)
+        carried = {place.path: place.leaf for place in places(mu)}
+        retracted = []
+        for place, w, own in zip(places(steps), weights, axes, strict=True):
+            if own is None:
+                retracted.append(place.leaf)
+                continue
+            new = accumulator(w) + accumulator(place.leaf)
+            length = block_norm("l2", new, own)
+            # A block that stands at zero has no direction to be retracted along.
+            on_sphere = jnp.where(length > 0, new * safe_quotient(radius, length), new)
+            retracted.append((on_sphere - accumulator(w)).astype(place.leaf.dtype))
+            if place.path in carried:
+                m = carried[place.path]
+                stretch = safe_quotient(length, block_norm("l2", w, own))
+                carried[place.path] = (tangent_part(m, new, own) * stretch).astype(
+                    m.dtype
+                )
+        if moment is not None:
+            mu = jax.tree.structure(mu).unflatten(carried.values())
+            state = optax.tree.set(state, _is_field, **{moment: mu})
+        return jax.tree.structure(steps).unflatten(retracted), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _moment_of(state: optax.OptState, moment: str) -> Any:
+    found = optax.tree.get_all_with_path(state, moment, _is_field)
+    if len(found) != 1:
+        where = ", ".join(jax.tree_util.keystr(path) for path, _ in found) or "none"
+        raise ValueError(
+            f"`moment`={moment!r} must name one field of inner's state; those of that "
+            f"name: {where}. Momentum SGD calls it 'trace', Adam 'mu'; an inner "
+            "optimizer without a first moment takes moment=None"
+        )
+    return found[0][1]
+
+
+def _check_moment(moment: str, mu: Any, params: Any) -> None:
+    shapes = {place.path: jnp.shape(place.leaf) for place in places(params)}
+    for place in places(mu):
+        if shapes.get(place.path) != jnp.shape(place.leaf):
+            raise ValueError(
+                f"`moment`={moment!r} of inner's state is no first moment: its "
+                f"{place.path!r} has the shape {jnp.shape(place.leaf)}, the parameter "
+                f"has {shapes.get(place.path)}"
+            )
+
+
+def _is_field(path: tuple[Any, ...], value: Any) -> bool:
+    # Not a parameter that happens to have the name.
+    del value
+    return isinstance(path[-1], optax.tree_utils.NamedTupleKey)

@@ -1,0 +1,170 @@
+"""Links that keep what they hand on orthogonal to the weights."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from normopt.blocks import (
+    accumulator,
+    check_channel_axes,
+    radial_factor,
+    resolve_proper_axes,
+)
+from normopt.checks import check_moment_dtype, check_number
+from normopt.paths import params_like
+from normopt.rules import PerLeaf
+from normopt.transforms.block_numbers import (
+    moment_dtype,
+    pack_like_params,
+    unpack_like_params,
+    zeros_like_params,
+)
+from normopt.transforms.stateless import stateless
+
+
+def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformation:
+    r"""Removes the radial part of the updates; the rest is orthogonal to the weights.
+
+    .. math:: u_b \leftarrow u_b - \frac{\langle u_b, w_b \rangle}{\|w_b\|^2} w_b
+
+    A block of weights of length zero has no radial direction, and its update stays as
+    it is.
+
+    Args:
+      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
+        blocks, and with blocks of one element, stay as they are.
+
+    Returns:
+      A link without state that needs `params`. Updates keep structure, shapes and
+      dtypes.
+
+    Raises:
+      TypeError: when built, if the axes have the wrong type.
+      ValueError: at init, for an axis that does not exist or a pattern that matches no
+        path; at update, without `params` or with params of another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> link = normopt.project_tangent(())
+      >>> grads, params = jnp.array([1.0, 1.0]), jnp.array([3.0, 4.0])
+      >>> updates, _ = link.update(grads, link.init(params), params)
+      >>> bool(abs(updates @ params) < 1e-6)
+      True
+
+    References:
+      Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
+      Learning with Normalization Layers", 2020, arXiv 2006.13382, section 2.
+    """
+    check_channel_axes(channel_axes)
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        weights = params_like(updates, params, "project_tangent")
+        axes = resolve_proper_axes(channel_axes, updates)
+        return [
+            u if own is None else tangent_part(u, w, own)
+            for u, w, own in zip(jax.tree.leaves(updates), weights, axes, strict=True)
+        ]
+
+    return stateless(lambda params: resolve_proper_axes(channel_axes, params), update)
+
+
+class TraceOnTangentState(NamedTuple):
+    """State of `trace_on_tangent`."""
+
+    trace: Any  # params' structure and shapes, in `accumulator_dtype`
+
+
+def trace_on_tangent(
+    decay: float,
+    dampening: float = 0.0,
+    channel_axes: PerLeaf = None,
+    *,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformation:
+    r"""Accumulates momentum that follows the weights of a block around the sphere.
+
+    .. math::
+      m \leftarrow \beta P(m) + (1 - \delta) g, \qquad
+      P(m) = m - \frac{\langle m, w \rangle}{\|w\|^2} w
+
+    The past m is projected at the present weights, which takes out what has become
+    radial since; the gradient is added as it is. Without blocks P is 1, and with
+    :math:`\delta = 0` the link is `optax.trace`.
+
+    Args:
+      decay: of the momentum, :math:`\beta`, in [0, 1).
+      dampening: :math:`\delta`, in [0, 1); it holds from the first step on.
+      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
+        blocks, and with blocks of one element, have plain momentum.
+      nesterov: whether the update is :math:`g + \beta m` instead of m.
+      accumulator_dtype: dtype of the momentum of real leaves; None for the leaf's.
+
+    Returns:
+      A link that needs `params`. Its state is a `TraceOnTangentState`. Updates keep
+      structure, shapes and dtypes.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`
+        or with params of another shape.
+
+    Examples:
+      A weight that turned by 90 degrees leaves its old momentum, now radial, behind:
+
+      >>> import jax.numpy as jnp
+      >>> link = normopt.trace_on_tangent(0.9, channel_axes=())
+      >>> east, north = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+      >>> _, state = link.update(north, link.init(east), east)
+      >>> updates, _ = link.update(east, state, north)
+      >>> updates.tolist()
+      [1.0, 0.0]
+
+    References:
+      Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
+      Learning with Normalization Layers", 2020, arXiv 2006.13382, SGD-MRT.
+    """
+    check_number("decay", decay, 0, below=1)
+    check_number("dampening", dampening, 0, below=1)
+    check_channel_axes(channel_axes)
+    check_moment_dtype("accumulator_dtype", accumulator_dtype)
+
+    def init_fn(params: optax.Params) -> TraceOnTangentState:
+        resolve_proper_axes(channel_axes, params)
+        return TraceOnTangentState(
+            zeros_like_params(params, lambda w: moment_dtype(w, accumulator_dtype))
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, TraceOnTangentState]:
+        leaves, treedef = jax.tree.flatten(updates)
+        axes = resolve_proper_axes(channel_axes, updates)
+        weights: list[Any] = [None] * len(leaves)
+        if any(own is not None for own in axes):
+            weights = params_like(updates, params, "trace_on_tangent")
+        directions, traces = [], []
+        for g, w, m, own in zip(
+            leaves, weights, unpack_like_params(state.trace, updates), axes, strict=True
+        ):
+            if m is None:
+                directions.append(g)
+                continue
+            m = accumulator(m) if own is None else tangent_part(m, w, own)
+            m = decay * m + (1 - dampening) * accumulator(g)
+            ahead = accumulator(g) + decay * m if nesterov else m
+            directions.append(ahead.astype(g.dtype))
+            traces.append(m)
+        trace = pack_like_params(traces, state.trace)
+        return treedef.unflatten(directions), TraceOnTangentState(trace)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def tangent_part(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Removes from each block of `x` what is parallel to `w`; float32 at least."""
+    return accumulator(x) - radial_factor(x, w, axes) * accumulator(w)
