@@ -180,9 +180,11 @@ def radial_factor(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Arra
 def radial_quotient(dot: jax.Array, square: jax.Array) -> jax.Array:
     """Takes <x, w> / |w|^2 of sums taken before.
 
-    It is 0, so that nothing is removed, where |w|^2 is zero or left the number range.
+    It is 0, so that nothing is removed, where it or |w|^2 is zero or left the range.
     """
-    is_known = (square > 0) & (square < jnp.inf) & jnp.isfinite(dot)
+    largest = jnp.finfo(square.dtype).max
+    is_known = (square > 0) & (square <= largest) & (jnp.abs(dot) <= square * largest)
+    is_known &= jnp.abs(dot) <= largest
     return jnp.where(is_known, dot, 0) / jnp.where(is_known, square, 1)
 
 

@@ -36,7 +36,9 @@ def retract_to_sphere(
     The first moment m of `inner` is carried along: what it has along the new weights is
     removed. It is the last link of a chain, with the learning rate inside, since what
     comes after it would leave the sphere. Weights are on the sphere from the first step
-    on, wherever they start. A block that stands at zero and does not move stays there.
+    on, wherever they start; where a first step of float32 has to undo a length of more
+    than a thousand radii, its rounding shows until the second. A block that stands at
+    zero and does not move stays there.
 
     Args:
       inner: an optimizer, learning rate included.

@@ -77,3 +77,20 @@ def test_params_are_needed():
 def test_min_norm_is_not_negative():
     with pytest.raises(ValueError, match="min_norm=-1"):
         normopt.scale_by_param_norm(min_norm=-1)
+
+
+@pytest.mark.parametrize(
+    ("axes", "power", "expected"),
+    [((), 0.5, 60**0.5), ((-1,), 0.5, 12**0.5), ((0, 2), -1, 1 / 4), (None, 0.5, 1)],
+)
+def test_block_size_counts_the_elements_of_one_block(axes, power, expected):
+    link = normopt.scale_by_block_size(axes, power)
+    updates, _ = link.update(jnp.ones((3, 4, 5)), link.init(jnp.ones((3, 4, 5))))
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+def test_block_size_leaves_blocks_of_one_element():
+    params = {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)}
+    link = normopt.scale_by_block_size((-1,))
+    updates, _ = link.update(params, link.init(params))
+    assert updates["bias"] is params["bias"] and updates["kernel"][0, 0] == 2

@@ -1,0 +1,117 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import normopt
+
+W, G = jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
+
+
+@pytest.mark.parametrize("axes", [(), (-1,), (0, 2)])
+@pytest.mark.parametrize("radius", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("inner", "moment"),
+    [
+        (optax.adam(0.1), "mu"),
+        (optax.sgd(0.1, momentum=0.9), "trace"),
+        (optax.sgd(0.1), None),
+        (normopt.adams(0.1, channel_axes=(-1,)), "mu"),
+        (optax.inject_hyperparams(optax.adam)(learning_rate=0.1), "mu"),
+    ],
+)
+def test_blocks_end_on_the_sphere_after_any_inner_step(axes, radius, inner, moment):
+    tx = normopt.retract_to_sphere(inner, axes, radius, moment=moment)
+    params, state = W, tx.init(W)
+    for g in (G, -2 * G, W):
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(normopt.block_norms(params, axes), radius, rtol=2e-6)
+
+
+def test_the_moment_is_carried_to_the_new_weights():
+    tx = normopt.retract_to_sphere(optax.sgd(0.3, momentum=0.9), (-1,), moment="trace")
+    _, state = tx.update(G, tx.init(W), W)
+    (trace,) = (s.trace for s in state if hasattr(s, "trace"))
+    new = W - 0.3 * G
+    radial = jnp.sum(G * new, (0, 1)) / jnp.sum(new**2, (0, 1))
+    stretch = jnp.linalg.norm(new.reshape(-1, 5), axis=0)
+    stretch /= jnp.linalg.norm(W.reshape(-1, 5), axis=0)
+    np.testing.assert_allclose(
+        trace, stretch * (G - radial * new), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_leaves_without_blocks_take_the_inner_step():
+    params = {"kernel": W, "mu": jnp.ones(3)}
+    axes = {"kernel": (-1,)}
+    tx = normopt.retract_to_sphere(optax.adam(0.1), axes)
+    updates, state = tx.update(params, tx.init(params), params)
+    expected, _ = optax.adam(0.1).update(params, optax.adam(0.1).init(params), params)
+    np.testing.assert_array_equal(updates["mu"], expected["mu"])
+    # A parameter called mu is not taken for the moment.
+    assert state[0].mu["mu"].shape == (3,)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-12, 1e12, 1e30])
+def test_any_length_of_weights_is_brought_to_the_sphere(length):
+    tx = normopt.retract_to_sphere(optax.sgd(0.1, momentum=0.9), (-1,), moment="trace")
+    params = length * W
+    updates, state = tx.update(G, tx.init(params), params)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
+    new = optax.apply_updates(params, updates)
+    # The first step is rounded where it undoes a great length; the second one is not.
+    updates, _ = tx.update(G, state, new)
+    new = optax.apply_updates(new, updates)
+    np.testing.assert_allclose(normopt.block_norms(new, (-1,)), 1, rtol=1e-6)
+
+
+def test_a_block_at_zero_that_does_not_move_stays():
+    tx = normopt.retract_to_sphere(optax.sgd(0.1), (), moment=None)
+    updates, _ = tx.update(jnp.zeros(3), tx.init(jnp.zeros(3)), jnp.zeros(3))
+    assert not updates.any()
+
+
+def test_masked_inner_moments_are_carried_where_they_are():
+    params = {"a": W, "b": G}
+    inner = optax.chain(
+        optax.masked(optax.trace(0.9), {"a": True, "b": False}), optax.scale(-0.1)
+    )
+    tx = normopt.retract_to_sphere(inner, (-1,), moment="trace")
+    updates, state = tx.update(params, tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    for leaf in jax.tree.leaves(normopt.block_norms(new, (-1,))):
+        np.testing.assert_allclose(leaf, 1, rtol=1e-6)
+    carried = state[0].inner_state.trace["a"]
+    np.testing.assert_allclose(jnp.sum(carried * new["a"], (0, 1)), 0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inner", "moment", "message"),
+    [
+        (optax.sgd(0.1), "mu", "must name one field of inner's state; .*: none"),
+        (optax.chain(optax.adam(0.1), optax.adam(0.1)), "mu", "ScaleByAdamState.mu, "),
+        (normopt.adams(0.1, channel_axes=()), "nu", "is no first moment: its"),
+        (optax.adam(0.1), "count", "is no first moment"),
+    ],
+)
+def test_a_moment_that_is_not_one_is_refused_at_init(inner, moment, message):
+    tx = normopt.retract_to_sphere(inner, (), moment=moment)
+    with pytest.raises(ValueError, match=message):
+        tx.init({"kernel": W})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((optax.adam(0.1), (), 0.0), ValueError, "`radius` must be above 0"),
+        (("adam", ()), TypeError, "wraps an optimizer such as"),
+        ((optax.adam(0.1), 3), TypeError, "`channel_axes` must be None or"),
+    ],
+)
+def test_bad_options_are_refused_when_built(arguments, error, message):
+    with pytest.raises(error, match=message):
+        normopt.retract_to_sphere(*arguments)
+    with pytest.raises(TypeError, match="`moment` must be the name"):
+        normopt.retract_to_sphere(optax.adam(0.1), (), moment=1)
