@@ -162,6 +162,11 @@ def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, numerator, 0) / jnp.where(x > 0, x, 1)
 
 
+def saturated(x: jax.Array) -> jax.Array:
+    """Bounds numbers of at least 0: an average would keep an infinite one for ever."""
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
+
+
 def per_block(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Drops the length-1 axes of a reduced leaf: what remains is indexed by `axes`."""
     return jnp.squeeze(x, tuple(a for a in range(x.ndim) if a not in axes))

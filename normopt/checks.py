@@ -72,6 +72,11 @@ def check_learning_rate(learning_rate: Any) -> None:
         check_number("learning_rate", learning_rate, 0)
 
 
+def check_not_negative(option: str, value: Any, where: str) -> None:
+    """Checks one value of a per-leaf option that is a number of at least 0."""
+    check_number(option, value, 0, where=where)
+
+
 def check_moment_dtype(option: str, dtype: Any) -> None:
     """Raises unless `dtype` is None or names a real floating-point dtype."""
     if dtype is None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from normopt.blocks import block_size, check_channel_axes, resolve_axes
-from normopt.checks import check_number
+from normopt.checks import check_not_negative
 from normopt.paths import places
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -51,11 +51,13 @@ def describe(
     check_channel_axes(channel_axes)
     options = {"weight_decay": weight_decay, "l1": l1, "lr_multipliers": lr_multipliers}
     for option, value in options.items():
-        check_per_leaf(option, value, _check)
+        check_per_leaf(option, value, check_not_negative)
     axes = resolve_axes(channel_axes, params)
-    decays = per_leaf("weight_decay", weight_decay, params, 0.0, _check)
-    l1s = per_leaf("l1", l1, params, 0.0, _check)
-    multipliers = per_leaf("lr_multipliers", lr_multipliers, params, 1.0, _check)
+    decays = per_leaf("weight_decay", weight_decay, params, 0.0, check_not_negative)
+    l1s = per_leaf("l1", l1, params, 0.0, check_not_negative)
+    multipliers = per_leaf(
+        "lr_multipliers", lr_multipliers, params, 1.0, check_not_negative
+    )
 
     rows = [
         ("path", "shape", "dtype", "axes", "blocks", "multiplier", "decay", "half-life")
@@ -101,7 +103,3 @@ def _half_life(decay: float) -> str:
         return "-"
     steps = 1.0 if decay >= 0.5 else math.log(2) / -math.log1p(-decay)
     return f"{steps:,.0f} steps"
-
-
-def _check(option: str, value: Any, where: str) -> None:
-    check_number(option, value, 0, where=where)

@@ -143,6 +143,15 @@ def per_leaf(
     return values
 
 
+def scaled(value: PerLeaf, factor: Any) -> PerLeaf:
+    """Multiplies a per-leaf option of numbers, in any of its three forms."""
+    if isinstance(value, Mapping):
+        return {pattern: one * factor for pattern, one in value.items()}
+    if callable(value):
+        return lambda tree: jax.tree.map(lambda one: one * factor, value(tree))
+    return value * factor
+
+
 def _choose(
     everywhere: list[Place],
     rules: dict[str, re.Pattern[str]],

@@ -2,8 +2,8 @@
 
 import optax
 
-from normopt.checks import check_learning_rate, check_number
-from normopt.rules import PerLeaf
+from normopt.checks import check_learning_rate, check_not_negative, check_number
+from normopt.rules import PerLeaf, check_per_leaf, scaled
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.projecting import project_if_invariant
 from normopt.transforms.tangent import trace_on_tangent
@@ -134,13 +134,10 @@ def sgdp(
     """
     check_learning_rate(learning_rate)
     check_number("momentum", momentum, 0, below=1)
-    # The decay goes through the second scale alone, which puts it over 1 - momentum.
-    trace = optax.chain(
-        trace_on_tangent(momentum, dampening, nesterov=nesterov),
-        optax.scale(1 - momentum),
-    )
+    check_per_leaf("weight_decay", weight_decay, check_not_negative)
+    trace = trace_on_tangent(momentum, dampening, nesterov=nesterov)
+    decay = scaled(weight_decay, 1 / (1 - momentum))
     return optax.chain(
-        project_if_invariant(trace, weight_decay, delta, wd_ratio, channel_axes),
-        optax.scale(1 / (1 - momentum)),
+        project_if_invariant(trace, decay, delta, wd_ratio, channel_axes),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import accumulator, has_numbers
-from normopt.checks import check_number, is_zero
+from normopt.checks import check_not_negative, is_zero
 from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.stateless import stateless
@@ -52,12 +52,12 @@ def add_decay(
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
       1711.05101, on why this differs from decay after the learning rate.
     """
-    check_per_leaf("weight_decay", weight_decay, _check_decay)
-    check_per_leaf("l1", l1, _check_decay)
+    check_per_leaf("weight_decay", weight_decay, check_not_negative)
+    check_per_leaf("l1", l1, check_not_negative)
 
     def resolve(tree: Any) -> list[tuple[Any, Any]]:
-        l2s = per_leaf("weight_decay", weight_decay, tree, 0.0, _check_decay)
-        l1s = per_leaf("l1", l1, tree, 0.0, _check_decay)
+        l2s = per_leaf("weight_decay", weight_decay, tree, 0.0, check_not_negative)
+        l1s = per_leaf("l1", l1, tree, 0.0, check_not_negative)
         return list(zip(l2s, l1s, strict=True))
 
     def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
@@ -80,7 +80,3 @@ def _add_decay(g: jax.Array, w: jax.Array, weight_decay: Any, l1: Any) -> jax.Ar
     if not is_zero(l1):
         total = total + l1 * jnp.sign(accumulator(w))
     return total
-
-
-def _check_decay(option: str, value: Any, where: str) -> None:
-    check_number(option, value, 0, where=where)

@@ -22,6 +22,7 @@ from normopt.blocks import (
     resolve_proper_axes,
     safe_quotient,
     safe_sqrt,
+    saturated,
 )
 from normopt.checks import check_moment_dtype, check_number
 from normopt.paths import params_like
@@ -198,15 +199,15 @@ class _Moments(NamedTuple):
 def _transported(old: _Moments, w: jax.Array, axes: tuple[int, ...]) -> _Moments:
     """Takes the moments of a leaf with blocks from the last weights to these."""
     w = accumulator(w)
-    square = _saturated(block_dot(w, w, axes))
+    square = saturated(block_dot(w, w, axes))
     # At init, and where a block had or has no length, its moments stay as they are.
     has_length = (old.square > 0) & (square > 0)
     ratio = jnp.where(has_length, old.square, 1) / jnp.where(has_length, square, 1)
-    ratio = _saturated(ratio)
+    ratio = saturated(ratio)
     return _Moments(
         mu=accumulator(old.mu) - radial_factor(old.mu, w, axes) * w,
-        nu=_saturated(old.nu * ratio),
-        nu_max=None if old.nu_max is None else _saturated(old.nu_max * ratio),
+        nu=saturated(old.nu * ratio),
+        nu_max=None if old.nu_max is None else saturated(old.nu_max * ratio),
         square=square,
     )
 
@@ -214,18 +215,13 @@ def _transported(old: _Moments, w: jax.Array, axes: tuple[int, ...]) -> _Moments
 def _averaged(old: _Moments, g: jax.Array, axes: Axes, b1: Any, b2: Any) -> _Moments:
     g = accumulator(g)
     squares = jnp.real(g * jnp.conj(g)) if axes is None else block_dot(g, g, axes)
-    nu = _saturated(b2 * old.nu + (1 - b2) * squares)
+    nu = saturated(b2 * old.nu + (1 - b2) * squares)
     return _Moments(
         mu=b1 * accumulator(old.mu) + (1 - b1) * g,
         nu=nu,
         nu_max=None if old.nu_max is None else jnp.maximum(old.nu_max, nu),
         square=old.square,
     )
-
-
-def _saturated(x: jax.Array) -> jax.Array:
-    """Bounds numbers of at least 0: an average would keep an infinite one for ever."""
-    return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
 def _unpacked(

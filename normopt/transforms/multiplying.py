@@ -14,7 +14,7 @@ from normopt.blocks import (
     resolve_axes,
     resolve_proper_axes,
 )
-from normopt.checks import check_number
+from normopt.checks import check_not_negative, check_number
 from normopt.norms import block_norm
 from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
@@ -57,10 +57,10 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
       The learning-rate multipliers of the Keras implementation of Loshchilov and
       Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
     """
-    check_per_leaf("lr_multipliers", lr_multipliers, _check_multiplier)
+    check_per_leaf("lr_multipliers", lr_multipliers, check_not_negative)
 
     def resolve(tree: Any) -> list[Any]:
-        return per_leaf("lr_multipliers", lr_multipliers, tree, 1.0, _check_multiplier)
+        return per_leaf("lr_multipliers", lr_multipliers, tree, 1.0, check_not_negative)
 
     def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
         del params
@@ -186,7 +186,3 @@ def scale_by_block_size(
         ]
 
     return stateless(lambda params: resolve_axes(channel_axes, params), update)
-
-
-def _check_multiplier(option: str, value: Any, where: str) -> None:
-    check_number(option, value, 0, where=where)

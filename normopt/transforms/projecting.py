@@ -20,7 +20,7 @@ from normopt.blocks import (
     safe_quotient,
     safe_sqrt,
 )
-from normopt.checks import check_number
+from normopt.checks import check_not_negative, check_number
 from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -97,14 +97,14 @@ def project_if_invariant(
             "`project_if_invariant` wraps a transformation such as optax.trace(0.9), "
             f"got inner={inner!r}"
         )
-    check_per_leaf("weight_decay", weight_decay, _check_decay)
+    check_per_leaf("weight_decay", weight_decay, check_not_negative)
     check_number("delta", delta, 0)
     check_number("wd_ratio", wd_ratio, 0)
     check_channel_axes(channel_axes)
     inner = optax.with_extra_args_support(inner)
 
     def resolve(tree: Any) -> list[tuple[Any, Axes]]:
-        decays = per_leaf("weight_decay", weight_decay, tree, 0.0, _check_decay)
+        decays = per_leaf("weight_decay", weight_decay, tree, 0.0, check_not_negative)
         axes = _resolve_tested_axes(channel_axes, tree)
         return list(zip(decays, axes, strict=True))
 
@@ -147,18 +147,18 @@ def _radial_part(
     """Returns by block what to take of `w` from `p`, and whether the leaf passed."""
     pairs = ((g, w), (g, g), (w, w), (p, w))
     gw, gg, ww, pw = (block_dot(a, b, axes) for a, b in pairs)
-    # The sums of the whole leaf follow from those of its blocks.
+    # The sums of the leaf follow from those of its blocks; without the barrier XLA
+    # takes them from the leaf again, of products that it stores.
     all_gw, all_gg, all_ww, all_pw = (
-        reduce_blocks(jnp.sum, one, ()) for one in (gw, gg, ww, pw)
+        reduce_blocks(jnp.sum, one, ())
+        for one in jax.lax.optimization_barrier((gw, gg, ww, pw))
     )
     blocks_pass = _is_tangent(gw, gg, ww, block_size(g.shape, axes), delta)
     whole_passes = _is_tangent(all_gw, all_gg, all_ww, g.size, delta)
-    radial = jnp.where(
-        blocks_pass,
-        radial_quotient(pw, ww),
-        jnp.where(whole_passes, radial_quotient(all_pw, all_ww), 0),
-    )
-    return radial, blocks_pass | whole_passes
+    is_invariant = blocks_pass | whole_passes
+    dot = jnp.where(blocks_pass, pw, jnp.where(whole_passes, all_pw, 0))
+    radial = radial_quotient(dot, jnp.where(blocks_pass, ww, all_ww))
+    return radial, is_invariant
 
 
 def _is_tangent(
@@ -182,7 +182,3 @@ def _resolve_tested_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
         is_single = axes is not None and block_size(np.shape(leaf), axes) == 1
         tested.append((() if np.ndim(leaf) > 1 else None) if is_single else axes)
     return tested
-
-
-def _check_decay(option: str, value: Any, where: str) -> None:
-    check_number(option, value, 0, where=where)

@@ -8,12 +8,14 @@ import optax
 
 from normopt.blocks import (
     accumulator,
+    block_dot,
     check_channel_axes,
     resolve_proper_axes,
     safe_quotient,
+    safe_sqrt,
+    saturated,
 )
 from normopt.checks import check_number
-from normopt.norms import block_norm
 from normopt.paths import params_like, places
 from normopt.rules import PerLeaf
 from normopt.transforms.tangent import tangent_part
@@ -112,13 +114,13 @@ def retract_to_sphere(
                 retracted.append(place.leaf)
                 continue
             new = accumulator(w) + accumulator(place.leaf)
-            length = block_norm("l2", new, own)
+            length = _length(new, own)
             # A block that stands at zero has no direction to be retracted along.
             on_sphere = jnp.where(length > 0, new * safe_quotient(radius, length), new)
             retracted.append((on_sphere - accumulator(w)).astype(place.leaf.dtype))
             if place.path in carried:
                 m = carried[place.path]
-                stretch = safe_quotient(length, block_norm("l2", w, own))
+                stretch = safe_quotient(length, _length(w, own))
                 carried[place.path] = (tangent_part(m, new, own) * stretch).astype(
                     m.dtype
                 )
@@ -128,6 +130,12 @@ def retract_to_sphere(
         return jax.tree.structure(steps).unflatten(retracted), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    # Not `block_norm`, which has a branch for extreme lengths: a step on the sphere has
+    # none, and a first one from far away may take two.
+    return safe_sqrt(saturated(block_dot(x, x, axes)))
 
 
 def _moment_of(state: optax.OptState, moment: str) -> Any:
