@@ -1,0 +1,201 @@
+"""Every optimizer of the library, as data, and the trees that they are run on."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+import normopt
+
+RATE = 0.1
+PER_BLOCK, PER_ELEMENT = "per block", "per element"
+COLUMNS = {"(kernel|weight)$": (-1,)}
+ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.05}
+SGD = {"momentum": 0.8, "dampening": 0.2, "weight_decay": 0.05}
+MOMENTUM = {"name": "sgd", "momentum": 0.9}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """An optimizer, and where its contract is its own."""
+
+    name: str
+    options: Mapping[str, Any]  # beside the learning rate
+    inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
+    needs_params: str = ""  # the link that refuses an update without params
+    second_moments: str = ""  # of what its state keeps them
+
+    def arguments(self, rate=RATE, inject=lambda build: build, **options):
+        """All arguments of the optimizer; `inject` wraps the builder of an inner."""
+        if self.inner is None:
+            return {"learning_rate": rate, **self.options, **options}
+        inner = dict(self.inner)
+        build = inject(getattr(optax, inner.pop("name")))
+        return {"inner": build(rate, **inner), **self.options, **options}
+
+    def make(self, rate=RATE, **options):
+        return self.build(**self.arguments(rate, **options))
+
+    @property
+    def build(self) -> Callable[..., optax.GradientTransformation]:
+        return getattr(normopt, self.name)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Its own float hyper-parameters."""
+        return {k: v for k, v in self.options.items() if isinstance(v, float)}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        rate = {"learning_rate": RATE}
+        if self.inner is not None:
+            rate = {"inner": {**self.inner, **rate}}
+        return {"name": self.name, **rate, **self.options}
+
+
+CASES = [
+    Case(
+        "adamg",
+        {**ADAM, "channel_axes": COLUMNS},
+        needs_params="add_decay",
+        second_moments=PER_BLOCK,
+    ),
+    Case(
+        "adamp",
+        {**ADAM, "delta": 1.0, "wd_ratio": 0.1},
+        needs_params="project_if_invariant",
+        second_moments=PER_ELEMENT,
+    ),
+    Case(
+        "adams",
+        {**ADAM, "channel_axes": COLUMNS},
+        needs_params="add_decay",
+        second_moments=PER_BLOCK,
+    ),
+    Case(
+        "adamsrt",
+        {**ADAM, "channel_axes": COLUMNS},
+        needs_params="add_decay",
+        second_moments=PER_BLOCK,
+    ),
+    Case(
+        "clipped",
+        {"max_norm": 0.5, "norm": "max", "channel_axes": COLUMNS, "eps": 1e-3},
+        inner={**MOMENTUM, "nesterov": True},
+    ),
+    Case(
+        "normalized",
+        {"channel_axes": COLUMNS, "eps": 1e-3},
+        inner=MOMENTUM,
+    ),
+    Case("sgdmrt", {**SGD, "channel_axes": COLUMNS}, needs_params="add_decay"),
+    Case(
+        "sgdp",
+        {**SGD, "delta": 1.0, "wd_ratio": 0.1},
+        needs_params="project_if_invariant",
+    ),
+]
+
+SMALL = {
+    "body": {"kernel": (3, 4), "bias": (4,)},
+    "head": {"kernel": (2, 1, 4, 2)},
+}
+FULL = {
+    "dense": {"kernel": (3, 4), "bias": (4,)},
+    "convs": [{"kernel": (2, 1, 4, 2)}],
+    "pair": ({"kernel": (5, 1)}, {"kernel": (1, 5)}),
+    "scale": (),
+    "nothing": None,
+    "empty": {"kernel": (0, 3)},
+}
+
+
+def tree(shapes: Any, dtypes: Sequence[Any] = (jnp.float32,), seed: int = 0) -> Any:
+    """Random leaves of these shapes, the dtypes in turn."""
+
+    def is_shape(node):
+        return isinstance(node, tuple) and all(isinstance(n, int) for n in node)
+
+    leaves, treedef = jax.tree.flatten(shapes, is_leaf=is_shape)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten(
+        jax.random.normal(key, shape, dtypes[index % len(dtypes)])
+        for index, (key, shape) in enumerate(zip(keys, leaves, strict=True))
+    )
+
+
+def gradients(params: Any, steps: int = 3) -> list[Any]:
+    leaves, treedef = jax.tree.flatten(params)
+    return [
+        treedef.unflatten(
+            jax.random.normal(jax.random.fold_in(jax.random.key(7 + step), i), w.shape)
+            .astype(w.dtype)
+            for i, w in enumerate(leaves)
+        )
+        for step in range(steps)
+    ]  # fmt: skip
+
+
+def needs_value(seen):
+    """A link that keeps the extra argument `value`, and fails without it."""
+
+    def update(updates, state, params=None, *, value, **extra_args):
+        seen.append(value)
+        return updates, state
+
+    init = optax.identity().init
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def kinds(some_tree: Any) -> Any:
+    """Structure and, of each leaf, all that a compiled step depends on."""
+    leaves, treedef = jax.tree.flatten(some_tree)
+    return treedef, [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in leaves]
+
+
+def follow(step, params, state, grads):
+    """Takes a step for each tree of gradients; params and state after them."""
+    for g in grads:
+        updates, state = step(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def run(optimizer, params, grads, state=None):
+    """Follows an optimizer whose state can be the carry of a scan.
+
+    It is traced once for that, but not compiled, which would take ten times as long.
+    """
+    state = optimizer.init(params) if state is None else state
+    _, stepped = jax.eval_shape(optimizer.update, grads[0], state, params)
+    assert kinds(stepped) == kinds(state)
+    with jax.disable_jit():
+        return follow(optimizer.update, params, state, grads)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+    # float32, rounded elsewhere in a few steps.
+    chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def differs(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return any(bool((a != b).any()) for a, b in pairs)
+
+
+def is_finite(some_tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(some_tree))
+
+
+def second_moments(state):
+    """What the states of block moments keep in float32 at least."""
+
+    def is_moments(node):
+        return isinstance(node, normopt.ScaleByBlockAdamState)
+
+    nodes = jax.tree.leaves(state, is_leaf=is_moments)
+    return [(n.nu, n.nu_max, n.square) for n in nodes if is_moments(n)]
