@@ -1,12 +1,12 @@
 """From what a user writes after `--optimizer` to a complete normopt configuration.
 
-The learning rate's schedule depends on the length of the run, so a configuration that
-leaves it out gets it here.
+The learning rate's schedule depends on the length of the run, and the blocks on the
+network, so a configuration that leaves them out gets them here.
 """
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,25 @@ import normopt
 
 Config = dict[str, Any]
 
-DEFAULT_LEARNING_RATE = 0.02
+# Where the decay starts, by the name of the outermost optimizer: chosen by the accuracy
+# on the digits' validation images.
+DEFAULT_LEARNING_RATES = {"adamsrt": 0.01, "normalized": 0.02}
+OTHER_RATE = 0.02
 _DEFAULT_INNER = {"name": "sgd", "momentum": 0.9, "nesterov": True}
 
 
-def complete(text: str, learning_rate: float | None, steps: int) -> Config:
-    """Return the complete configuration of an optimizer.
+def read(text: str, learning_rate: float | None, steps: int) -> Config:
+    """Return the configuration that a text stands for, checked and not yet complete.
 
     Args:
         text: a name, a JSON configuration, or the path of a `.json` file with one.
             Where it has no learning rate it gets a cosine decay to zero, and where it
             wraps an inner optimizer and names none, SGD with Nesterov momentum.
-        learning_rate: where that decay starts; None: `DEFAULT_LEARNING_RATE`.
+        learning_rate: where that decay starts; None: the optimizer's own default.
         steps: of the whole run.
 
     Returns:
-        What `normopt.make` takes and JSON can hold.
+        What `complete` takes.
 
     Raises:
         ValueError: the text is no configuration, or one that normopt refuses, or it has
@@ -44,12 +47,46 @@ def complete(text: str, learning_rate: float | None, steps: int) -> Config:
             f"--learning-rate {learning_rate} beside an --optimizer that has its own "
             f"({_innermost(config)['learning_rate']}); give one of the two"
         )
+    if learning_rate is None:
+        learning_rate = DEFAULT_LEARNING_RATES.get(config["name"], OTHER_RATE)
     decay = {
         "name": "cosine_decay_schedule",
-        "init_value": DEFAULT_LEARNING_RATE if learning_rate is None else learning_rate,
+        "init_value": learning_rate,
         "decay_steps": steps,
     }
-    return normopt.config(**_with_learning_rate(config, decay))
+    config = _with_learning_rate(config, decay)
+    normopt.config(**config)
+    return config
+
+
+def complete(config: Config, find_axes: Callable[[], Config]) -> Config:
+    """Return a configuration with all that it leaves out.
+
+    Args:
+        config: what `read` returned.
+        find_axes: gives the `channel_axes` of the network's scale-invariant weights.
+            It is asked if an optimizer has no blocks unless it is told some, and the
+            configuration does not mention them.
+
+    Returns:
+        What `normopt.make` takes and JSON can hold.
+    """
+    if any(_lacks_axes(level) for level in _levels(config)):
+        config = _with_axes(config, find_axes())
+    return normopt.config(**config)
+
+
+def described(config: Config) -> Config:
+    """Return the options of a complete configuration that `normopt.describe` takes."""
+    known = inspect.signature(normopt.describe).parameters
+    return {
+        option: value
+        for level in _levels(config)
+        for option, value in level.items()
+        # Only beside a schedule of its own is a decay a share per step; one that is
+        # coupled to the gradient or to the learning rate has no half-life to show.
+        if option in known and (option != "weight_decay" or "schedule" in level)
+    }
 
 
 def schedule_of(config: Config) -> Callable[[Any], Any]:
@@ -82,10 +119,16 @@ def _parse(text: str) -> Config:
     return config
 
 
+def _levels(config: Config) -> list[Config]:
+    """Return a configuration and those inside it, the innermost last."""
+    levels = [config]
+    while isinstance(inner := levels[-1].get("inner"), dict):
+        levels.append(inner)
+    return levels
+
+
 def _innermost(config: Config) -> Config:
-    while isinstance(config.get("inner"), dict):
-        config = config["inner"]
-    return config
+    return _levels(config)[-1]
 
 
 def _with_learning_rate(config: Config, decay: Config) -> Config:
@@ -100,7 +143,25 @@ def _with_learning_rate(config: Config, decay: Config) -> Config:
     return {"learning_rate": decay, **config}
 
 
+def _with_axes(config: Config, axes: Config) -> Config:
+    if isinstance(config.get("inner"), dict):
+        config = {**config, "inner": _with_axes(config["inner"], axes)}
+    return {**config, "channel_axes": axes} if _lacks_axes(config) else config
+
+
+def _lacks_axes(config: Config) -> bool:
+    option = _parameters(config["name"]).get("channel_axes")
+    return (
+        option is not None and option.default is None and "channel_axes" not in config
+    )
+
+
 def _wraps(name: str) -> bool:
+    return "inner" in _parameters(name)
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of an optimizer of normopt, none for any other's."""
     if name not in normopt.names():
-        return False
-    return "inner" in inspect.signature(getattr(normopt, name)).parameters
+        return {}
+    return inspect.signature(getattr(normopt, name)).parameters

@@ -1,6 +1,7 @@
 """Optimizers that care about the geometry of a parameter, for JAX and optax."""
 
 from normopt.describing import describe as describe
+from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.norms import block_angles as block_angles
 from normopt.norms import block_norms as block_norms
 from normopt.norms import norm_names as norm_names

@@ -9,9 +9,10 @@ import pytest
 import normopt
 
 PUBLIC = {
-    name: value
-    for name, value in vars(normopt).items()
-    if callable(value) and not name.startswith("_")
+    name: value for name, value in vars(normopt).items() if inspect.isfunction(value)
+}
+STATES = {
+    name: value for name, value in vars(normopt).items() if inspect.isclass(value)
 }
 SECTIONS = ["Args:", "Raises:", "Examples:"]
 # Registry look-ups that take nothing.
@@ -28,10 +29,20 @@ def test_public_docstrings_are_complete(name):
         assert f"{parameter}: " in doc, parameter
 
 
+@pytest.mark.parametrize("name", STATES)
+def test_states_tell_what_their_fields_hold(name):
+    lines = inspect.getsource(STATES[name]).splitlines()
+    assert inspect.getdoc(STATES[name]) and STATES[name]._fields
+    for field in STATES[name]._fields:
+        (line,) = (one for one in lines if one.strip().startswith(f"{field}:"))
+        assert "  # " in line, line
+
+
 def test_imports_point_one_way():
     """optimizers -> transforms -> blocks, norms, paths; nothing private."""
     rank = {"checks": 0, "paths": 0, "rules": 1, "blocks": 2, "norms": 3}
     rank |= {"describing": 3, "transforms": 4, "optimizers": 5, "registry": 6}
+    rank |= {"probing": 3, "evidence": 3, "invariance": 3}
     root = Path(normopt.__file__).parent
     for file in root.rglob("*.py"):
         own = file.relative_to(root).with_suffix("").parts[0]

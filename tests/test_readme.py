@@ -1,5 +1,6 @@
-"""README's examples run, and its tables name what there is."""
+"""README's and RECIPES' examples run, and the tables name what there is."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from flax import nnx
 
 import normopt
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TEXT = README + (ROOT / "RECIPES.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -43,7 +46,7 @@ def test_every_link_and_optimizer_stands_in_a_table():
 
     for module in (optimizers, transforms):
         for name, value in vars(module).items():
-            if callable(value):
+            if inspect.isfunction(value):
                 assert f"| `{name}(" in README
 
 

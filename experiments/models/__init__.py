@@ -6,9 +6,11 @@ from flax import nnx
 
 from experiments.models.resnet import ResNet as ResNet
 from experiments.models.resnet import resnet8 as resnet8
+from experiments.models.resnet import resnet18 as resnet18
 from experiments.models.resnet import resnet20 as resnet20
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {
+    "resnet18": resnet18,
     "resnet20": resnet20,
     "resnet8": resnet8,
 }

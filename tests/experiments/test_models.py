@@ -1,5 +1,7 @@
 """The models have the shapes, paths and parameter counts of their paper."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from flax import nnx
 
 import normopt
 from experiments.models import MODELS, resnet20
+from experiments.models.resnet import BasicBlock, Padding, Projection
 from experiments.steps import create
 
 
@@ -47,6 +50,50 @@ def test_paths_read_well(grey):
     assert len(paths) == 19 + 2 * 19 + 2
 
 
+def shapes_of_resnet18():
+    model = nnx.eval_shape(
+        lambda: MODELS["resnet18"](num_classes=10, channels=3, rngs=nnx.Rngs(0))
+    )
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def test_resnet18_has_the_parameters_of_the_benchmark():
+    sizes = [leaf.size for leaf in jax.tree.leaves(shapes_of_resnet18())]
+    widths = (64, 128, 256, 512)
+    stem, head = 27 * 64, 512 * 10 + 10
+    firsts = sum(9 * (a * b + b * b) + a * b for a, b in itertools.pairwise(widths))
+    others = 9 * 2 * (2 * 64**2 + 128**2 + 256**2 + 512**2)
+    # Two vectors a norm: the stem's, four a stage, and one a projection.
+    norms = 2 * (64 + 4 * sum(widths) + sum(widths[1:]))
+    assert sum(sizes) == stem + firsts + others + norms + head == 11_173_962
+
+
+def test_resnet18_projects_where_the_shape_changes_and_nowhere_else():
+    params = shapes_of_resnet18()
+    kernels = normopt.leaf_paths(params, "shortcut/.*kernel")
+    assert kernels == [f"stages/{stage}/0/shortcut/conv/kernel" for stage in (1, 2, 3)]
+    shape = params["stages"][2][0]["shortcut"]["conv"]["kernel"].shape
+    assert shape == (1, 1, 128, 256)
+
+
+@pytest.mark.parametrize("shortcut", [Padding, Projection])
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_shortcut_has_the_shape_of_what_it_leads_around(shortcut, size):
+    def outputs(images):
+        block = BasicBlock(3, 8, 2, shortcut=shortcut, rngs=nnx.Rngs(0))
+        return block(images), block.shortcut(images)
+
+    block, around = jax.eval_shape(outputs, jnp.zeros((2, size, size, 3)))
+    assert block.shape == around.shape == (2, 4, 4, 8)
+
+
+def test_padding_adds_zeros_on_both_sides_of_every_second_pixel():
+    images = jnp.arange(1.0, 10).reshape(1, 3, 3, 1)
+    padded = Padding(1, 4, 2, rngs=nnx.Rngs(0))(images)
+    np.testing.assert_array_equal(padded[0, :, :, 1], [[1, 3], [7, 9]])
+    np.testing.assert_array_equal(padded[..., np.array([0, 2, 3])], 0)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("shape", [(2, 8, 8, 1), (2, 28, 28, 1), (2, 32, 32, 3)])
 def test_any_image_size(name, shape):
@@ -57,9 +104,12 @@ def test_any_image_size(name, shape):
     assert jax.eval_shape(logits, jnp.zeros(shape)).shape == (2, 7)
 
 
-def test_each_later_stage_halves_the_image():
+@pytest.mark.parametrize(
+    ("name", "widths"), [("resnet20", [16, 32, 64]), ("resnet18", [64, 128, 256, 512])]
+)
+def test_each_later_stage_halves_the_image(name, widths):
     def outputs(images):
-        model = build()
+        model = MODELS[name](num_classes=10, channels=3, rngs=nnx.Rngs(0))
         x, after = model.stem(images), []
         for stage in model.stages:
             for block in stage:
@@ -67,8 +117,9 @@ def test_each_later_stage_halves_the_image():
             after.append(x)
         return after
 
-    shapes = [x.shape for x in jax.eval_shape(outputs, jnp.zeros((1, 32, 32, 3)))]
-    assert shapes == [(1, 32, 32, 16), (1, 16, 16, 32), (1, 8, 8, 64)]
+    outputs = jax.eval_shape(outputs, jnp.zeros((1, 32, 32, 3)))
+    assert [x.shape[1] for x in outputs] == [32, 16, 8, 4][: len(widths)]
+    assert [x.shape[-1] for x in outputs] == widths
 
 
 def test_only_training_changes_the_running_statistics(grey):

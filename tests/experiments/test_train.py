@@ -16,6 +16,7 @@ import optax
 import pytest
 from rich.console import Console
 
+import normopt
 from experiments import devices, optimizers
 from experiments.augment import Augmentation
 from experiments.checkpoints import Checkpoints
@@ -32,7 +33,16 @@ from experiments.steps import (
 from experiments.train import TrainConfig, main, prepare, train
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"model": "resnet8", "epochs": 4, "batch_size": 128, "log_every": 5}
+CONVOLUTIONS = {r"conv\d?/kernel$": [-1]}
+# Blocks that are named need not be found, which takes longer than such a run.
+NAMED = json.dumps({"name": "adamsrt", "channel_axes": CONVOLUTIONS})
+SMALL = {
+    "model": "resnet8",
+    "optimizer": NAMED,
+    "epochs": 4,
+    "batch_size": 128,
+    "log_every": 5,
+}
 FILES = {
     "checkpoints",
     "config.json",
@@ -90,7 +100,8 @@ def test_metrics_hold_what_happened_and_no_clock(finished):
     assert records[-1]["epoch"] == 4.0
     rates = [record["learning_rate"] for record in records]
     # The update of step n has the count n - 1.
-    decay = optax.cosine_decay_schedule(optimizers.DEFAULT_LEARNING_RATE, 36)
+    start = optimizers.DEFAULT_LEARNING_RATES["adamsrt"]
+    decay = optax.cosine_decay_schedule(start, 36)
     expected = [float(decay(record["step"] - 1)) for record in records]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     validated = [record["validation_loss"] is not None for record in records]
@@ -100,11 +111,127 @@ def test_metrics_hold_what_happened_and_no_clock(finished):
 
 def test_configuration_rebuilds_the_optimizer(finished):
     stored = json.loads((finished / "config.json").read_text())
-    assert stored["optimizer"]["name"] == "normalized"
-    assert stored["optimizer"]["inner"]["learning_rate"]["decay_steps"] == 36
+    assert stored["optimizer"]["channel_axes"] == CONVOLUTIONS
+    assert stored["optimizer"]["learning_rate"]["decay_steps"] == 36
     assert stored["data"]["train"] == 1257
-    again = optimizers.complete(json.dumps(stored["optimizer"]), None, 36)
-    assert again == stored["optimizer"]
+    assert completed(stored["optimizer"], never) == stored["optimizer"]
+
+
+@pytest.fixture(scope="module")
+def by_default(tmp_path_factory):
+    """The settings of `make train`, but for the size of the network."""
+    return prepare(TrainConfig(model="resnet8", runs_dir=tmp_path_factory.mktemp("d")))
+
+
+def test_default_is_adamsrt_on_the_channels_of_every_convolution(by_default):
+    optimizer, params = by_default.run.config["optimizer"], by_default.state.params
+    assert optimizer["name"] == "adamsrt"
+    axes = optimizer["channel_axes"]
+    found = [path for rule in axes for path in normopt.leaf_paths(params, rule)]
+    (convolutions,) = (normopt.leaf_paths(params, rule) for rule in CONVOLUTIONS)
+    assert sorted(found) == sorted(convolutions)
+    assert len(convolutions) == 7
+    assert all([axis % 4 for axis in own] == [3] for own in axes.values())
+
+
+def test_axes_that_are_found_again_are_the_same(by_default):
+    again = prepare(TrainConfig(model="resnet8", runs_dir=by_default.run.folder.parent))
+    assert again.run.folder == by_default.run.folder
+
+
+def test_table_of_the_parameters_comes_before_training(tmp_path, capsys):
+    main([*arguments(tmp_path), "--epochs", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = [i for i, line in enumerate(lines) if line.startswith("path ")]
+    (training,) = [i for i, line in enumerate(lines) if line.startswith("training in")]
+    assert header < training
+    leaves = {line.split()[0]: line for line in lines[header + 1 : training]}
+    assert "16 of 9 " in leaves["stem/conv/kernel"]
+    assert " None " in leaves["head/kernel"]
+
+
+def never():
+    raise AssertionError("axes were looked for")
+
+
+def completed(given, find_axes, learning_rate=None):
+    text = given if isinstance(given, str) else json.dumps(given)
+    return optimizers.complete(optimizers.read(text, learning_rate, 36), find_axes)
+
+
+FOUND = {"^a$": [-1]}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "adamsrt"},
+        {"name": "adamg", "learning_rate": 0.1},
+        {"name": "normalized", "inner": {"name": "sgdmrt"}},
+    ],
+)
+def test_axes_that_nobody_named_are_found(given):
+    complete = completed(given, lambda: FOUND)
+    assert complete.get("inner", complete)["channel_axes"] == FOUND
+    assert complete["name"] != "normalized" or complete["channel_axes"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "axes"),
+    [
+        ({"name": "adamsrt", "channel_axes": None}, None),
+        ({"name": "adamsrt", "channel_axes": {"kernel$": [-1]}}, {"kernel$": [-1]}),
+        # Axes that are no more than a default have a meaning of their own.
+        ({"name": "normalized"}, []),
+        ({"name": "clipped", "max_norm": 1.0}, []),
+        ({"name": "adamp"}, [-1]),
+        ({"name": "clipped", "max_norm": 1.0, "inner": {"name": "rmsprop"}}, []),
+    ],
+)
+def test_axes_that_are_named_or_have_a_default_stay(given, axes):
+    complete = completed(given, never)
+    assert complete["channel_axes"] == axes
+
+
+def test_an_optimizer_without_blocks_looks_for_none():
+    assert "channel_axes" not in completed("adam", never)
+
+
+PER_STEP = {"weight_decay": {"a": 0.01}, "l1": 0.0, "lr_multipliers": {"b": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("complete", "described"),
+    [
+        ({"name": "decoupled", "schedule": None, **PER_STEP, "b1": 0.9}, PER_STEP),
+        # L2 in the gradient, or a share of the learning rate, has no half-life.
+        (
+            {"name": "coupled", "weight_decay": 0.01, "channel_axes": FOUND},
+            {"channel_axes": FOUND},
+        ),
+        (
+            {
+                "name": "outer",
+                "channel_axes": [],
+                "inner": {"name": "decoupled", "schedule": None, **PER_STEP},
+            },
+            {"channel_axes": [], **PER_STEP},
+        ),
+    ],
+)
+def test_table_shows_what_the_optimizer_does_to_each_leaf(complete, described):
+    assert optimizers.described(complete) == described
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [*optimizers.DEFAULT_LEARNING_RATES.items(), ("sgd", optimizers.OTHER_RATE)],
+)
+def test_learning_rate_defaults_to_the_optimizers_own(name, rate):
+    complete = completed(name, lambda: FOUND)
+    assert optimizers.schedule_of(complete)(0) == pytest.approx(rate)
+    given = completed(name, lambda: FOUND, 0.5)
+    assert optimizers.schedule_of(given)(0) == pytest.approx(0.5)
 
 
 def test_resumed_run_is_bit_identical(tmp_path, finished, capsys):
@@ -451,6 +578,7 @@ def test_listing_has_every_experiment_with_its_header():
         env={**os.environ, "COLUMNS": "120"},
     ).stdout
     assert "train" in listing and "Train a model on real data" in listing
+    assert "step_time" in listing and "Time one optimizer step" in listing
 
 
 def test_unknown_experiment_lists_the_known_ones():
@@ -461,4 +589,4 @@ def test_unknown_experiment_lists_the_known_ones():
         text=True,
     )
     assert process.returncode == 1
-    assert "unknown experiment 'trian'; known: train" in process.stderr
+    assert "unknown experiment 'trian'; known: step_time, train" in process.stderr

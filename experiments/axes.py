@@ -1,0 +1,41 @@
+"""The channel axes of a network, found from its training loss on real images.
+
+A normalization layer makes the weights before it scale-invariant, whichever way the
+model is written; the loss shows it, names of parameters only hint at it.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import normopt
+from experiments.data import Split
+from experiments.steps import Network
+
+# Statistics of so many images vary little, and they cost a fraction of a second.
+_IMAGES = 64
+
+
+def find(network: Network, params: Any, model_state: Any, split: Split) -> Any:
+    """Return the axes along which the training loss ignores the weights' scale.
+
+    Args:
+        network: the model, whose normalization uses the statistics of the batch.
+        params: its parameters.
+        model_state: its other state.
+        split: the training images, of which the first are taken as they are.
+
+    Returns:
+        `{pattern: channel axes}`, one pattern a leaf that has scale-invariant blocks.
+    """
+    batch = split.take(np.arange(min(_IMAGES, len(split))))
+    images, labels = jnp.asarray(batch.images), jnp.asarray(batch.labels)
+
+    def loss(params: Any) -> Any:
+        logits, _ = network.train(params, model_state, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    return normopt.find_scale_invariance(loss, params)

@@ -1,0 +1,244 @@
+"""Time one optimizer step on a model's shapes, beside optax.adamw and optax.sgd.
+
+A step is `update` and `apply_updates` in one jitted call on the float32, channel-last
+parameters of the model, whose buffers and whose optimizer state are donated; the
+gradients are an input. Blocks are the output channels of the convolutions. The
+optimizers take turns in one run, in a new order each round, and a ratio is that of two
+times of the same round: another load on the machine slows both.
+
+    python -m experiments step_time
+
+takes two to four minutes on two CPU cores. The bars: AdamS at most 0.95 and AdamSRT at
+most 1.4 times optax.adamw, SGD-MRT at most 2.2 times optax.sgd.
+"""
+
+import dataclasses
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import tyro
+from flax import nnx
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+import normopt
+from experiments import devices
+from experiments.models import MODELS
+from experiments.runs import write_json
+
+CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
+DECAY = 1e-4
+MOMENTUM = 0.9
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An optimizer and what its step is held against.
+
+    Attributes:
+        make: builds it.
+        traffic: the fewest bytes a float32 parameter that a step can move: a pass that
+            reduces reads what its sums need, and a pass that updates reads gradient,
+            weight and moments and writes the weight and the moments.
+        baseline: the optimizer that its ratio refers to; None: it is one itself.
+        bar: the largest ratio that is good enough, if one is set.
+    """
+
+    make: Callable[[], optax.GradientTransformation]
+    traffic: int
+    baseline: str | None = None
+    bar: float | None = None
+
+
+def _blocks(name: str, **options: Any) -> Callable[[], optax.GradientTransformation]:
+    options |= {"learning_rate": 1e-3, "channel_axes": CONVOLUTIONS}
+    return lambda: normopt.make(name=name, **options)
+
+
+# Every optimizer with its own defaults. Where "+L2" adds a decay to the gradient, the
+# first pass reads the weights for it.
+CASES = {
+    "optax.adamw": Case(lambda: optax.adamw(1e-3), 28),
+    "optax.adam": Case(lambda: optax.adam(1e-3), 28, "optax.adamw"),
+    "adams": Case(_blocks("adams"), 24, "optax.adamw", 0.95),
+    "adams+L2": Case(_blocks("adams", weight_decay=DECAY), 28, "optax.adamw"),
+    "adamsrt": Case(_blocks("adamsrt"), 32, "optax.adamw", 1.4),
+    "adamsrt+L2": Case(_blocks("adamsrt", weight_decay=DECAY), 32, "optax.adamw"),
+    "adamg": Case(_blocks("adamg"), 32, "optax.adamw"),
+    "adamp": Case(_blocks("adamp"), 44, "optax.adamw"),
+    "optax.sgd": Case(lambda: optax.sgd(1e-3, momentum=MOMENTUM), 20),
+    "sgdmrt": Case(_blocks("sgdmrt", momentum=MOMENTUM), 32, "optax.sgd", 2.2),
+    "sgdp": Case(_blocks("sgdp", momentum=MOMENTUM), 32, "optax.sgd"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTimeConfig:
+    """Whose step to time, and how often."""
+
+    model: Literal[tuple(MODELS)] = "resnet18"  # type: ignore[valid-type]
+    """Whose shapes."""
+    optimizers: tuple[Literal[tuple(CASES)], ...] = ()  # type: ignore[valid-type]
+    """Which to time, besides their baselines; none named: all."""
+    rounds: int = 20
+    """How often each optimizer has its turn."""
+    repeats: int = 10
+    """Steps in a turn, after one that is not counted."""
+    seed: int = 0
+    """For the order of the turns."""
+    json: Path | None = None
+    """A file for the rows."""
+
+
+class Stepper:
+    """One optimizer with parameters of its own, stepping on from turn to turn."""
+
+    def __init__(self, case: Case, params: Any):
+        """Begin at a copy of `params`, which the first step takes."""
+        optimizer = case.make()
+
+        def step(params, state, gradients):
+            updates, state = optimizer.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        self.carry = jax.tree.map(jnp.copy, params), jax.jit(optimizer.init)(params)
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.carry[1]))
+        self.state_bytes = state_bytes / _size(params)
+        self._step = jax.jit(step, donate_argnums=(0, 1))
+
+    def turn(self, gradients: Any, steps: int) -> float:
+        """Take one step and then `steps` more; return the seconds of each of these."""
+        before = self.carry
+        self.carry = self._step(*before, gradients)
+        if not all(leaf.is_deleted() for leaf in jax.tree.leaves(before)):
+            raise RuntimeError(
+                "a donated buffer was not reused, so that a step allocates what it "
+                f"returns, on {jax.default_backend()}; training's steps do not"
+            )
+        del before
+        jax.block_until_ready(self.carry)
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.carry = self._step(*self.carry, gradients)
+        jax.block_until_ready(self.carry)
+        return (time.perf_counter() - began) / steps
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the table that the command line asks for."""
+    config = tyro.cli(StepTimeConfig, args=args, prog="python -m experiments step_time")
+    for name, low in (("rounds", 2), ("repeats", 1)):
+        if getattr(config, name) < low:
+            sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
+    console = Console()
+    console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
+    params = _params(config.model)
+    rows = measure(config, params)
+    title = f"a step of {config.model}, {_size(params):,} parameters"
+    console.print(_table(rows, title))
+    if config.json is not None:
+        write_json(config.json, {"device": devices.describe(), "rows": rows})
+
+
+def measure(config: StepTimeConfig, params: Any) -> list[Row]:
+    """Time the optimizers by turns.
+
+    Args:
+        config: which ones, and how often.
+        params: the parameters, whose values do not matter.
+
+    Returns:
+        One row an optimizer: milliseconds a step and its ratio to its baseline, both
+        medians over the rounds, the quartiles of the ratio, whether it keeps its bar,
+        and bytes a parameter.
+    """
+    chosen = set(config.optimizers or CASES)
+    chosen |= {CASES[name].baseline for name in chosen} - {None}
+    names = [name for name in CASES if name in chosen]
+    gradients = optax.tree.random_like(jax.random.key(1), params)
+    steppers = {name: Stepper(CASES[name], params) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    shuffle = random.Random(config.seed).sample
+    for _ in range(config.rounds):
+        for name in shuffle(names, len(names)):
+            seconds[name].append(steppers[name].turn(gradients, config.repeats))
+    return [
+        _row(name, seconds, steppers[name].state_bytes, _size(params)) for name in names
+    ]
+
+
+def _row(
+    name: str, seconds: dict[str, list[float]], state_bytes: float, parameters: int
+) -> Row:
+    case, median = CASES[name], statistics.median(seconds[name])
+    row = {
+        "optimizer": name,
+        "milliseconds": 1e3 * median,
+        "baseline": case.baseline,
+        "ratio": None,
+        "quartiles": None,
+        "bar": case.bar,
+        "holds": None,
+        "state_bytes": state_bytes,
+        "least_traffic_bytes": case.traffic,
+        "gigabytes_per_second": case.traffic * parameters / median / 1e9,
+    }
+    if case.baseline is not None:
+        pairs = zip(seconds[name], seconds[case.baseline], strict=True)
+        ratios = [mine / its for mine, its in pairs]
+        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        row |= {"ratio": ratio, "quartiles": [low, high]}
+        if case.bar is not None:
+            row["holds"] = ratio <= case.bar
+    return row
+
+
+def _table(rows: Sequence[Row], title: str) -> Table:
+    # Without rules between columns it fits a terminal of 80.
+    table = Table(
+        "optimizer",
+        title=title,
+        caption="state and least traffic in bytes a parameter",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for name in ("ms", "ratio", "quartiles", "bar", "state", "traffic", "GB/s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ratio = quartiles = bar = "-"
+        if row["ratio"] is not None:
+            ratio = f"{row['ratio']:.2f}"
+            quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
+        if row["bar"] is not None:
+            bar = f"{row['bar']:g} {'holds' if row['holds'] else 'missed'}"
+        numbers = (f"{row['state_bytes']:.1f}", str(row["least_traffic_bytes"]))
+        speed = f"{row['gigabytes_per_second']:.1f}"
+        milliseconds = f"{row['milliseconds']:.2f}"
+        table.add_row(
+            row["optimizer"], milliseconds, ratio, quartiles, bar, *numbers, speed
+        )
+    return table
+
+
+def _params(model: str) -> Any:
+    """Return random parameters of the model for ten classes of colour images."""
+    shapes = nnx.eval_shape(
+        lambda: MODELS[model](num_classes=10, channels=3, rngs=nnx.Rngs(0))
+    )
+    params = nnx.to_pure_dict(nnx.state(shapes, nnx.Param))
+    return optax.tree.random_like(jax.random.key(0), params)
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,216 @@
+import json
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from normopt import describe, find_scale_invariance, normalize_blocks
+from normopt.evidence import evidence, partitions
+from normopt.probing import Point
+from tests.networks import NETWORKS, Network, check_truth
+
+EVERY = [(network, key) for network in NETWORKS for key in range(network.keys)]
+
+
+def anchored(paths: dict[str, Any]) -> dict[str, Any]:
+    return {f"^{re.escape(path)}$": axes for path, axes in paths.items()}
+
+
+@pytest.mark.parametrize(
+    ("network", "key"), EVERY, ids=[f"{network.name}-{key}" for network, key in EVERY]
+)
+def test_finds_the_truth(network: Network, key: int):
+    loss_fn, params, args = network.build(jax.random.key(key))
+    check_truth(network, params)
+    found = find_scale_invariance(loss_fn, params, *args, has_aux=network.has_aux)
+    assert found == anchored(network.invariant)
+
+
+def scale_free(params: Any, x: jax.Array) -> jax.Array:
+    h = x @ params["kernel"]
+    h = (h - h.mean(0)) / jnp.sqrt(h.var(0) + 1e-5) + params["bias"]
+    return jnp.mean((jnp.tanh(h) @ params["head"]) ** 2 + h @ params["head"])
+
+
+def weights() -> dict[str, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    return {
+        "kernel": jax.random.normal(keys[0], (5, 4)),
+        "bias": jnp.zeros(4),
+        "head": jax.random.normal(keys[1], (4, 1)),
+    }
+
+
+BATCH = jax.random.normal(jax.random.key(9), (16, 5))
+FOUND = {"^kernel$": (1,)}
+
+
+def test_result_is_json_and_goes_into_channel_axes():
+    found = find_scale_invariance(scale_free, weights(), BATCH)
+    assert found == FOUND
+    assert json.loads(json.dumps(found)) == {"^kernel$": [1]}
+    assert "4 of 5" in describe(weights(), channel_axes=found)
+    normalize_blocks(channel_axes=found).init(weights())
+
+
+def test_pattern_is_anchored():
+    params = {"tail": weights()} | weights()
+    found = find_scale_invariance(
+        lambda p, x: scale_free(p, x) + jnp.sum(p["tail"]["kernel"] ** 2), params, BATCH
+    )
+    assert found == FOUND
+    names = ["a.b", "a+b", "a b"]
+    params = {name: weights()["kernel"] for name in names} | weights()
+    found = find_scale_invariance(
+        lambda p, x: sum(scale_free(p | {"kernel": p[name]}, x) for name in names),
+        params,
+        BATCH,
+    )
+    assert found == anchored(dict.fromkeys(sorted(names), (1,)))
+    assert describe(params, channel_axes=found).count("4 of 5") == 3
+
+
+def test_is_deterministic_and_holds_for_other_keys():
+    for key in (None, None, jax.random.key(7), jax.random.PRNGKey(3)):
+        assert find_scale_invariance(scale_free, weights(), BATCH, key=key) == FOUND
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-3, 1e6])
+def test_units_of_the_weights_do_not_matter(size):
+    params = weights()
+    params["kernel"] *= size
+
+    def loss_fn(params, x):
+        h = x @ params["kernel"]
+        return jnp.mean(jnp.sin(h / jnp.linalg.norm(h, axis=0)) @ params["head"])
+
+    params.pop("bias")
+    assert find_scale_invariance(loss_fn, params, BATCH) == FOUND
+
+
+def test_arguments_may_be_anything():
+    def loss_fn(params, x, act, options, labels):
+        assert options == {"train": True, "names": ["a"]}
+        assert labels.dtype.kind == "U"
+        return act(scale_free(params, x))
+
+    args = (np.asarray(BATCH), jnp.tanh, {"train": True, "names": ["a"]})
+    found = find_scale_invariance(loss_fn, weights(), *args, np.array(["x", "y"]))
+    assert found == FOUND
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda w: w.astype(jnp.float64), weights())
+        batch = jnp.asarray(np.asarray(BATCH), jnp.float64)
+        assert find_scale_invariance(scale_free, params, batch) == FOUND
+
+
+def test_trees_without_anything_to_find():
+    assert find_scale_invariance(lambda p: 0.0, {}) == {}
+    assert find_scale_invariance(lambda p: 1.0, {"steps": jnp.arange(3)}) == {}
+    assert find_scale_invariance(lambda p: 1.0, {"unused": jnp.ones(3)}) == {}
+    # A leaf that is the whole tree has the empty path; a scalar is no block.
+    assert find_scale_invariance(lambda w: w[0] / jnp.linalg.norm(w), jnp.ones(3)) == {
+        "^$": ()
+    }
+    assert find_scale_invariance(lambda w: w / jnp.abs(w), jnp.array(2.0)) == {}
+
+
+def test_moves_that_leave_the_domain_are_halved():
+    def loss_fn(params):
+        inside = jnp.sqrt(params["narrow"] - 0.9)  # NaN below
+        return jnp.sum(inside * jnp.sin(params["w"] / jnp.linalg.norm(params["w"])))
+
+    params = {"narrow": jnp.ones(6), "w": jnp.arange(1.0, 7.0)}
+    assert find_scale_invariance(loss_fn, params) == {"^w$": ()}
+
+
+class Bad(NamedTuple):
+    name: str
+    loss_fn: Any
+    error: type[Exception]
+    match: str
+    params: Any = {"w": jnp.ones(3)}
+    has_aux: bool = False
+
+
+BAD = [
+    Bad("not_callable", 3, TypeError, "must be callable, got 3"),
+    Bad("pair", lambda p: (jnp.sum(p["w"]), 1), TypeError, "has_aux=True"),
+    Bad("vector", lambda p: p["w"], TypeError, r"one real number.*float32\[3\]"),
+    Bad("complex", lambda p: p["w"][0] * 1j, TypeError, "complex64"),
+    Bad("integer", lambda p: jnp.int32(1), TypeError, "int32"),
+    Bad("none", lambda p: None, TypeError, "None"),
+    Bad("no_pair", lambda p: p["w"][0], TypeError, "pair", has_aux=True),
+    Bad("nan", lambda p: jnp.sum(p["w"]) * jnp.nan, ValueError, "finite.*nan"),
+    Bad("gradient", lambda p: jnp.sqrt(jnp.sum(p["w"] - 1)), ValueError, "finite"),
+    Bad(
+        "paths",
+        lambda p: jnp.sum(p["a/b"]),
+        ValueError,
+        "path 'a/b'",
+        {"a": {"b": jnp.ones(3)}, "a/b": jnp.ones(3)},
+    ),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[bad.name for bad in BAD])
+def test_refuses(bad: Bad):
+    with pytest.raises(bad.error, match=bad.match):
+        find_scale_invariance(bad.loss_fn, bad.params, has_aux=bad.has_aux)
+
+
+def test_partitions_are_the_finest_first_and_then_the_later():
+    assert partitions((3, 3)) == [(1,), (0,), ()]
+    assert partitions((3, 1, 2)) == [(0,), (2,), ()]
+    assert partitions((2, 3, 4)) == [(1, 2), (0, 2), (0, 1), (2,), (1,), (0,), ()]
+    assert partitions((5,)) == [()]
+    assert partitions((5, 1)) == [()]
+    for shape in [(), (1,), (1, 1)]:
+        assert partitions(shape) == []
+
+
+def test_evidence_is_the_cosine_of_each_block():
+    rng = np.random.default_rng(0)
+    w, g = rng.normal(size=(2, 3, 4, 5))
+    g[:, :, 0] = 0  # abstains
+    point = Point([jnp.asarray(w)], [jnp.asarray(g)], [jnp.asarray(g)])
+    (found,) = evidence(point)
+    for axes in partitions((3, 4, 5)):
+        within = tuple({0, 1, 2} - set(axes))
+        dot = (w * g).sum(within)
+        norms = np.sqrt((w**2).sum(within) * (g**2).sum(within))
+        live = norms > 0
+        measure = np.sqrt(w.size / dot.size) * np.abs(dot[live]) / norms[live]
+        assert found[axes].live == live.sum()
+        # Sums of 60 numbers in float32.
+        np.testing.assert_allclose(found[axes].worst, measure.max(), rtol=1e-4)
+        np.testing.assert_allclose(
+            found[axes].square, (np.minimum(measure, 3) ** 2).mean(), rtol=1e-4
+        )
+
+
+def test_blocks_of_rounding_abstain():
+    w, g = np.random.default_rng(1).normal(size=(2, 6, 4)).astype(np.float32)
+    again = g.copy()
+    again[:, 0] = g[::-1, 0]  # differs altogether
+    (found,) = evidence(Point([jnp.asarray(w)], [jnp.asarray(g)], [jnp.asarray(again)]))
+    assert found[(1,)].live == 0  # the leaf's noise is that of the first column
+    again[:, 0] = g[:, 0] * (1 + 1e-3)
+    (found,) = evidence(Point([jnp.asarray(w)], [jnp.asarray(g)], [jnp.asarray(again)]))
+    assert found[(1,)].live == 4
+
+
+def test_found_axes_train_like_any_others():
+    """The gradient of a found block stays orthogonal to it after steps of SGD."""
+    params = weights()
+    for _ in range(3):
+        grads = jax.grad(scale_free)(params, BATCH)
+        cosines = jnp.sum(grads["kernel"] * params["kernel"], 0)
+        assert jnp.all(jnp.abs(cosines) < 1e-4)
+        params = optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, grads))
