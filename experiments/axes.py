@@ -18,7 +18,9 @@ from experiments.steps import Network
 _IMAGES = 64
 
 
-def find(network: Network, params: Any, model_state: Any, split: Split) -> Any:
+def find(
+    network: Network, params: Any, model_state: Any, split: Split
+) -> dict[str, tuple[int, ...]]:
     """Return the axes along which the training loss ignores the weights' scale.
 
     Args:

@@ -68,8 +68,14 @@ def check_number(
 
 def check_learning_rate(learning_rate: Any) -> None:
     """Raises unless `learning_rate` is a number of at least 0 or a schedule."""
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate, 0)
+    if callable(learning_rate):
+        return
+    if not is_scalar(learning_rate):
+        raise TypeError(
+            "`learning_rate` must be one number or a schedule of the step count, got "
+            f"learning_rate={learning_rate!r}"
+        )
+    check_number("learning_rate", learning_rate, 0)
 
 
 def check_not_negative(option: str, value: Any, where: str) -> None:
@@ -83,12 +89,13 @@ def check_moment_dtype(option: str, dtype: Any) -> None:
         return
     try:
         is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
+    except (TypeError, ValueError):
         is_floating = False
     if not is_floating:
         raise TypeError(
-            f"`{option}` must be None or a floating-point dtype such as jnp.float32, "
-            f"got {option}={dtype!r}"
+            f"`{option}` must be None or a floating-point dtype such as 'float32', got "
+            f"{option}={dtype!r}; optax.inject_hyperparams calls jnp.float32 with the "
+            "step count, so write the name there"
         )
 
 

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from normopt.blocks import resolve_proper_axes
-from normopt.checks import check_learning_rate
+from normopt.checks import check_learning_rate, check_number
 from normopt.rules import PerLeaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.moments import scale_by_block_adam
@@ -201,6 +201,7 @@ def sgdmrt(
       Learning with Normalization Layers", 2020, arXiv 2006.13382, SGD-MRT.
     """
     check_learning_rate(learning_rate)
+    check_number("momentum", momentum, 0, below=1)
     return optax.chain(
         add_decay(weight_decay),
         trace_on_tangent(momentum, dampening, channel_axes),

@@ -61,8 +61,8 @@ def scale_by_block_adam(
     tangent: bool = False,
     eps_hat: bool = False,
     amsgrad: bool = False,
-    nesterov: bool = False,
     mu_dtype: Any = None,
+    nesterov: bool = False,
 ) -> optax.GradientTransformation:
     r"""Scales by Adam's moments, the second of which is one number for each block.
 
@@ -97,9 +97,9 @@ def scale_by_block_adam(
       amsgrad: whether the root is taken of the largest v so far, which is corrected
         after (optax corrects before); when tangent, the largest of
         :math:`v \|w\|^2`.
+      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
       nesterov: whether m is replaced in the last line by
         :math:`b_1 m + (1 - b_1) g`.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
 
     Returns:
       A link; it needs `params` when tangent. Its state is a `ScaleByBlockAdamState`:

@@ -185,4 +185,4 @@ def scale_by_block_size(
             )
         ]
 
-    return stateless(lambda params: resolve_axes(channel_axes, params), update)
+    return stateless(lambda params: resolve_proper_axes(channel_axes, params), update)

@@ -51,7 +51,7 @@ def project_if_invariant(
 
     The decay is times the learning rate, which stands after this link. The gradient is
     gone after inner's moments; that is why the link wraps them. It has no eps: the
-    cosine of a block of zeros is 0.
+    cosine of a block of zeros, or whose square is below the number range, is 0.
 
     Args:
       inner: a link from gradients to directions, without the learning rate.
@@ -60,7 +60,7 @@ def project_if_invariant(
       delta: the threshold, at least 0, as a multiple of what random vectors have.
       wd_ratio: what is left of the decay of a leaf that passes, at least 0.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and of one dimension with blocks of one element, are not tested.
+        blocks, and of fewer than two dimensions, are not tested.
 
     Returns:
       A link that needs `params`; its state is that of `inner`. Updates keep structure,
@@ -170,15 +170,16 @@ def _is_tangent(
 
 
 def _resolve_tested_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
-    """Reads the axes; a leaf whose blocks have one element is tested as a whole.
+    """Reads the axes, for leaves of two or more dimensions: kernels, not biases.
 
-    The cosine of one element is 1, which never passes. Biases and scales, which have
-    one dimension, are not tested.
+    A leaf whose blocks have one element, with a cosine of 1, is tested as a whole.
     """
     tested: list[Axes] = []
     for axes, leaf in zip(
         resolve_axes(channel_axes, tree), jax.tree.leaves(tree), strict=True
     ):
-        is_single = axes is not None and block_size(np.shape(leaf), axes) == 1
-        tested.append((() if np.ndim(leaf) > 1 else None) if is_single else axes)
+        if axes is None or np.ndim(leaf) < 2:
+            tested.append(None)
+        else:
+            tested.append(() if block_size(np.shape(leaf), axes) == 1 else axes)
     return tested

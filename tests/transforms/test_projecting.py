@@ -65,7 +65,6 @@ def test_the_decay_is_times_the_ratio_where_the_test_passes():
 
 
 def test_biases_are_not_tested_and_rows_of_one_element_as_a_whole():
-    link = normopt.project_if_invariant(optax.identity())
     w = {"bias": jnp.array([1.0, 2.0]), "row": jnp.array([[1.0, 2.0]])}
     g = {"bias": jnp.array([2.0, -1.0]), "row": jnp.array([[2.0, -0.99]])}
     inner = optax.stateless(lambda updates, params: params)
@@ -73,6 +72,9 @@ def test_biases_are_not_tested_and_rows_of_one_element_as_a_whole():
     updates, _ = link.update(g, link.init(w), w)
     np.testing.assert_array_equal(updates["bias"], w["bias"])
     np.testing.assert_allclose(updates["row"], 0, atol=1e-6)
+    whole = normopt.project_if_invariant(inner, channel_axes=())
+    updates, _ = whole.update(g, whole.init(w), w)
+    np.testing.assert_array_equal(updates["bias"], w["bias"])
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12, 1e30])
