@@ -16,8 +16,8 @@ from normopt.probing import Prober, gradient_of, numeric_leaves
 
 # Strengths of the moves, relative to each leaf's size.
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)
-# A candidate is looked at again at half of these points, this many times as large:
-# first with care, for candidates that are no invariances can ruin the network.
+# Candidates are looked at again when they are this many times as large: first with
+# care, for candidates that are no invariances can ruin the network.
 FIRST_SCALE = 8.0
 LAST_SCALE = 1024.0
 # Root mean square of the measure of a candidate, at most: at its own size, and scaled
@@ -34,8 +34,8 @@ RESIDUE = 1e-5
 FALL = 2e4
 # Below this, nothing is broken at the leaf's own size that would have to fall.
 SMALL = 0.01
-# A point is an outlier if it is this much worse than all the others.
-OUTLIER = 10.0
+# The same for what rounding explains. Measured: 0.005 in true ones with bfloat16.
+NOISY = 0.05
 # Fewer gradients of blocks than this are no evidence.
 FEWEST = 3
 
@@ -169,18 +169,27 @@ def _survivors(
     that looked least invariant at their own size have to go first.
     """
     while candidates := {i: some for i, some in candidates.items() if some}:
-        points = _points_of(list(candidates))
-        factors = [
-            [scale if n in points.get(i, ()) else 1.0 for i in range(prober.leaves)]
-            for n in range(len(STRENGTHS))
-        ]
-        scaled = _look(prober, factors)
+        halves = _halves(list(candidates))
+        first, second = (
+            _look(
+                prober,
+                [
+                    [
+                        scale if i in halves and (n in halves[i]) == is_first else 1.0
+                        for i in range(prober.leaves)
+                    ]
+                    for n in range(len(STRENGTHS))
+                ],
+            )
+            for is_first in (True, False)
+        )
         held, doubt = {}, {}
         for i, some in candidates.items():
-            doubt[i] = min(_typical(_of(own, i, axes)) for axes in some)
-            held[i] = [
-                axes for axes in some if holds(_pairs(own, scaled, i, axes, points[i]))
+            scaled = [
+                (first if n in halves[i] else second)[n] for n in range(len(STRENGTHS))
             ]
+            doubt[i] = min(_typical(_of(own, i, axes)) for axes in some)
+            held[i] = [axes for axes in some if holds(_pairs(own, scaled, i, axes))]
         if all(held.values()):
             return held
         doubtful = {i for i in doubt if 3 * doubt[i] >= max(doubt.values())}
@@ -189,11 +198,12 @@ def _survivors(
     return {}
 
 
-def _points_of(candidates: list[int]) -> dict[int, tuple[int, ...]]:
-    """Chooses the half of the points at which each candidate is scaled up.
+def _halves(candidates: list[int]) -> dict[int, tuple[int, ...]]:
+    """Splits the points in two for each candidate: it is scaled up at one half first.
 
-    Not the same half for two of them: scaled together, the factors of a product beside
-    a constant (a low-rank update) look as if it fell with the square of their scale.
+    Not at the same one as another candidate: scaled together, the factors of a product
+    beside a constant (a low-rank update) look as if what they break fell with the
+    square of the scale. Two different halves differ in a point, and so do the others.
     """
     halves = list(itertools.combinations(range(len(STRENGTHS)), len(STRENGTHS) // 2))
     # Steps of 7 through the 20 halves: neighbours get halves that differ more.
@@ -218,22 +228,13 @@ def _life(looks: Looks, leaf: int, axes: Partition) -> int:
     return sum(one.live for one in _of(looks, leaf, axes))
 
 
-def _pairs(
-    own: Looks, scaled: Looks, leaf: int, axes: Partition, points: tuple[int, ...]
-) -> list[Pair]:
-    """Pairs what the same points say before and after scaling.
-
-    Without an outlier: what comes before a block may be nearly dead at one point, with
-    a variance far below any epsilon.
-    """
-    pairs = []
-    squares = sorted(one.square for one in _of(own, leaf, axes))
-    limit = OUTLIER**2 * squares[-2] if len(squares) > FEWEST else math.inf
-    for n in points:
-        before, after = own[n], scaled[n]
-        if before and after and before[leaf][axes].square <= limit:
-            pairs.append((before[leaf][axes], after[leaf][axes]))
-    return pairs
+def _pairs(own: Looks, scaled: Looks, leaf: int, axes: Partition) -> list[Pair]:
+    """Pairs what the same points say before and after scaling."""
+    return [
+        (before[leaf][axes], after[leaf][axes])
+        for before, after in zip(own, scaled, strict=True)
+        if before and after
+    ]
 
 
 def _typical(seen: list[Evidence]) -> float:
@@ -253,17 +254,23 @@ def _may_hold(pairs: list[Pair]) -> bool:
 def _holds(pairs: list[Pair]) -> bool:
     """Tells whether all that is left of the measure is rounding.
 
-    What was broken at the leaf's own size has to have fallen even where rounding would
-    explain what is left, which is not little in bfloat16.
+    At all points but one, if there are enough: what comes before a block may be nearly
+    dead at a point, with a variance far below any epsilon.
     """
-    return _survives(pairs) and all(
-        after.worst <= max(RESIDUE, before.worst / FALL)
-        and (
-            before.worst < SMALL
-            or math.sqrt(after.square) <= max(RESIDUE, math.sqrt(before.square) / FALL)
-        )
-        for before, after in pairs
-    )
+    broken = sum(not _vanishes(*pair) for pair in pairs)
+    return _survives(pairs) and broken <= (len(pairs) > FEWEST)
+
+
+def _vanishes(before: Evidence, after: Evidence) -> bool:
+    """Tells whether nothing is left of the measure at one point.
+
+    What was broken at the leaf's own size has to be seen to fall even where rounding
+    would explain what is left, which is not little in bfloat16.
+    """
+    left, limit = after.worst, max(RESIDUE, before.worst / FALL)
+    if before.worst < SMALL and before.square < NOISY**2:
+        return left <= limit
+    return bool(after.live) and max(left, math.sqrt(after.square)) <= limit
 
 
 def _survives(pairs: list[Pair]) -> bool:

@@ -23,7 +23,7 @@ Gradient = Callable[
 
 # A gradient with more rounding than this share of its length says nothing. Measured:
 # 1e-6 in float32, 0.01 to 0.04 with bfloat16, about 1 where the true gradient is zero.
-NOISE_LIMIT = 0.1
+NOISE_LIMIT = 0.05
 # A leaf that moves the loss by less than this share of the median leaf is too small to
 # show what it would break (biases that start at 1e-6), as a leaf of zeros is.
 NEGLIGIBLE = 0.01

@@ -505,7 +505,6 @@ NETWORKS = [
         "residual_zero_gamma",
         linen(residual_zero_gamma, images),
         CONV_BN | {"Conv_2/kernel": (3,)},
-        keys=3,
     ),
     Network(
         "weight_standardization",
@@ -527,7 +526,7 @@ NETWORKS = [
     Network("loss_1e6", linen(dense_bn, score=one_scale(1e6)), DENSE_BN),
     Network("dense_ln", linen(dense_ln), {"Dense_0/kernel": ()}),
     Network("dense_bias_ln", linen(dense_bias_ln), {}),
-    Network("dense_bias_ln_pixels", linen(dense_bias_ln, pixels), {}, keys=3),
+    Network("dense_bias_ln_pixels", linen(dense_bias_ln, pixels), {}),
     Network("dense_ln_pixels", linen(dense_ln, pixels), {"Dense_0/kernel": ()}),
     Network("dense_rms", linen(dense_rms), {"Dense_0/kernel": ()}),
     Network(
@@ -547,19 +546,17 @@ NETWORKS = [
         "keras_like",
         linen(keras_like),
         {"Dense_0/kernel": (1,), "Dense_1/kernel": ()},
-        keys=3,
     ),
-    Network("dead", linen(dead, change=dead_units), {"Dense_1/kernel": (1,)}, keys=3),
+    Network("dead", linen(dead, change=dead_units), {"Dense_1/kernel": (1,)}),
     Network("one_hot", linen(dense_bn, one_hot), DENSE_BN),
     Network("mlp_one_hot", linen(mlp, one_hot), {}),
     Network(
         "qk_norm",
         linen(qk_norm, sequences),
         {"query/kernel": (1,), "key/kernel": (1,)},
-        keys=3,
     ),
     Network("pre_ln", linen(pre_ln, sequences), {}),
-    Network("post_ln", linen(post_ln, sequences), {}, keys=3),
+    Network("post_ln", linen(post_ln, sequences), {}),
     Network("lstm", linen(lstm, sequences), {}, keys=3),
     Network("simple_rnn", linen(simple_rnn, sequences), {}),
     Network(

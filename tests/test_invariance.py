@@ -19,6 +19,15 @@ EVERY = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiles_fast():
+    """Each network is compiled once and run on a few numbers."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def anchored(paths: dict[str, Any]) -> dict[str, Any]:
     return {f"^{re.escape(path)}$": axes for path, axes in paths.items()}
 
