@@ -193,7 +193,7 @@ ODD_NETWORKS = [
     # The two factors, scaled together, outgrow the constant beside them twice as fast.
     Network(
         "low_rank_update",
-        plain(weights("up", "b", **LOW_RANK), low_rank(layer_norm, 1)),
+        plain(weights("up", "b", **LOW_RANK), low_rank(batch_norm, 1)),
         {},
     ),
     # Saturated units look invariant at a glance.

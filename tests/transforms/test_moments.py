@@ -146,15 +146,15 @@ def test_exact_from_1e_15_to_1e15(size, length):
 
 @pytest.mark.parametrize("tangent", [False, True])
 @pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
-@pytest.mark.parametrize("length", [0.0, 1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e30])
 def test_finite_from_1e_30_to_1e30(size, length, tangent, amsgrad):
     link = normopt.scale_by_block_adam(
         channel_axes=(-1,), tangent=tangent, amsgrad=amsgrad
     )
     w = length * normal(KEYS[0])
     state = link.init(w)
-    for key in KEYS[1:6]:
+    for key in KEYS[1:4]:
         direction, state = link.update(normal(key, size), state, w)
         assert jnp.isfinite(direction).all()
         for leaf in jax.tree.leaves(state):
@@ -164,9 +164,9 @@ def test_finite_from_1e_30_to_1e30(size, length, tangent, amsgrad):
 def test_a_second_moment_does_not_stick_at_infinity():
     link = normopt.scale_by_block_adam(b2=0.5, channel_axes=(-1,))
     _, state = link.update(normal(KEYS[0], 1e30), link.init(normal(KEYS[0])))
-    calm = normal(KEYS[1])
+    calm, update = normal(KEYS[1]), jax.jit(link.update)
     for _ in range(200):
-        direction, state = link.update(calm, state)
+        _, state = update(calm, state)
     np.testing.assert_allclose(state.nu.blocks[""], jnp.sum(calm**2, (0, 1)), 1e-4)
 
 

@@ -77,8 +77,8 @@ def test_biases_are_not_tested_and_rows_of_one_element_as_a_whole():
     np.testing.assert_array_equal(updates["bias"], w["bias"])
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12, 1e30])
-@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e30])
 def test_blocks_of_any_size_stay_finite(size, length):
     link = normopt.project_if_invariant(normopt.scale_by_block_adam(), 0.1)
     updates, _ = link.update(size * G, link.init(W), length * W)

