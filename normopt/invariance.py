@@ -89,7 +89,8 @@ def find_scale_invariance(
       out.
 
     Raises:
-      TypeError: if `loss_fn` is not callable or does not return one real number.
+      TypeError: if `loss_fn` is not callable or does not return one real number, or
+        `params` holds shapes instead of arrays.
       ValueError: if the loss or a gradient is not finite at `params`, or if two leaves
         have the same path.
 

@@ -47,7 +47,17 @@ class Point(NamedTuple):
 
 
 def numeric_leaves(params: Any) -> list[tuple[int, Place]]:
-    """Lists the leaves that a loss can be differentiated by, with their positions."""
+    """Lists the leaves that a loss can be differentiated by, with their positions.
+
+    Raises:
+      TypeError: if a leaf is the shape of an array and not an array.
+    """
+    for place in places(params):
+        if isinstance(place.leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                "`find_scale_invariance` takes gradients at `params` and needs arrays, "
+                f"got {place.leaf} at {place.path!r}"
+            )
     return [
         (position, place)
         for position, place in enumerate(places(params))

@@ -159,6 +159,13 @@ BAD = [
     Bad("integer", lambda p: jnp.int32(1), TypeError, "int32"),
     Bad("none", lambda p: None, TypeError, "None"),
     Bad("no_pair", lambda p: p["w"][0], TypeError, "pair", has_aux=True),
+    Bad(
+        "shapes",
+        lambda p: jnp.sum(p["w"]),
+        TypeError,
+        "needs arrays, got ShapeDtypeStruct.* at 'w'",
+        {"w": jax.ShapeDtypeStruct((3,), jnp.float32)},
+    ),
     Bad("nan", lambda p: jnp.sum(p["w"]) * jnp.nan, ValueError, "finite.*nan"),
     Bad("gradient", lambda p: jnp.sqrt(jnp.sum(p["w"] - 1)), ValueError, "finite"),
     Bad(
