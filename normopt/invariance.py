@@ -71,9 +71,9 @@ def find_scale_invariance(
     of a ReLU network); a dense layer with a bias before a LayerNorm is not invariant,
     its kernel before a BatchNorm is. A constant beside a norm, a learned one too, is
     taken for an epsilon unless it outweighs the norm itself: so the weights before a
-    squash :math:`\|h\|^2 / (1 + \|h\|^2)`, or before a norm that mixes running statistics
-    in, may be reported although the loss does see their length. Weights so small that
-    the epsilon outweighs their variance may be left out.
+    squash :math:`\|h\|^2 / (1 + \|h\|^2)`, or before a norm that mixes in running
+    statistics, may be reported although the loss does see their length. Weights so
+    small that the epsilon outweighs their variance may be left out.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`;
