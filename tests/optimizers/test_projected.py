@@ -75,3 +75,13 @@ def test_invariant_weights_grow_slower_than_under_adam():
             w = optax.apply_updates(w, updates)
         growth[name] = float(jnp.linalg.norm(w) - jnp.linalg.norm(start))
     assert 0 < growth["adamp"] < 0.8 * growth["adam"]
+
+
+def test_sgdp_takes_its_decay_in_every_form():
+    params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+    forms = (0.2, {"": 0.2}, lambda tree: jax.tree.map(lambda leaf: 0.2, tree))
+    for form in forms:
+        optimizer = normopt.sgdp(0.1, 0.5, weight_decay=form)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["bias"], -0.1 * 0.2 / 0.5, rtol=1e-6)
