@@ -1,10 +1,10 @@
 """Train a model on real data with a normopt optimizer: the main job.
 
-By default a ResNet-20 on handwritten digits with AdamSRT, a minute on two CPU cores for
-99 % test accuracy. The channel axes of an optimizer that has none unless told are found
-from the loss; a table shows first what each parameter will get. The run's folder under
-`runs/` gets `metrics.jsonl`, `config.json`, `learning_curve.png` and checkpoints; the
-same command again resumes an unfinished run.
+By default a ResNet-20 on handwritten digits with AdamSRT, 70 seconds on two CPU cores
+for 98 % test accuracy. The channel axes of an optimizer that has none unless told are
+found from the loss; a table shows first what each parameter will get. The run's folder
+under `runs/` gets `metrics.jsonl`, `config.json`, `learning_curve.png` and checkpoints;
+the same command again resumes an unfinished run.
 """
 
 import dataclasses

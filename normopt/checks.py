@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 
@@ -64,6 +65,15 @@ def check_number(
     if math.isnan(number) or (finite and math.isinf(number)) or not in_range:
         wish = " and ".join(wanted) or "a number"
         raise ValueError(f"`{option}` must be {wish}, got {option}={number:g}{place}")
+
+
+def check_inner(name: str, inner: Any) -> None:
+    """Raises unless what `name` is to wrap is an optimizer or a link."""
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(
+            f"`{name}` wraps an optimizer such as optax.sgd(0.1), got inner={inner!r}; "
+            "from a configuration, build it with normopt.make"
+        )
 
 
 def check_learning_rate(learning_rate: Any) -> None:

@@ -2,6 +2,7 @@
 
 import optax
 
+from normopt.checks import check_inner
 from normopt.rules import PerLeaf
 from normopt.transforms.normalizing import clip_blocks, normalize_blocks
 
@@ -53,7 +54,7 @@ def normalized(
       Yu, Huang, Lin, Salakhutdinov, Carbonell, "Block-Normalized Gradient Method: An
       Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822.
     """
-    _check_inner("normalized", inner)
+    check_inner("normalized", inner)
     return optax.chain(normalize_blocks(norm, channel_axes, eps), inner)
 
 
@@ -100,13 +101,5 @@ def clipped(
       The ClippedOptimizer of the block-normalized gradient method's Keras
       implementation (arXiv 1707.04822).
     """
-    _check_inner("clipped", inner)
+    check_inner("clipped", inner)
     return optax.chain(clip_blocks(max_norm, norm, channel_axes, eps), inner)
-
-
-def _check_inner(name: str, inner: object) -> None:
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            f"`{name}` wraps an optimizer such as optax.sgd(0.1), got inner={inner!r}; "
-            "from a configuration, build it with normopt.make"
-        )

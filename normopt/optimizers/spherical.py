@@ -235,8 +235,8 @@ def adamg(
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay of leaves without blocks, per leaf, at least 0.
       channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. Weights outside it that a change of length
-        does matter to must not be among them.
+        `find_scale_invariance` finds them. Their length is set to 1, so the loss must
+        not depend on it.
 
     Returns:
       An optimizer that needs `params`. Blocks have unit length from the first step on,

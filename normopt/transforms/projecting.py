@@ -20,7 +20,7 @@ from normopt.blocks import (
     safe_quotient,
     safe_sqrt,
 )
-from normopt.checks import check_not_negative, check_number
+from normopt.checks import check_inner, check_not_negative, check_number
 from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -92,11 +92,7 @@ def project_if_invariant(
       Momentum Optimizers on Scale-invariant Weights", 2021, arXiv 2006.08217,
       Algorithms 1 and 2.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            "`project_if_invariant` wraps a transformation such as optax.trace(0.9), "
-            f"got inner={inner!r}"
-        )
+    check_inner("project_if_invariant", inner)
     check_per_leaf("weight_decay", weight_decay, check_not_negative)
     check_number("delta", delta, 0)
     check_number("wd_ratio", wd_ratio, 0)

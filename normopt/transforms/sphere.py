@@ -15,7 +15,7 @@ from normopt.blocks import (
     safe_sqrt,
     saturated,
 )
-from normopt.checks import check_number
+from normopt.checks import check_inner, check_number
 from normopt.paths import params_like, places
 from normopt.rules import PerLeaf
 from normopt.transforms.tangent import tangent_part
@@ -76,11 +76,7 @@ def retract_to_sphere(
       Aubry, "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
       2006.13382.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(
-            "`retract_to_sphere` wraps an optimizer such as optax.adam(0.1), got "
-            f"inner={inner!r}"
-        )
+    check_inner("retract_to_sphere", inner)
     check_channel_axes(channel_axes)
     check_number("radius", radius, above=0)
     if not isinstance(moment, str | None):

@@ -98,7 +98,7 @@ def test_the_inner_link_gets_extra_arguments_and_keeps_its_state():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"inner": "adam"}, TypeError, "wraps a transformation such as"),
+        ({"inner": "adam"}, TypeError, "wraps an optimizer such as"),
         ({"weight_decay": -1.0}, ValueError, "`weight_decay` must be at least 0"),
         ({"delta": -1.0}, ValueError, "`delta` must be at least 0"),
         ({"wd_ratio": -1.0}, ValueError, "`wd_ratio` must be at least 0"),
