@@ -1,6 +1,9 @@
 """Optimizers that care about the geometry of a parameter, for JAX and optax."""
 
 from normopt.describing import describe as describe
+from normopt.following import FollowedState as FollowedState
+from normopt.following import current_eta as current_eta
+from normopt.following import restart as restart
 from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.norms import block_angles as block_angles
 from normopt.norms import block_norms as block_norms
@@ -10,10 +13,13 @@ from normopt.optimizers import adamg as adamg
 from normopt.optimizers import adamp as adamp
 from normopt.optimizers import adams as adams
 from normopt.optimizers import adamsrt as adamsrt
+from normopt.optimizers import adamw as adamw
 from normopt.optimizers import clipped as clipped
+from normopt.optimizers import nadamw as nadamw
 from normopt.optimizers import normalized as normalized
 from normopt.optimizers import sgdmrt as sgdmrt
 from normopt.optimizers import sgdp as sgdp
+from normopt.optimizers import sgdw as sgdw
 from normopt.paths import leaf_paths as leaf_paths
 from normopt.paths import path_of as path_of
 from normopt.registry import config as config
@@ -21,17 +27,27 @@ from normopt.registry import make as make
 from normopt.registry import names as names
 from normopt.rules import by_path as by_path
 from normopt.rules import output_channels as output_channels
+from normopt.schedules import WarmRestarts as WarmRestarts
+from normopt.schedules import WarmRestartsState as WarmRestartsState
+from normopt.schedules import cosine_restarts as cosine_restarts
+from normopt.schedules import normalized_decay as normalized_decay
 from normopt.transforms import BlockNumbers as BlockNumbers
+from normopt.transforms import CompensateRoundingState as CompensateRoundingState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
+from normopt.transforms import ScaleByNadamState as ScaleByNadamState
+from normopt.transforms import ScheduledState as ScheduledState
 from normopt.transforms import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms import add_decay as add_decay
 from normopt.transforms import clip_blocks as clip_blocks
+from normopt.transforms import compensate_rounding as compensate_rounding
+from normopt.transforms import decay_weights as decay_weights
 from normopt.transforms import normalize_blocks as normalize_blocks
 from normopt.transforms import project_if_invariant as project_if_invariant
 from normopt.transforms import project_tangent as project_tangent
 from normopt.transforms import retract_to_sphere as retract_to_sphere
 from normopt.transforms import scale_by_block_adam as scale_by_block_adam
 from normopt.transforms import scale_by_block_size as scale_by_block_size
+from normopt.transforms import scale_by_nadam as scale_by_nadam
 from normopt.transforms import scale_by_param_norm as scale_by_param_norm
 from normopt.transforms import scale_by_path as scale_by_path
 from normopt.transforms import trace_on_tangent as trace_on_tangent

@@ -67,6 +67,36 @@ def check_number(
         raise ValueError(f"`{option}` must be {wish}, got {option}={number:g}{place}")
 
 
+def check_integer(
+    option: str, value: Any, at_least: int, *, static: bool = False, hint: str = ""
+) -> None:
+    """Raises unless `value` is one integer in the range that optax counts in.
+
+    Args:
+      option: the option's name, for the message.
+      value: what was given for it.
+      at_least: the smallest integer allowed; the largest is 2^31 - 1.
+      static: whether the value must be known when a step is traced.
+      hint: what the message adds about the right form.
+
+    Raises:
+      TypeError: if `value` is not an integer.
+      ValueError: if it is a concrete one outside the range.
+    """
+    is_array = isinstance(value, np.generic | np.ndarray | jax.Array)
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if is_array:
+        is_integer = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
+    is_traced = isinstance(value, Tracer)
+    if not is_integer or (static and is_traced):
+        raise TypeError(f"`{option}` must be an integer, got {option}={value!r}")
+    if not is_traced and not at_least <= int(value) < 2**31:
+        raise ValueError(
+            f"`{option}` must be at least {at_least} and below 2^31, got "
+            f"{option}={int(value)}" + (f"; {hint}" if hint else "")
+        )
+
+
 def check_inner(name: str, inner: Any) -> None:
     """Raises unless what `name` is to wrap is an optimizer or a link."""
     if not isinstance(inner, optax.GradientTransformation):
@@ -78,6 +108,12 @@ def check_inner(name: str, inner: Any) -> None:
 
 def check_learning_rate(learning_rate: Any) -> None:
     """Raises unless `learning_rate` is a number of at least 0 or a schedule."""
+    if isinstance(learning_rate, optax.schedules.StatefulSchedule):
+        raise TypeError(
+            f"`learning_rate` must be one number or a schedule of the step count, got "
+            f"the stateful {learning_rate!r}: pass it as `schedule=`, or give it its "
+            "state by optax.inject_hyperparams"
+        )
     if callable(learning_rate):
         return
     if not is_scalar(learning_rate):

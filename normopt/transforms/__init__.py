@@ -2,14 +2,22 @@
 
 from normopt.transforms.block_numbers import BlockNumbers as BlockNumbers
 from normopt.transforms.decaying import add_decay as add_decay
+from normopt.transforms.decaying import decay_weights as decay_weights
 from normopt.transforms.moments import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms.moments import scale_by_block_adam as scale_by_block_adam
 from normopt.transforms.multiplying import scale_by_block_size as scale_by_block_size
 from normopt.transforms.multiplying import scale_by_param_norm as scale_by_param_norm
 from normopt.transforms.multiplying import scale_by_path as scale_by_path
+from normopt.transforms.nadam import ScaleByNadamState as ScaleByNadamState
+from normopt.transforms.nadam import scale_by_nadam as scale_by_nadam
 from normopt.transforms.normalizing import clip_blocks as clip_blocks
 from normopt.transforms.normalizing import normalize_blocks as normalize_blocks
 from normopt.transforms.projecting import project_if_invariant as project_if_invariant
+from normopt.transforms.rounding import (
+    CompensateRoundingState as CompensateRoundingState,
+)
+from normopt.transforms.rounding import compensate_rounding as compensate_rounding
+from normopt.transforms.scheduling import ScheduledState as ScheduledState
 from normopt.transforms.sphere import retract_to_sphere as retract_to_sphere
 from normopt.transforms.tangent import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms.tangent import project_tangent as project_tangent

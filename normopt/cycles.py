@@ -1,0 +1,88 @@
+"""Cycles of a cosine: how long they may be, and the value at a position in one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from normopt.checks import check_integer, check_number
+
+LAST_COUNT = 2**31 - 1  # where optax's counts stop
+
+
+def checked_cycles(
+    total_steps: Any,
+    eta_min: Any,
+    eta_max: Any,
+    t_mult: int,
+    autorestart: bool,
+    t_cur: int,
+) -> list[int]:
+    """Lists the lengths that are given, after a look at all arguments."""
+    several = isinstance(total_steps, Sequence) and not isinstance(total_steps, str)
+    lengths: list[Any] = list(total_steps) if several else [total_steps]
+    if not lengths:
+        raise ValueError("`total_steps` must name at least one length, got none")
+    for length in lengths:
+        check_integer("total_steps", length, 2, static=True)
+    check_integer("t_mult", t_mult, 1, static=True)
+    check_integer("t_cur", t_cur, 0, static=True, hint="0 is the start of a cycle")
+    if not isinstance(autorestart, bool):
+        raise TypeError(f"`autorestart` must be True or False, got {autorestart!r}")
+    for option, value in (("eta_min", eta_min), ("eta_max", eta_max)):
+        if not callable(value):
+            check_number(option, value, 0)
+    ends = (eta_min, eta_max)
+    are_known = not any(callable(eta) or isinstance(eta, Tracer) for eta in ends)
+    if are_known and float(eta_min) > float(eta_max):
+        raise ValueError(
+            "`eta_min` must not be above `eta_max`, got "
+            f"eta_min={float(eta_min):g} and eta_max={float(eta_max):g}"
+        )
+    if t_mult != 1 and not autorestart:
+        raise ValueError(
+            f"`t_mult` must be 1 without autorestart, got t_mult={t_mult}: the cosine "
+            "goes on and no cycle follows; restart(..., total_steps=n) sets the length "
+            "of the next one by hand"
+        )
+    if several and len(lengths) > 1 and not autorestart:
+        raise ValueError(
+            f"`total_steps` must be one number without autorestart, got {total_steps}: "
+            "restart(..., total_steps=n) sets the length of the next cycle by hand"
+        )
+    if several and t_mult != 1:
+        raise ValueError(
+            f"`t_mult` must be 1 beside a sequence of lengths, got t_mult={t_mult} and "
+            f"total_steps={total_steps}: the sequence says all lengths"
+        )
+    if autorestart:
+        check_inside(t_cur, lengths[0])
+    return [int(length) for length in lengths]
+
+
+def check_inside(t_cur: Any, total_steps: Any) -> None:
+    """Raises if a position is not inside its cycle, as far as both are concrete."""
+    values = (jax.tree.leaves(t_cur)[0], jax.tree.leaves(total_steps)[0])
+    if any(isinstance(value, Tracer) for value in values):
+        return
+    if np.any(np.asarray(values[0]) >= np.asarray(values[1])):
+        raise ValueError(
+            f"`t_cur` counts within a cycle and must be below its length, got "
+            f"t_cur={t_cur} and total_steps={np.min(values[1])}"
+        )
+
+
+def turned(t: jax.Array, half: jax.Array) -> jax.Array:
+    """Takes t to [0, half], where it turns back: the cosine has a period of 2 half."""
+    rest = t % half
+    return jnp.where((t // half) % 2 == 1, half - rest, rest)
+
+
+def annealed(t: jax.Array, half: jax.Array, eta_min: Any, eta_max: Any) -> jax.Array:
+    """Gives the cosine's value at t, from eta_max at 0 to eta_min at half."""
+    share = 0.5 * (1 + jnp.cos(jnp.pi * (t.astype(float) / half.astype(float))))
+    # Not eta_min + share * (eta_max - eta_min), which can miss eta_max by a rounding.
+    return share * eta_max + (1 - share) * eta_min

@@ -1,0 +1,161 @@
+"""A schedule in a state: following it, logging what it gave, and restarting it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.checks import check_integer, check_number, is_scalar
+from normopt.cycles import check_inside
+from normopt.schedules import WarmRestartsState
+
+
+class FollowedState(NamedTuple):
+    """State of a schedule of the count that is given as `schedule=`."""
+
+    count: jax.Array  # int32 scalar: updates done
+    eta: jax.Array  # float scalar: what the last update used; first, what it will
+
+
+@dataclasses.dataclass(frozen=True)
+class _Followed:
+    """A schedule of the count, as a stateful one."""
+
+    schedule: optax.Schedule
+
+    def init(self) -> FollowedState:
+        count = jnp.zeros([], jnp.int32)
+        return FollowedState(count, self(FollowedState(count, count)))
+
+    def __call__(self, state: FollowedState, **extra_args: Any) -> jax.Array:
+        del extra_args
+        return jnp.asarray(self.schedule(state.count), float)
+
+    def update(self, state: FollowedState, **extra_args: Any) -> FollowedState:
+        count: Any = optax.safe_increment(state.count)
+        return FollowedState(count, self(state, **extra_args))
+
+
+def check_schedule(schedule: Any) -> None:
+    """Raises unless `schedule` is None, a number of at least 0, or a schedule."""
+    if schedule is None or callable(schedule):
+        return
+    if not is_scalar(schedule):
+        raise TypeError(
+            "`schedule` must be eta_t as one number, a schedule of the step count or a "
+            f"WarmRestarts, got schedule={schedule!r}"
+        )
+    check_number("schedule", schedule, 0)
+
+
+def stateful(schedule: Any) -> Any:
+    """Gives a schedule of the count a state; a stateful one has its own."""
+    if isinstance(schedule, optax.schedules.StatefulSchedule):
+        return schedule
+    return _Followed(schedule)
+
+
+def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
+    """Restarts every `WarmRestarts` in a state: the next update uses eta(t_cur).
+
+    The state may be of any optimizer or wrapper, of a part of it, sharded, restored
+    from a checkpoint, or that of an `nnx.Optimizer`
+    (`optimizer.opt_state = normopt.restart(optimizer.opt_state)`), inside and outside
+    `jax.jit`. Nothing else in it changes: moments go on.
+
+    Args:
+      opt_state: a state that holds at least one `WarmRestartsState`.
+      t_cur: the position in the cycle to go to, at least 0: 0 begins it again.
+      total_steps: if given, the length of the cycle from now on, at least 2. Later
+        cycles follow from it by `t_mult`, or from the sequence of lengths if there is
+        one.
+
+    Returns:
+      The new state, of the same structure, shapes, dtypes and sharding.
+
+    Raises:
+      TypeError: if a position or a length is not an integer.
+      ValueError: if the state holds no `WarmRestarts`, or for a position outside the
+        cycle (not seen inside jit).
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.adamw(0.1, schedule=normopt.WarmRestarts(10))
+      >>> state = tx.init(jnp.ones(2))
+      >>> state = normopt.restart(state, t_cur=9)
+      >>> updates, state = tx.update(jnp.ones(2), state, jnp.ones(2))
+      >>> float(normopt.current_eta(state))
+      0.0
+    """
+    check_integer("t_cur", t_cur, 0, hint="0 begins the cycle again")
+    if total_steps is not None:
+        check_integer("total_steps", total_steps, 2)
+    if not _found(opt_state, WarmRestartsState):
+        raise ValueError(
+            "the state holds no schedule that can be restarted; pass "
+            "schedule=normopt.WarmRestarts(...) to the optimizer (cosine_restarts is a "
+            "function of the count, which nothing can move)"
+        )
+
+    def moved(node: Any) -> Any:
+        if not isinstance(node, WarmRestartsState):
+            return node
+        length = node.total_steps
+        if total_steps is not None:
+            length = _filled(node.total_steps, total_steps)
+        check_inside(t_cur, length)
+        return node._replace(t_cur=_filled(node.t_cur, t_cur), total_steps=length)
+
+    return jax.tree.map(moved, opt_state, is_leaf=_is_a(WarmRestartsState))
+
+
+def current_eta(opt_state: Any) -> jax.Array:
+    """Gives the multiplier eta_t that the last update used, for a log.
+
+    Args:
+      opt_state: a state, of any optimizer or wrapper, that holds one schedule given as
+        `schedule=`, or one `WarmRestarts`.
+
+    Returns:
+      A float scalar. Before the first update it is what that will use.
+
+    Raises:
+      ValueError: if the state holds no such schedule, or several.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> schedule = normopt.cosine_restarts(10, eta_max=0.5)
+      >>> state = normopt.adamw(0.1, schedule=schedule).init(jnp.ones(2))
+      >>> float(normopt.current_eta(state))
+      0.5
+    """
+    found = _found(opt_state, (WarmRestartsState, FollowedState))
+    if len(found) != 1:
+        raise ValueError(
+            f"the state holds {len(found)} schedules given as `schedule=`; "
+            "current_eta reads the value of one: "
+            + (
+                "pass a part of the state"
+                if found
+                else "a number has no state, and a learning rate is not among them"
+            )
+        )
+    (eta,) = jax.tree.leaves(found[0].eta)
+    return eta
+
+
+def _is_a(kinds: Any) -> Callable[[Any], bool]:
+    return lambda node: isinstance(node, kinds)
+
+
+def _found(tree: Any, kinds: Any) -> list[Any]:
+    nodes = jax.tree.leaves(tree, is_leaf=_is_a(kinds))
+    return [node for node in nodes if isinstance(node, kinds)]
+
+
+def _filled(old: Any, value: Any) -> Any:
+    """Puts a number where an array is, in its dtype, sharding and container."""
+    return jax.tree.map(lambda leaf: jnp.full_like(leaf, value), old)

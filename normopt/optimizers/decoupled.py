@@ -1,0 +1,254 @@
+"""AdamW, SGDW and NadamW: decay that is tied to a schedule and to nothing else."""
+
+from typing import Any
+
+import optax
+
+from normopt.checks import check_learning_rate, check_number, is_zero
+from normopt.rules import PerLeaf
+from normopt.transforms.decaying import decay_weights
+from normopt.transforms.moments import scale_by_block_adam
+from normopt.transforms.multiplying import scale_by_path
+from normopt.transforms.nadam import scale_by_nadam
+from normopt.transforms.scheduling import scheduled
+from normopt.transforms.tangent import trace_on_tangent
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    l1: PerLeaf = 0.0,
+    lr_multipliers: PerLeaf = 1.0,
+    schedule: Any = None,
+    amsgrad: bool = False,
+    eps_hat: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam whose weight decay is tied to neither the gradient nor the learning rate.
+
+    The decay follows `schedule` alone, as in the paper: with the same numbers
+    `adamw(1e-3, weight_decay=1e-2)` decays a thousand times more than `optax.adamw` and
+    torch's AdamW do. Their form, a decay times the learning rate, is the chain
+
+        optax.chain(normopt.scale_by_block_adam(), normopt.add_decay(1e-2),
+                    optax.scale_by_learning_rate(1e-3))
+
+    The chain here is `scale_by_block_adam -> scale_by_path -> learning rate -> eta_t ->
+    decay_weights(schedule=eta_t)`, which are lines 7 to 12 of the paper's Algorithm 2:
+
+    .. math::
+      w \leftarrow w - \eta_t \left( \alpha c \,
+        \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon}
+        + l_1 \, \mathrm{sign}(w) + \lambda w \right)
+
+    with the learning rate :math:`\alpha` and the multiplier c.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root, in the unit of the gradient; at least 0.
+      weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights` for
+        what it can be tied to, and `normalized_decay` for a value that depends on the
+        number of steps.
+      l1: the L1 decay per step, per leaf, at least 0.
+      lr_multipliers: factors of the update, and not of the decay, per leaf, at least 0;
+        1 for leaves that no pattern matches. 0 does not freeze a leaf that decays;
+        `optax.partition` does.
+      schedule: eta_t, which multiplies update and decay: a number of at least 0, a
+        schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
+        1.
+      amsgrad: whether the largest second moment so far is used.
+      eps_hat: whether eps is added to the root of the uncorrected moment, as Keras
+        does; see `scale_by_block_adam`.
+
+    Returns:
+      An optimizer that needs `params`; its state is that of Adam.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for a pattern that
+        matches no path; at update, without `params`.
+
+    Examples:
+      Both parts of a step follow the schedule, and the decay not the learning rate:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.adamw(0.1, weight_decay=0.25, lr_multipliers={"head": 0.5},
+      ...                    schedule=normopt.cosine_restarts(2, eta_min=0.5))
+      >>> params = {"body": jnp.array(4.0), "head": jnp.array(4.0)}
+      >>> grads, state = {"body": jnp.array(1.0), "head": jnp.array(1.0)}, None
+      >>> state = tx.init(params)
+      >>> for _ in range(2):
+      ...     updates, state = tx.update(grads, state, params)
+      ...     print({name: round(float(u), 4) for name, u in updates.items()})
+      {'body': -1.1, 'head': -1.05}
+      {'body': -0.55, 'head': -0.525}
+
+    References:
+      Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
+      1711.05101, Algorithm 2.
+    """
+    check_learning_rate(learning_rate)
+
+    def build(eta: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            scale_by_block_adam(b1, b2, eps, amsgrad=amsgrad, eps_hat=eps_hat),
+            scale_by_path(lr_multipliers),
+            optax.scale_by_learning_rate(learning_rate),
+            scale_by_path(eta),
+            decay_weights(weight_decay, l1, schedule=eta),
+        )
+
+    return scheduled(schedule, build)
+
+
+def sgdw(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.0,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    nesterov: bool = False,
+    l1: PerLeaf = 0.0,
+    lr_multipliers: PerLeaf = 1.0,
+    schedule: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum SGD whose weight decay is tied to neither gradient nor learning rate.
+
+    The decay follows `schedule` alone, as in the paper; it does not enter the momentum.
+    Multiply it by the learning rate when you come from a framework that does so.
+
+    The chain is `scale_by_path -> learning rate -> eta_t -> momentum ->
+    decay_weights(schedule=eta_t)`: lines 6 to 9 of the paper's Algorithm 1, with eta_t
+    and the learning rate inside the velocity,
+
+    .. math::
+      u &\leftarrow \beta u - \eta_t \alpha c \, g \\
+      w &\leftarrow w + u - \eta_t (l_1 \, \mathrm{sign}(w) + \lambda w)
+
+    There is no eps.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      momentum: its decay :math:`\beta`, in [0, 1); 0 keeps no velocity.
+      weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
+      nesterov: whether the step is :math:`\beta u - \eta_t \alpha c g` with the new u.
+      l1: the L1 decay per step, per leaf, at least 0.
+      lr_multipliers: factors c of the gradient's part, per leaf, at least 0; 1 for
+        leaves that no pattern matches. 0 does not freeze a leaf that decays.
+      schedule: eta_t: a number of at least 0, a schedule of the count such as
+        `cosine_restarts`, or a `WarmRestarts`; None for 1.
+
+    Returns:
+      An optimizer that needs `params`; its state is the velocity.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for a pattern that
+        matches no path; at update, without `params`.
+
+    Examples:
+      The decay takes the same share at each step and is in no velocity:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.sgdw(0.1, momentum=0.9, weight_decay=0.5)
+      >>> params = jnp.array([8.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = tx.update(jnp.zeros(1), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> float(params[0])
+      1.0
+
+    References:
+      Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
+      1711.05101, Algorithm 1.
+    """
+    check_learning_rate(learning_rate)
+    check_number("momentum", momentum, 0, below=1)
+
+    def build(eta: Any) -> optax.GradientTransformation:
+        velocity = trace_on_tangent(momentum, nesterov=nesterov)
+        return optax.chain(
+            scale_by_path(lr_multipliers),
+            optax.scale_by_learning_rate(learning_rate),
+            scale_by_path(eta),
+            optax.identity() if is_zero(momentum) else velocity,
+            decay_weights(weight_decay, l1, schedule=eta),
+        )
+
+    return scheduled(schedule, build)
+
+
+def nadamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    momentum_decay: float = 0.004,
+    l1: PerLeaf = 0.0,
+    lr_multipliers: PerLeaf = 1.0,
+    schedule: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with Nesterov momentum that grows to its final value.
+
+    The decay follows `schedule` alone, tied to neither the gradient nor the learning
+    rate, as in `adamw`.
+
+    The chain is that of `adamw` with `scale_by_nadam` for the moments, where eps stands
+    inside the root.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added inside the root, in the unit of the squared gradient; at least 0.
+      weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
+      momentum_decay: how fast the momentum grows from b1/2 to b1, at least 0.
+      l1: the L1 decay per step, per leaf, at least 0.
+      lr_multipliers: factors of the update, and not of the decay, per leaf, at least 0;
+        1 for leaves that no pattern matches. 0 does not freeze a leaf that decays.
+      schedule: eta_t, which multiplies update and decay: a number of at least 0, a
+        schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
+        1.
+
+    Returns:
+      An optimizer that needs `params`; its state is that of Adam and one number.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for a pattern that
+        matches no path; at update, without `params`.
+
+    Examples:
+      At an eta_t of zero nothing moves, and nothing decays:
+
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.nadamw(0.1, weight_decay=0.01, schedule=0.0)
+      >>> updates, _ = tx.update(jnp.ones(1), tx.init(jnp.ones(1)), jnp.ones(1))
+      >>> bool((updates == 0).all())
+      True
+
+    References:
+      Dozat, "Incorporating Nesterov Momentum into Adam", 2016. Loshchilov and Hutter,
+      "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
+    """
+    check_learning_rate(learning_rate)
+
+    def build(eta: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            scale_by_nadam(b1, b2, eps, momentum_decay),
+            scale_by_path(lr_multipliers),
+            optax.scale_by_learning_rate(learning_rate),
+            scale_by_path(eta),
+            decay_weights(weight_decay, l1, schedule=eta),
+        )
+
+    return scheduled(schedule, build)

@@ -1,0 +1,129 @@
+"""Nadam's moments: Nesterov momentum with a momentum that grows to its final value."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.blocks import accumulator, has_numbers, safe_quotient, safe_sqrt, saturated
+from normopt.checks import check_number
+from normopt.transforms.block_numbers import (
+    pack_like_params,
+    real_dtype,
+    unpack_like_params,
+    zeros_like_params,
+)
+
+
+class ScaleByNadamState(NamedTuple):
+    """State of `scale_by_nadam`."""
+
+    count: jax.Array  # int32 scalar: updates done
+    mu_product: jax.Array  # float scalar: the product of all mu_t so far
+    mu: Any  # params' structure, shapes and dtypes
+    nu: Any  # params' structure and shapes, real and float32 at least
+
+
+def scale_by_nadam(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    momentum_decay: float = 0.004,
+) -> optax.GradientTransformation:
+    r"""Scales by Adam's moments, with Nesterov momentum on a warm-up schedule.
+
+    .. math::
+      \mu_t &= b_1 (1 - \tfrac{1}{2} \, 0.96^{\psi t}), \qquad
+        \Pi_t = \mu_1 \cdots \mu_t \\
+      m &\leftarrow b_1 m + (1 - b_1) g, \qquad v \leftarrow b_2 v + (1 - b_2) g^2 \\
+      g &\leftarrow \frac{1}{\sqrt{v / (1 - b_2^t) + \epsilon}} \left(
+        (1 - \mu_t) \frac{g}{1 - \Pi_t} + \mu_t \frac{m}{1 - \Pi_t \mu_{t+1}} \right)
+
+    This is the form of Keras: m is a plain average by b1, eps stands inside the root,
+    and the momentum term has :math:`\mu_t`, where the report has :math:`\mu_{t+1}`.
+
+    Args:
+      b1: decay of the first moment, and what :math:`\mu_t` grows to, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added inside the root, in the unit of the squared gradient; at least 0. Its
+        default acts like 3e-4 beside the root.
+      momentum_decay: :math:`\psi`, how fast :math:`\mu_t` grows, at least 0; at 0 it
+        stays :math:`b_1 / 2`.
+
+    Returns:
+      A link. Its state is a `ScaleByNadamState`: Adam's two moments and a number.
+      Updates keep structure, shapes and dtypes.
+
+    Raises:
+      TypeError: when built, if an option is not a number.
+      ValueError: when built, for a number out of its range.
+
+    Examples:
+      The first step has the size of 1, as Adam's, and looks a step of momentum ahead:
+
+      >>> import jax.numpy as jnp
+      >>> link = normopt.scale_by_nadam(eps=0.0)
+      >>> grads = jnp.array([3.0, -1e-3])
+      >>> updates, _ = link.update(grads, link.init(grads))
+      >>> [round(float(u), 4) for u in updates]
+      [1.0564, -1.0564]
+
+    References:
+      Dozat, "Incorporating Nesterov Momentum into Adam", 2016, Algorithm 2. Loshchilov
+      and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
+    """
+    check_number("b1", b1, 0, below=1)
+    check_number("b2", b2, 0, below=1)
+    check_number("eps", eps, 0)
+    check_number("momentum_decay", momentum_decay, 0)
+
+    def momentum_at(count: Any) -> Any:
+        return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * count))
+
+    def init_fn(params: optax.Params) -> ScaleByNadamState:
+        return ScaleByNadamState(
+            count=jnp.zeros([], jnp.int32),
+            mu_product=jnp.ones([], float),
+            mu=zeros_like_params(params, lambda w: w.dtype),
+            nu=zeros_like_params(params, real_dtype),
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, Any]:
+        del params
+        leaves, treedef = jax.tree.flatten(updates)
+        count: Any = optax.safe_increment(state.count)
+        momentum = momentum_at(count)
+        product = (state.mu_product * momentum).astype(state.mu_product.dtype)
+        of_gradient = (1 - momentum) / (1 - product)
+        of_moment = momentum / (1 - product * momentum_at(count + 1))
+        correction = 1 - b2**count
+
+        directions, mus, nus = [], [], []
+        old_mus: list[Any] = list(unpack_like_params(state.mu, updates))
+        old_nus: list[Any] = list(unpack_like_params(state.nu, updates))
+        for g, m, v in zip(leaves, old_mus, old_nus, strict=True):
+            if not has_numbers(g):
+                directions.append(g)
+                continue
+            wide = accumulator(g)
+            m = b1 * accumulator(m) + (1 - b1) * wide
+            v = saturated(b2 * v + (1 - b2) * jnp.real(wide * jnp.conj(wide)))
+            ahead = of_gradient * wide + of_moment * m
+            # With eps = 0 an element that never had a gradient would be 0 / 0.
+            factor = safe_quotient(1, safe_sqrt(v / correction + eps))
+            directions.append((ahead * factor).astype(g.dtype))
+            mus.append(m)
+            nus.append(v)
+        return treedef.unflatten(directions), ScaleByNadamState(
+            count,
+            product,
+            pack_like_params(mus, state.mu),
+            pack_like_params(nus, state.nu),
+        )
+
+    return optax.GradientTransformation(init_fn, update_fn)
