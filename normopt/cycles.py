@@ -22,8 +22,8 @@ def checked_cycles(
     t_cur: int,
 ) -> list[int]:
     """Lists the lengths that are given, after a look at all arguments."""
-    several = isinstance(total_steps, Sequence) and not isinstance(total_steps, str)
-    lengths: list[Any] = list(total_steps) if several else [total_steps]
+    is_sequence = isinstance(total_steps, Sequence) and not isinstance(total_steps, str)
+    lengths: list[Any] = list(total_steps) if is_sequence else [total_steps]
     if not lengths:
         raise ValueError("`total_steps` must name at least one length, got none")
     for length in lengths:
@@ -48,12 +48,12 @@ def checked_cycles(
             "goes on and no cycle follows; restart(..., total_steps=n) sets the length "
             "of the next one by hand"
         )
-    if several and len(lengths) > 1 and not autorestart:
+    if len(lengths) > 1 and not autorestart:
         raise ValueError(
             f"`total_steps` must be one number without autorestart, got {total_steps}: "
             "restart(..., total_steps=n) sets the length of the next cycle by hand"
         )
-    if several and t_mult != 1:
+    if len(lengths) > 1 and t_mult != 1:
         raise ValueError(
             f"`t_mult` must be 1 beside a sequence of lengths, got t_mult={t_mult} and "
             f"total_steps={total_steps}: the sequence says all lengths"

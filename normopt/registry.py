@@ -17,14 +17,18 @@ from jax.core import Tracer
 
 from normopt import optimizers
 from normopt.checks import check_number, is_scalar
+from normopt.schedules import WarmRestarts, cosine_restarts
+
+_SCHEDULES = {build.__name__: build for build in (cosine_restarts, WarmRestarts)}
 
 
 def names() -> list[str]:
     """Lists the optimizers of normopt that `make` knows by name.
 
-    Configurations may also name optax's optimizers that take a `learning_rate` and its
-    functions that end in `schedule`, e.g. `sgd`, `adam`, `rmsprop`,
-    `cosine_decay_schedule`; where both have a name, it means normopt's.
+    Configurations may also name `cosine_restarts` and `WarmRestarts`, optax's
+    optimizers that take a `learning_rate` and its functions that end in `schedule`,
+    e.g. `sgd`, `adam`, `rmsprop`, `cosine_decay_schedule`; where both have a name, it
+    means normopt's.
 
     Examples:
       >>> "normalized" in normopt.names()
@@ -39,7 +43,7 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
     """Writes an optimizer down: validated, complete with defaults, JSON-able.
 
     Args:
-      name: one of `names()`, or an optimizer or schedule of optax.
+      name: one of `names()`, or a schedule, or an optimizer of optax.
       **hyperparameters: numbers, strings, axes, dtypes, `{pattern: value}` mappings;
         inner optimizers and schedules as dictionaries of the same form, complete or
         not. Scalar arrays become numbers, tuples lists, dtypes names.
@@ -99,7 +103,7 @@ def make(**config: Any) -> optax.GradientTransformation:
     hyperparameters = {k: v for k, v in config.items() if k != "name"}
     build = _builder(config["name"])
     options = _bind(config["name"], hyperparameters)
-    read = _read if config["name"] in names() else _read_for_optax
+    read = _read if _is_ours(config["name"]) else _read_for_optax
     built = {option: read(value) for option, value in options.items()}
     rate = built.get("learning_rate")
     if rate is not None and not callable(rate):
@@ -107,9 +111,13 @@ def make(**config: Any) -> optax.GradientTransformation:
     return build(**built)
 
 
+def _is_ours(name: str) -> bool:
+    return name in names() or name in _SCHEDULES
+
+
 def _builder(name: str) -> Callable[..., Any]:
-    if name in names():
-        return getattr(optimizers, name)
+    if _is_ours(name):
+        return _SCHEDULES.get(name) or getattr(optimizers, name)
     build = getattr(optax, name, None)
     if inspect.isfunction(build) and (
         name.endswith("schedule")
@@ -118,8 +126,9 @@ def _builder(name: str) -> Callable[..., Any]:
         return build
     raise ValueError(
         f"unknown optimizer or schedule {name!r}; normopt's optimizers are "
-        f"{', '.join(names())}, and optax's optimizers and schedules go by their names "
-        "(sgd, adam, rmsprop, cosine_decay_schedule, ...)"
+        f"{', '.join(names())}, its schedules {', '.join(_SCHEDULES)}, and optax's "
+        "optimizers and schedules go by their names (sgd, adam, cosine_decay_schedule, "
+        "...)"
     )
 
 

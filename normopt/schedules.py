@@ -95,7 +95,7 @@ def cosine_restarts(
         return t, jnp.asarray([float(n - 1) for n in lengths], float)[index]
 
     def schedule(count: Any) -> jax.Array:
-        position = jnp.asarray(count, jnp.uint32) + jnp.asarray(t_cur, jnp.uint32)
+        position = _unsigned(count) + jnp.asarray(t_cur, jnp.uint32)
         if autorestart:
             t, half = place_in_cycle(position)
         else:
@@ -271,6 +271,13 @@ def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
     check_per_leaf("lambda_norm", lambda_norm, check_not_negative)
     check_integer("total_steps", total_steps, 2)
     return scaled(lambda_norm, math.sqrt(1 / total_steps))
+
+
+def _unsigned(count: Any) -> jax.Array:
+    """Gives a count 32 bits without a sign, which have room for 2^31."""
+    # `optax.join_schedules` asks for counts below 0, and drops what it gets for them.
+    of_numbers = jnp if isinstance(count, jax.Array) else np
+    return jnp.asarray(of_numbers.maximum(count, 0).astype(np.uint32))
 
 
 def _at(eta: Any, count: Any) -> Any:

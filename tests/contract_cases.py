@@ -28,6 +28,8 @@ class Case:
     inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
     needs_params: str = ""  # the link that refuses an update without params
     second_moments: str = ""  # of what its state keeps them
+    # The per-leaf option that its rules are tested by, and two values that matter.
+    ruled: tuple[str, Any, Any] = ("channel_axes", (0, 3), (-1,))
 
     def arguments(self, rate=RATE, inject=lambda build: build, **options):
         """All arguments of the optimizer; `inject` wraps the builder of an inner."""
@@ -44,6 +46,11 @@ class Case:
     def build(self) -> Callable[..., optax.GradientTransformation]:
         return getattr(normopt, self.name)
 
+    def rules(self, first: str, second: str) -> dict[str, Any]:
+        """An option with two rules, the first of which wins."""
+        option, one, other = self.ruled
+        return {option: {first: one, second: other}}
+
     @property
     def numbers(self) -> dict[str, float]:
         """Its own float hyper-parameters."""
@@ -56,6 +63,9 @@ class Case:
             rate = {"inner": {**self.inner, **rate}}
         return {"name": self.name, **rate, **self.options}
 
+
+DECAYED = {"ruled": ("weight_decay", 0.2, 0.1), "needs_params": "decay_weights"}
+DECAYS = {"weight_decay": 0.05, "l1": 0.01, "lr_multipliers": 0.7}
 
 CASES = [
     Case(
@@ -82,10 +92,17 @@ CASES = [
         needs_params="add_decay",
         second_moments=PER_BLOCK,
     ),
+    Case("adamw", {**ADAM, **DECAYS}, **DECAYED, second_moments=PER_ELEMENT),
     Case(
         "clipped",
         {"max_norm": 0.5, "norm": "max", "channel_axes": COLUMNS, "eps": 1e-3},
         inner={**MOMENTUM, "nesterov": True},
+    ),
+    Case(
+        "nadamw",
+        {**ADAM, **DECAYS, "momentum_decay": 0.05},
+        **DECAYED,
+        second_moments=PER_ELEMENT,
     ),
     Case(
         "normalized",
@@ -98,6 +115,7 @@ CASES = [
         {**SGD, "delta": 1.0, "wd_ratio": 0.1},
         needs_params="project_if_invariant",
     ),
+    Case("sgdw", {"momentum": 0.8, **DECAYS}, **DECAYED),
 ]
 
 SMALL = {
@@ -194,8 +212,8 @@ def is_finite(some_tree):
 def second_moments(state):
     """What the states of block moments keep in float32 at least."""
 
-    def is_moments(node):
-        return isinstance(node, normopt.ScaleByBlockAdamState)
-
-    nodes = jax.tree.leaves(state, is_leaf=is_moments)
-    return [(n.nu, n.nu_max, n.square) for n in nodes if is_moments(n)]
+    by_block, nadam = normopt.ScaleByBlockAdamState, normopt.ScaleByNadamState
+    nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, by_block | nadam))
+    kept = [(n.nu, n.nu_max, n.square) for n in nodes if isinstance(n, by_block)]
+    of_elements = [n.nu for n in nodes if isinstance(n, nadam)]
+    return kept + [(normopt.BlockNumbers(nu, {}), None, None) for nu in of_elements]

@@ -172,10 +172,10 @@ def test_a_mask_leaves_leaves_out(case):
     grads = gradients(params)
     mask = normopt.by_path({"head": False}, default=True)
     # A rule for a leaf that is left out is none without a match.
-    rules = {"head/kernel$": (0,), "kernel$": (-1,)}
-    optimizer = optax.masked(case.make(channel_axes=rules), mask)
+    rules = case.rules("head/kernel$", "kernel$")
+    optimizer = optax.masked(case.make(**rules), mask)
     after, _ = run(optimizer, params, grads)
-    expected, _ = run(case.make(channel_axes=rules), params, grads)
+    expected, _ = run(case.make(**rules), params, grads)
     assert_close(after["body"], expected["body"])
     added = [g["head"] for g in grads]
     assert_close(after["head"], functools.reduce(optax.tree.add, added, params["head"]))
@@ -185,9 +185,9 @@ def test_a_mask_leaves_leaves_out(case):
 def test_parts_of_a_partition_share_rules(case):
     params = tree(SMALL)
     grads = gradients(params)
-    rules = {"^body/kernel$": (-1,), "^head/kernel$": (0, 3)}
-    whole = case.make(channel_axes=rules)
-    parts = {"body": whole, "head": case.make(2 * RATE, channel_axes=rules)}
+    rules = case.rules("^head/kernel$", "^body/kernel$")
+    whole = case.make(**rules)
+    parts = {"body": whole, "head": case.make(2 * RATE, **rules)}
     labels = normopt.by_path({"^body": "body"}, default="head")
     after, _ = run(optax.partition(parts, labels), params, grads)
     assert_close(after["body"], run(whole, params, grads)[0]["body"])
@@ -213,8 +213,15 @@ def test_extra_args_are_let_through(case):
         lambda inner: normopt.clipped(inner, 1.0),
         lambda inner: normopt.retract_to_sphere(inner, (), moment=None),
         normopt.project_if_invariant,
+        normopt.compensate_rounding,
     ],
-    ids=["normalized", "clipped", "retract_to_sphere", "project_if_invariant"],
+    ids=[
+        "normalized",
+        "clipped",
+        "retract_to_sphere",
+        "project_if_invariant",
+        "compensate_rounding",
+    ],
 )
 def test_extra_args_reach_what_is_wrapped(wrap):
     params, seen = tree(SMALL), []

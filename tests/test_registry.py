@@ -38,6 +38,35 @@ CASES = {
             channel_axes=(-1,),
         ),
     ),
+    "restarts": (
+        {
+            "name": "adamw",
+            "learning_rate": 0.1,
+            "weight_decay": {"kernel": 0.01},
+            "schedule": {
+                "name": "cosine_restarts",
+                "total_steps": (3, 4),
+                "eta_max": PIECEWISE,
+            },
+        },
+        lambda: normopt.adamw(
+            0.1,
+            weight_decay={"kernel": 0.01},
+            schedule=normopt.cosine_restarts(
+                (3, 4),
+                eta_max=optax.piecewise_constant_schedule(0.1, {3: 0.5, 6: 0.1}),
+            ),
+        ),
+    ),
+    "stateful": (
+        {
+            "name": "sgdw",
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "schedule": {"name": "WarmRestarts", "total_steps": 3, "t_mult": 2},
+        },
+        lambda: normopt.sgdw(0.1, 0.9, schedule=normopt.WarmRestarts(3, t_mult=2)),
+    ),
     "nested": (
         {
             "name": "clipped",
@@ -98,7 +127,7 @@ def test_defaults_are_filled_in_at_every_depth():
 
 
 def test_every_optimizer_has_a_name():
-    ours = "adamg adamp adams adamsrt clipped normalized sgdmrt sgdp"
+    ours = "adamg adamp adams adamsrt adamw clipped nadamw normalized sgdmrt sgdp sgdw"
     assert normopt.names() == ours.split()
     for name in normopt.names():
         assert getattr(normopt, name)
@@ -144,6 +173,11 @@ SGD = {"name": "sgd", "learning_rate": 0.1}
             "'own'.*regis",
         ),
         ({"name": "normalized", "inner": {"name": "l2"}}, ValueError, "unknown.*'l2'"),
+        (
+            {"name": "adamw", "learning_rate": 0.1, "schedule": {"name": "restarts"}},
+            ValueError,
+            "unknown.*'restarts'.*cosine_restarts, WarmRestarts",
+        ),
     ],
 )
 def test_bad_configurations_are_refused(given, error, message):

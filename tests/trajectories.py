@@ -18,6 +18,7 @@ class Recording(NamedTuple):
     grads: dict[str, np.ndarray]  # (steps, ...)
     after: dict[str, np.ndarray]  # params after each step, (steps, ...)
     meta: dict[str, Any]
+    series: dict[str, np.ndarray]  # one number a step: eta_t, eta_t_before, ...
 
 
 def cases(system: str) -> list[str]:
@@ -36,7 +37,8 @@ def load(system: str, case: str) -> Recording:
             }
 
         meta = json.loads(str(stored["meta"]))
-        return Recording(part("param0"), part("grads"), part("params"), meta)
+        series = {k: stored[k] for k in stored.files if "/" not in k and k != "meta"}
+        return Recording(part("param0"), part("grads"), part("params"), meta, series)
 
 
 def largest_miss(

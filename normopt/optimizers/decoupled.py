@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from normopt.checks import check_learning_rate, check_number, is_zero
+from normopt.checks import check_learning_rate, check_number
 from normopt.rules import PerLeaf
 from normopt.transforms.decaying import decay_weights
 from normopt.transforms.moments import scale_by_block_adam
@@ -134,7 +134,7 @@ def sgdw(
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      momentum: its decay :math:`\beta`, in [0, 1); 0 keeps no velocity.
+      momentum: its decay :math:`\beta`, in [0, 1).
       weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
       nesterov: whether the step is :math:`\beta u - \eta_t \alpha c g` with the new u.
       l1: the L1 decay per step, per leaf, at least 0.
@@ -173,12 +173,11 @@ def sgdw(
     check_number("momentum", momentum, 0, below=1)
 
     def build(eta: Any) -> optax.GradientTransformation:
-        velocity = trace_on_tangent(momentum, nesterov=nesterov)
         return optax.chain(
             scale_by_path(lr_multipliers),
             optax.scale_by_learning_rate(learning_rate),
             scale_by_path(eta),
-            optax.identity() if is_zero(momentum) else velocity,
+            trace_on_tangent(momentum, nesterov=nesterov),
             decay_weights(weight_decay, l1, schedule=eta),
         )
 

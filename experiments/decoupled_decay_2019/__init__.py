@@ -1,0 +1,1 @@
+"""Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019."""
