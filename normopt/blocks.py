@@ -163,8 +163,18 @@ def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
 
 
 def saturated(x: jax.Array) -> jax.Array:
-    """Bounds numbers of at least 0: an average would keep an infinite one for ever."""
-    return jnp.minimum(x, jnp.finfo(x.dtype).max)
+    """Bounds numbers of at least 0: an average would keep an infinite one for ever.
+
+    NaN stays. `jnp.minimum` would do the same, and make a whole step of Adam take three
+    times as long on XLA's CPU.
+    """
+    largest = jnp.finfo(x.dtype).max
+    return jnp.where(x > largest, largest, x)
+
+
+def larger(old: jax.Array, new: jax.Array) -> jax.Array:
+    """Takes the larger of two numbers; a new NaN stays. For its form see `saturated`."""
+    return jnp.where(old > new, old, new)
 
 
 def per_block(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -114,7 +114,59 @@ print("collectives checked:", checked)
 """
 
 
-@pytest.mark.parametrize("script", [LINKS, OPTIMIZERS], ids=["links", "optimizers"])
+RESTARTS = """
+import jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import NamedSharding, PartitionSpec
+import normopt
+from tests.contract_cases import gradients, tree
+
+mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+params = tree({"kernel": (16, 8)}, [jnp.bfloat16])
+tx = normopt.compensate_rounding(
+    normopt.sgdw(0.1, 0.9, 0.01, schedule=normopt.WarmRestarts(6))
+)
+place = NamedSharding(mesh, PartitionSpec("x", "y"))
+everywhere = NamedSharding(mesh, PartitionSpec())
+
+def train(params, state):
+    etas = []
+    step = jax.jit(tx.update)
+    for index, g in enumerate(gradients(params, 9)):
+        if index in (4, 7):
+            again = (normopt.restart, jax.jit(normopt.restart))[index == 7]
+            before, state = state, again(state, t_cur=1)
+            for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state)):
+                assert new.sharding.is_equivalent_to(old.sharding, new.ndim), new
+        g = jax.device_put(g, params["kernel"].sharding)
+        updates, state = step(g, state, params)
+        params = optax.apply_updates(params, updates)
+        etas.append(float(normopt.current_eta(state)))
+    return params, state, etas
+
+expected, state, etas = train(params, tx.init(params))
+spread = jax.device_put(params, place)
+init = jax.tree.map(
+    lambda leaf: jax.device_put(leaf, place if leaf.ndim else everywhere),
+    tx.init(spread),
+)
+after, state, again = train(spread, init)
+assert again == etas, (again, etas)
+eta = normopt.cosine_restarts(6)
+np.testing.assert_allclose(
+    etas, [eta(k) for k in (0, 1, 2, 3, 1, 2, 3, 1, 2)], rtol=1e-6
+)
+assert state.residue["kernel"].sharding.is_equivalent_to(place, 2)
+np.testing.assert_allclose(
+    after["kernel"].astype(jnp.float32) + state.residue["kernel"],
+    expected["kernel"].astype(jnp.float32), rtol=1e-2, atol=1e-5,
+)
+print("values of the schedule checked:", len(etas) + len(again) + 3)
+"""
+
+
+@pytest.mark.parametrize(
+    "script", [LINKS, OPTIMIZERS, RESTARTS], ids=["links", "optimizers", "restarts"]
+)
 def test_sharded_steps_equal_unsharded_ones_and_exchange_block_sums_alone(script):
     flags = "--xla_force_host_platform_device_count=8"
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""Map the test error over learning rate and decay, coupled and decoupled.
+"""Map the test error over learning rate and decay, in the gradient and decoupled.
 
 Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101,
 Figure 2: SGD with momentum and Adam, with L2 in the gradient and with decoupled decay,
@@ -12,84 +12,37 @@ takes TIME on two CPU cores.
 """
 
 import dataclasses
-import functools
 import io
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-import normopt
 from experiments import devices
-from experiments.data import digits
+from experiments.decoupled_decay_2019.grid_training import (
+    METHODS,
+    grid_errors,
+    load_task,
+)
 from experiments.runs import write_bytes, write_json
 
-MOMENTUM = 0.9
-TRAIN_IMAGES, BATCH = 200, 20
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
+# Those that the paper marks.
 BEST_CELLS = 10
 # Errors above the best that the colours tell apart.
-COLOUR_SPAN = 0.04
-
-Optimizer = optax.GradientTransformation
-Params = list[dict[str, jax.Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """An optimizer and the grid that has its optimum inside.
-
-    Attributes:
-        make: from learning rate, decay and eta_t to the optimizer.
-        learning_rates: exponents of 2.
-        decays: exponents of 2.
-    """
-
-    make: Callable[[Any, Any, optax.Schedule], Optimizer]
-    learning_rates: range
-    decays: range
-
-
-def _sgd(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
-    step = normopt.sgdw(learning_rate, MOMENTUM, schedule=eta)
-    return optax.chain(normopt.add_decay(decay), step)
-
-
-def _sgdw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
-    return normopt.sgdw(learning_rate, MOMENTUM, decay, schedule=eta)
-
-
-def _adam(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
-    return optax.chain(
-        normopt.add_decay(decay),
-        normopt.scale_by_block_adam(),
-        optax.scale_by_learning_rate(lambda count: learning_rate * eta(count)),
-    )
-
-
-def _adamw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
-    return normopt.adamw(learning_rate, weight_decay=decay, schedule=eta)
-
-
-METHODS = {
-    "SGD, L2": Method(_sgd, range(-10, 1), range(-13, -2)),
-    "SGDW": Method(_sgdw, range(-10, 1), range(-14, -3)),
-    "Adam, L2": Method(_adam, range(-12, -1), range(-13, -2)),
-    "AdamW": Method(_adamw, range(-12, -1), range(-14, -3)),
-}
+COLOUR_SPAN = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +50,7 @@ class DecayGridConfig:
     """Where to write, and how much to compute."""
 
     out: Path = Path("runs/decoupled_decay_2019")
-    """The folder for the records and the figure."""
-    name: str = "grid"
-    """Of the two files, without their endings."""
+    """The folder for `grid.json` and `grid.png`."""
     seeds: int = 4
     """Runs a cell, whose errors are averaged."""
     epochs: int = 60
@@ -107,30 +58,30 @@ class DecayGridConfig:
     hidden: int = 64
     """Units in each of the two hidden layers."""
     batch_norm: bool = True
-    """Whether the hidden layers are normalised."""
+    """Whether these are normalised."""
     smoke: bool = False
-    """A tenth of the work: every fourth row and column, 2 seeds, 3 epochs, 16 units."""
+    """Only every fifth row and column, 2 seeds, 3 epochs and 16 units."""
     redraw: bool = False
     """Print and draw the stored records, without training."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """What one run trains on.
+class Alignment:
+    """How a grid lies to its axes.
 
     Attributes:
-        images: (n, 64), float32, standardised; the first `TRAIN_IMAGES` are trained on.
-        labels: (n,), int32.
-        epochs: passes over the training images.
-        hidden: units a hidden layer.
-        batch_norm: whether these are normalised.
+        rho: the correlation between the exponents of learning rate and decay over the
+            cells within `MARGIN` of the best; 0 for a region along an axis, -1 for one
+            along a falling diagonal. None where these cells are in one row or column.
+        slope: by how many powers of 2 the best decay moves when the learning rate
+            doubles, a line through the best decays of the rates that have such a cell.
+            None for a single rate.
+        cells: how many such cells there are.
     """
 
-    images: jax.Array
-    labels: jax.Array
-    epochs: int
-    hidden: int
-    batch_norm: bool
+    rho: float | None
+    slope: float | None
+    cells: int
 
 
 def main(args: Sequence[str]) -> None:
@@ -140,7 +91,7 @@ def main(args: Sequence[str]) -> None:
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
     console = Console()
-    records, figure = (config.out / f"{config.name}.{end}" for end in ("json", "png"))
+    records, figure = (config.out / f"grid.{end}" for end in ("json", "png"))
     if not config.redraw:
         config.out.mkdir(parents=True, exist_ok=True)
         write_json(records, measure(config, console))
@@ -158,39 +109,156 @@ def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
         console: gets a line for each method.
 
     Returns:
-        For each method the exponents of 2 and the errors, seeds x rates x decays.
+        The settings, and for each method the exponents of 2 and the errors, seeds x
+        learning rates x decays.
     """
-    task = load_task(config)
+    task = load_task(config.epochs, config.hidden, config.batch_norm)
     keys = jax.random.split(jax.random.key(0), config.seeds)
-    stride, grids = 4 if config.smoke else 1, {}
+    stride, grids = 5 if config.smoke else 1, {}
     for name, method in METHODS.items():
         began = time.perf_counter()
         rates, decays = method.learning_rates[::stride], method.decays[::stride]
-        errors = train_grid(method.make, rates, decays, keys, task)
-        errors = np.asarray(errors, float).transpose(2, 0, 1).tolist()
-        grid = {"learning_rates": list(rates), "decays": list(decays)}
-        grids[name] = grid | {"errors": errors}
-        console.print(f"{name}: {time.perf_counter() - began:.0f} s", highlight=False)
-    settings = {"epochs": task.epochs, "hidden": task.hidden}
-    settings |= {"batch_norm": task.batch_norm, "device": devices.describe()}
-    return settings | {"grids": grids}
+        errors = grid_errors(method.make, rates, decays, keys, task)
+        grids[name] = {
+            "learning_rates": list(rates),
+            "decays": list(decays),
+            "errors": errors.tolist(),
+        }
+        seconds = time.perf_counter() - began
+        console.print(f"{name}: {errors.size} runs in {seconds:.0f} s", highlight=False)
+    return {
+        "device": devices.describe(),
+        "epochs": config.epochs,
+        "hidden": config.hidden,
+        "batch_norm": config.batch_norm,
+        "grids": grids,
+    }
 
 
-def load_task(config: DecayGridConfig) -> Task:
-    """Return the digits with the training images first."""
-    data = digits.load()
-    splits = (data.train, data.validation, data.test)
-    images = np.concatenate([split.images for split in splits])
-    images = ((images - data.mean) / data.std).reshape(len(images), -1)
-    labels = np.concatenate([split.labels for split in splits])
-    return Task(
-        jnp.asarray(images, jnp.float32),
-        jnp.asarray(labels),
-        config.epochs,
-        config.hidden,
-        config.batch_norm,
+def alignment(
+    errors: np.ndarray, learning_rates: Sequence[int], decays: Sequence[int]
+) -> Alignment:
+    """Measure how a grid lies to its axes.
+
+    Args:
+        errors: learning rates x decays.
+        learning_rates: exponents of 2.
+        decays: exponents of 2.
+    """
+    near = errors <= errors.min() + MARGIN
+    rate, decay = np.meshgrid(learning_rates, decays, indexing="ij")
+    rho = slope = None
+    if np.ptp(rate[near]) > 0 and np.ptp(decay[near]) > 0:
+        rho = float(np.corrcoef(rate[near], decay[near])[0, 1])
+    rows = near.any(axis=1)
+    if rows.sum() > 1:
+        ridge = np.asarray(decays)[errors.argmin(axis=1)]
+        slope = float(np.polyfit(np.asarray(learning_rates)[rows], ridge[rows], 1)[0])
+    return Alignment(rho, slope, int(near.sum()))
+
+
+def draw(path: Path, stored: Mapping[str, Any]) -> None:
+    """Draw the maps on one colour scale.
+
+    Args:
+        path: the PNG to write.
+        stored: what `grid.json` holds.
+    """
+    best = min(np.mean(g["errors"], axis=0).min() for g in stored["grids"].values())
+    with matplotlib.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(10, 9), layout="constrained")
+        panels = figure.subplots(2, 2)
+        for axes, (name, grid) in zip(
+            panels.flat, stored["grids"].items(), strict=True
+        ):
+            mesh = _draw_map(axes, grid, best)
+            axes.set_title(f"{name}\n{_in_words(grid)}")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("learning rate")
+        for axes in panels[1]:
+            axes.set_xlabel("weight decay")
+        bar = figure.colorbar(mesh, ax=panels, extend="max", shrink=0.6, aspect=30)
+        bar.set_label("test error")
+        bar.ax.yaxis.set_major_locator(MultipleLocator(0.01))
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        figure.legend(
+            *panels[0, 0].get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+        )
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=150)
+    write_bytes(path, image.getvalue())
+
+
+def _draw_map(axes: Any, grid: Mapping[str, Any], best: float) -> Any:
+    errors = np.mean(grid["errors"], axis=0)
+    rates, decays = grid["learning_rates"], grid["decays"]
+    mesh = axes.imshow(
+        errors,
+        origin="lower",
+        cmap="viridis",
+        vmin=best,
+        vmax=best + COLOUR_SPAN,
+        aspect="auto",
+    )
+    ranked = np.unravel_index(errors.argsort(axis=None)[:BEST_CELLS], errors.shape)
+    dots = {"color": "white", "edgecolors": "black", "s": 45}
+    axes.scatter(*ranked[::-1], label=f"the {BEST_CELLS} best cells", **dots)
+    star = dots | {"color": "red", "s": 190, "marker": "*"}
+    axes.scatter(ranked[1][0], ranked[0][0], label="the best", **star)
+    axes.set_xticks(range(len(decays)), [f"$2^{{{e}}}$" for e in decays])
+    axes.set_yticks(range(len(rates)), [f"$2^{{{e}}}$" for e in rates])
+    return mesh
+
+
+def _in_words(grid: Mapping[str, Any]) -> str:
+    errors = np.mean(grid["errors"], axis=0)
+    found = alignment(errors, grid["learning_rates"], grid["decays"])
+    return (
+        f"best {errors.min():.1%}, rho {_shown(found.rho)}, slope {_shown(found.slope)}"
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="task")
-def train_grid(): ...
+def _table(stored: Mapping[str, Any]) -> Table:
+    # Without rules between columns it fits a terminal of 80.
+    table = Table(
+        "method",
+        title="learning rate and weight decay in powers of 2",
+        caption=f"cells: errors up to {100 * MARGIN:g} points above the best; "
+        "in brackets with one seed left out",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for name in ("best", "rate", "decay", "cells", "rho", "slope"):
+        table.add_column(name, justify="right")
+    for name, grid in stored["grids"].items():
+        rates, decays = grid["learning_rates"], grid["decays"]
+        seeds = np.asarray(grid["errors"])
+        errors = seeds.mean(axis=0)
+        row, column = np.unravel_index(errors.argmin(), errors.shape)
+        found = alignment(errors, rates, decays)
+        without = [
+            alignment(np.delete(seeds, seed, axis=0).mean(axis=0), rates, decays)
+            for seed in range(len(seeds))
+        ]
+        table.add_row(
+            name,
+            f"{errors.min():.2%}",
+            str(rates[row]),
+            str(decays[column]),
+            str(found.cells),
+            f"{_shown(found.rho)} ({_span(one.rho for one in without)})",
+            f"{_shown(found.slope)} ({_span(one.slope for one in without)})",
+        )
+    return table
+
+
+def _span(values: Any) -> str:
+    known = [value for value in values if value is not None]
+    return f"{min(known):.2f}, {max(known):.2f}" if known else "-"
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -18,6 +18,7 @@ from normopt.blocks import (
     block_dot,
     check_channel_axes,
     has_numbers,
+    larger,
     radial_factor,
     resolve_proper_axes,
     safe_quotient,
@@ -219,7 +220,7 @@ def _averaged(old: _Moments, g: jax.Array, axes: Axes, b1: Any, b2: Any) -> _Mom
     return _Moments(
         mu=b1 * accumulator(old.mu) + (1 - b1) * g,
         nu=nu,
-        nu_max=None if old.nu_max is None else jnp.maximum(old.nu_max, nu),
+        nu_max=None if old.nu_max is None else larger(old.nu_max, nu),
         square=old.square,
     )
 

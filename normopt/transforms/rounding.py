@@ -42,9 +42,10 @@ def compensate_rounding(
         unless it has a `mu_dtype` or the like. Other leaves are as without the wrapper.
 
     Returns:
-      An optimizer that needs `params` and must be the outermost one: what follows, or
-      wraps it, would round or change its updates. These keep structure and shapes;
-      for low-precision leaves they are float32, the difference to the next weight.
+      An optimizer that needs `params` and must be the outermost one: what follows it
+      would round or change its updates, and `optax.apply_if_finite` around it refuses
+      their dtype (inside it does not). Updates keep structure and shapes; for
+      low-precision leaves they are float32, the difference to the next weight.
       Its state is a `CompensateRoundingState`: inner's, and 4 bytes for each element
       of a low-precision leaf.
 

@@ -9,36 +9,18 @@ from tests.trajectories import cases, largest_miss, load
 SYSTEM = "C_keras_normalized"
 
 
-def keras_adam(learning_rate, b1, b2, eps):
-    """Keras' Adam: eps is added to the root of the uncorrected second moment."""
-
-    def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, zeros)
-
-    def update(grads, state, params=None):
-        del params
-        count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
-        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
-        rate = learning_rate * jnp.sqrt(1 - b2**count) / (1 - b1**count)
-        direction = jax.tree.map(lambda m, v: -rate * m / (jnp.sqrt(v) + eps), mu, nu)
-        return direction, optax.ScaleByAdamState(count, mu, nu)
-
-    return optax.GradientTransformation(init, update)
-
-
 def wrapped(meta):
     settings = meta["wrapped"]["config"]
     match meta["wrapped"]["class"]:
         case "SGD":
             return optax.sgd(settings["lr"], settings["momentum"], settings["nesterov"])
         case "Adam":
-            return keras_adam(
+            return normopt.adamw(
                 settings["lr"],
                 settings["beta_1"],
                 settings["beta_2"],
                 settings["epsilon"],
+                eps_hat=True,
             )
         case "RMSprop":
             return optax.rmsprop(

@@ -1,0 +1,204 @@
+"""A small network trained at every learning rate and decay at once.
+
+The network is small enough that hundreds of runs, each with its own optimizer state,
+are one computation under `jax.vmap`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import normopt
+from experiments.data import digits
+
+MOMENTUM = 0.9
+TRAIN_IMAGES, BATCH = 200, 20
+VARIANCE_EPS = 1e-5
+
+Optimizer = optax.GradientTransformation
+Make = Callable[[Any, Any, optax.Schedule], Optimizer]
+Params = list[dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An optimizer and the grid that has its optimum inside.
+
+    Attributes:
+        make: from learning rate, decay and eta_t to the optimizer.
+        learning_rates: exponents of 2.
+        decays: exponents of 2.
+    """
+
+    make: Make
+    learning_rates: range
+    decays: range
+
+
+def _sgd(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    step = normopt.sgdw(learning_rate, MOMENTUM, schedule=eta)
+    return optax.chain(normopt.add_decay(decay), step)
+
+
+def _sgdw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    return normopt.sgdw(learning_rate, MOMENTUM, decay, schedule=eta)
+
+
+def _adam(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    return optax.chain(
+        normopt.add_decay(decay),
+        normopt.scale_by_block_adam(),
+        optax.scale_by_learning_rate(lambda count: learning_rate * eta(count)),
+    )
+
+
+def _adamw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    return normopt.adamw(learning_rate, weight_decay=decay, schedule=eta)
+
+
+METHODS = {
+    "SGD, L2": Method(_sgd, range(-10, 1), range(-13, -2)),
+    "SGDW": Method(_sgdw, range(-10, 1), range(-14, -3)),
+    "Adam, L2": Method(_adam, range(-12, -1), range(-12, -1)),
+    "AdamW": Method(_adamw, range(-12, -1), range(-14, -3)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What one run trains, and on what.
+
+    Attributes:
+        images: (n, 64), float32, standardised; the first `TRAIN_IMAGES` are trained on.
+        labels: (n,), int32.
+        epochs: passes over the training images.
+        hidden: units in each of the two hidden layers.
+        batch_norm: whether these are normalised.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    epochs: int
+    hidden: int
+    batch_norm: bool
+
+
+def load_task(epochs: int, hidden: int, batch_norm: bool) -> Task:
+    """Return the digits with the training images first; see `Task`."""
+    data = digits.load()
+    splits = (data.train, data.validation, data.test)
+    images = np.concatenate([split.images for split in splits])
+    images = ((images - data.mean) / data.std).reshape(len(images), -1)
+    labels = np.concatenate([split.labels for split in splits])
+    return Task(
+        jnp.asarray(images, jnp.float32),
+        jnp.asarray(labels),
+        epochs,
+        hidden,
+        batch_norm,
+    )
+
+
+def grid_errors(
+    make: Make,
+    learning_rates: Sequence[int],
+    decays: Sequence[int],
+    keys: jax.Array,
+    task: Task,
+) -> np.ndarray:
+    """Train every cell of a grid, from every key.
+
+    Args:
+        make: gives the optimizer.
+        learning_rates: exponents of 2.
+        decays: exponents of 2.
+        keys: (seeds,), of `train`.
+        task: what is trained on.
+
+    Returns:
+        The errors, seeds x learning rates x decays.
+    """
+
+    def error(key: jax.Array, learning_rate: jax.Array, decay: jax.Array) -> jax.Array:
+        return held_out_error(train(make, learning_rate, decay, key, task), task)
+
+    over_decays = jax.vmap(error, (None, None, 0))
+    over_rates = jax.vmap(over_decays, (None, 0, None))
+    over_keys = jax.jit(jax.vmap(over_rates, (0, None, None)))
+    powers = (2.0 ** jnp.asarray(exponents) for exponents in (learning_rates, decays))
+    return np.asarray(over_keys(keys, *powers), float)
+
+
+def train(
+    make: Make,
+    learning_rate: jax.Array | float,
+    decay: jax.Array | float,
+    key: jax.Array,
+    task: Task,
+) -> Params:
+    """Return the parameters of one run, all of whose numbers may be traced.
+
+    Args:
+        make: gives the optimizer.
+        learning_rate: at eta_t = 1.
+        decay: at eta_t = 1.
+        key: for the initial weights and the order of the images.
+        task: what is trained on.
+    """
+    key_of_weights, key_of_order = jax.random.split(key)
+    params = _initial(key_of_weights, task)
+    passes = jax.random.split(key_of_order, task.epochs)
+    order = jax.vmap(lambda key: jax.random.permutation(key, TRAIN_IMAGES))(passes)
+    batches = order.reshape(-1, BATCH)
+    optimizer = make(learning_rate, decay, normopt.cosine_restarts(len(batches)))
+
+    def loss(params: Params, batch: jax.Array) -> jax.Array:
+        logits = _logits(params, task.images[batch], BATCH)
+        labels = task.labels[batch]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+    return params
+
+
+def held_out_error(params: Params, task: Task) -> jax.Array:
+    """Return the share of wrong answers on the images that were not trained on.
+
+    A run that diverged answers 0 throughout and so is wrong on nine in ten.
+    """
+    answers = _logits(params, task.images, TRAIN_IMAGES).argmax(axis=-1)
+    return jnp.mean((answers != task.labels)[TRAIN_IMAGES:])
+
+
+def _initial(key: jax.Array, task: Task) -> Params:
+    sizes = [task.images.shape[1], task.hidden, task.hidden, 10]
+    params, keys = [], jax.random.split(key, len(sizes) - 1)
+    for key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True):
+        kernel = jax.random.normal(key, (fan_in, fan_out)) * (2 / fan_in) ** 0.5
+        params.append({"kernel": kernel, "bias": jnp.zeros(fan_out)})
+    if task.batch_norm:
+        for layer in params[:-1]:
+            layer["scale"] = jnp.ones_like(layer["bias"])
+    return params
+
+
+def _logits(params: Params, images: jax.Array, counted: int) -> jax.Array:
+    """Answer for all images; the first `counted` give the batch norm's statistics."""
+    for layer in params[:-1]:
+        images = images @ layer["kernel"]
+        if "scale" in layer:
+            mean, variance = images[:counted].mean(0), images[:counted].var(0)
+            factor = layer["scale"] * jax.lax.rsqrt(variance + VARIANCE_EPS)
+            images = (images - mean) * factor
+        images = jax.nn.relu(images + layer["bias"])
+    return images @ params[-1]["kernel"] + params[-1]["bias"]
