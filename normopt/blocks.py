@@ -173,7 +173,7 @@ def saturated(x: jax.Array) -> jax.Array:
 
 
 def larger(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Takes the larger of two numbers; a new NaN stays. For its form see `saturated`."""
+    """Takes the larger of two numbers; a new NaN stays. See `saturated` for its form."""
     return jnp.where(old > new, old, new)
 
 

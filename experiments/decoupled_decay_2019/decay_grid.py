@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import matplotlib
 import numpy as np
 import tyro
@@ -34,6 +33,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     METHODS,
     grid_errors,
     load_task,
+    start,
 )
 from experiments.runs import write_bytes, write_json
 
@@ -113,12 +113,12 @@ def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
         learning rates x decays.
     """
     task = load_task(config.epochs, config.hidden, config.batch_norm)
-    keys = jax.random.split(jax.random.key(0), config.seeds)
+    starts = [start(seed, task) for seed in range(config.seeds)]
     stride, grids = 5 if config.smoke else 1, {}
     for name, method in METHODS.items():
         began = time.perf_counter()
         rates, decays = method.learning_rates[::stride], method.decays[::stride]
-        errors = grid_errors(method.make, rates, decays, keys, task)
+        errors = grid_errors(method.make, rates, decays, starts, task)
         grids[name] = {
             "learning_rates": list(rates),
             "decays": list(decays),

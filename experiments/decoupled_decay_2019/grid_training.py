@@ -6,7 +6,7 @@ are one computation under `jax.vmap`.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,18 @@ class Task:
     batch_norm: bool
 
 
+class Start(NamedTuple):
+    """What differs between the seeds.
+
+    Attributes:
+        params: initial ones, a layer each.
+        batches: (steps, `BATCH`), indices of training images.
+    """
+
+    params: Params
+    batches: jax.Array
+
+
 def load_task(epochs: int, hidden: int, batch_norm: bool) -> Task:
     """Return the digits with the training images first; see `Task`."""
     data = digits.load()
@@ -108,37 +120,53 @@ def grid_errors(
     make: Make,
     learning_rates: Sequence[int],
     decays: Sequence[int],
-    keys: jax.Array,
+    starts: Sequence[Start],
     task: Task,
 ) -> np.ndarray:
-    """Train every cell of a grid, from every key.
+    """Train every cell of a grid, from every start.
 
     Args:
         make: gives the optimizer.
         learning_rates: exponents of 2.
         decays: exponents of 2.
-        keys: (seeds,), of `train`.
+        starts: one for each seed.
         task: what is trained on.
 
     Returns:
         The errors, seeds x learning rates x decays.
     """
 
-    def error(key: jax.Array, learning_rate: jax.Array, decay: jax.Array) -> jax.Array:
-        return held_out_error(train(make, learning_rate, decay, key, task), task)
+    def error(start: Start, learning_rate: jax.Array, decay: jax.Array) -> jax.Array:
+        return held_out_error(train(make, learning_rate, decay, start, task), task)
 
     over_decays = jax.vmap(error, (None, None, 0))
     over_rates = jax.vmap(over_decays, (None, 0, None))
-    over_keys = jax.jit(jax.vmap(over_rates, (0, None, None)))
+    over_starts = jax.jit(jax.vmap(over_rates, (0, None, None)))
     powers = (2.0 ** jnp.asarray(exponents) for exponents in (learning_rates, decays))
-    return np.asarray(over_keys(keys, *powers), float)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    return np.asarray(over_starts(stacked, *powers), float)
+
+
+def start(seed: int, task: Task) -> Start:
+    """Return initial weights and batches, by NumPy: JAX's shuffle compiles slowly."""
+    random = np.random.default_rng(seed)
+    sizes, params = [task.images.shape[1], task.hidden, task.hidden, 10], []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        kernel = random.normal(0, (2 / fan_in) ** 0.5, (fan_in, fan_out))
+        layer = {"kernel": kernel, "bias": np.zeros(fan_out)}
+        is_hidden = len(params) < len(sizes) - 2
+        if task.batch_norm and is_hidden:
+            layer["scale"] = np.ones(fan_out)
+        params.append({name: jnp.asarray(leaf, float) for name, leaf in layer.items()})
+    order = [random.permutation(TRAIN_IMAGES) for _ in range(task.epochs)]
+    return Start(params, jnp.asarray(np.reshape(order, (-1, BATCH))))
 
 
 def train(
     make: Make,
     learning_rate: jax.Array | float,
     decay: jax.Array | float,
-    key: jax.Array,
+    start: Start,
     task: Task,
 ) -> Params:
     """Return the parameters of one run, all of whose numbers may be traced.
@@ -147,15 +175,11 @@ def train(
         make: gives the optimizer.
         learning_rate: at eta_t = 1.
         decay: at eta_t = 1.
-        key: for the initial weights and the order of the images.
+        start: where it begins, and its batches.
         task: what is trained on.
     """
-    key_of_weights, key_of_order = jax.random.split(key)
-    params = _initial(key_of_weights, task)
-    passes = jax.random.split(key_of_order, task.epochs)
-    order = jax.vmap(lambda key: jax.random.permutation(key, TRAIN_IMAGES))(passes)
-    batches = order.reshape(-1, BATCH)
-    optimizer = make(learning_rate, decay, normopt.cosine_restarts(len(batches)))
+    steps = len(start.batches)
+    optimizer = make(learning_rate, decay, normopt.cosine_restarts(steps))
 
     def loss(params: Params, batch: jax.Array) -> jax.Array:
         logits = _logits(params, task.images[batch], BATCH)
@@ -167,7 +191,8 @@ def train(
         updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+    carry = start.params, optimizer.init(start.params)
+    (params, _), _ = jax.lax.scan(step, carry, start.batches)
     return params
 
 
@@ -178,18 +203,6 @@ def held_out_error(params: Params, task: Task) -> jax.Array:
     """
     answers = _logits(params, task.images, TRAIN_IMAGES).argmax(axis=-1)
     return jnp.mean((answers != task.labels)[TRAIN_IMAGES:])
-
-
-def _initial(key: jax.Array, task: Task) -> Params:
-    sizes = [task.images.shape[1], task.hidden, task.hidden, 10]
-    params, keys = [], jax.random.split(key, len(sizes) - 1)
-    for key, fan_in, fan_out in zip(keys, sizes[:-1], sizes[1:], strict=True):
-        kernel = jax.random.normal(key, (fan_in, fan_out)) * (2 / fan_in) ** 0.5
-        params.append({"kernel": kernel, "bias": jnp.zeros(fan_out)})
-    if task.batch_norm:
-        for layer in params[:-1]:
-            layer["scale"] = jnp.ones_like(layer["bias"])
-    return params
 
 
 def _logits(params: Params, images: jax.Array, counted: int) -> jax.Array:

@@ -14,6 +14,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     METHODS,
     held_out_error,
     load_task,
+    start,
     train,
 )
 
@@ -42,7 +43,7 @@ def trained(name, learning_rate, decay, seed, task):
     def run(*numbers):
         return train(METHODS[name].make, *numbers, task)
 
-    return jax.jit(run)(learning_rate, decay, jax.random.split(jax.random.key(0))[seed])
+    return jax.jit(run)(learning_rate, decay, start(seed, task))
 
 
 def test_the_command_is_found_and_leaves_two_files(folder):
@@ -78,7 +79,10 @@ def test_a_cell_of_the_grid_is_that_run_alone(stored, task, name):
 @pytest.mark.parametrize(
     ("coupled", "decoupled"), [("SGD, L2", "SGDW"), ("Adam, L2", "AdamW")]
 )
-def test_the_two_forms_differ_by_the_decay_alone(task, coupled, decoupled):
+def test_the_two_forms_differ_by_the_decay_alone(coupled, decoupled):
+    # Under batch norm a pixel that never changes has a gradient of rounding alone,
+    # from which Adam makes full steps.
+    task = load_task(epochs=3, hidden=16, batch_norm=False)
     runs = {
         (name, decay): np.concatenate(
             [
@@ -106,7 +110,8 @@ def test_training_teaches():
 
 def test_batch_norm_makes_the_length_of_the_weights_irrelevant(task):
     params = trained("SGDW", 2**-4, 0.0, 0, task)
-    longer = [{**layer, "kernel": 4 * layer["kernel"]} for layer in params]
+    longer = [{**layer, "kernel": 4 * layer["kernel"]} for layer in params[:-1]]
+    longer.append(params[-1])
     before, after = (held_out_error(one, task) for one in (params, longer))
     assert abs(float(before) - float(after)) <= 3 / HELD_OUT
     plain = load_task(epochs=3, hidden=16, batch_norm=False)
