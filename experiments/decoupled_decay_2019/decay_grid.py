@@ -173,6 +173,9 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         ):
             mesh = _draw_map(axes, grid, best)
             axes.set_title(f"{name}\n{_in_words(grid)}")
+        normalised = "with" if stored["batch_norm"] else "without"
+        seeds = len(grid["errors"])
+        figure.suptitle(f"digits, {normalised} batch norm, mean of {seeds} seeds")
         for axes in panels[:, 0]:
             axes.set_ylabel("learning rate")
         for axes in panels[1]:

@@ -1,5 +1,6 @@
 """The grid: a cell is a run of its own, and its numbers measure what they say."""
 
+import dataclasses
 import json
 
 import jax
@@ -116,6 +117,17 @@ def test_batch_norm_makes_the_length_of_the_weights_irrelevant(task):
     assert abs(float(before) - float(after)) <= 3 / HELD_OUT
     plain = load_task(epochs=3, hidden=16, batch_norm=False)
     assert not any("scale" in layer for layer in trained("SGDW", 2**-4, 0, 0, plain))
+
+
+def test_the_held_out_images_are_answered_one_by_one(task):
+    """Their own statistics would make the answers depend on who else is asked."""
+    params = trained("SGDW", 2**-4, 0.0, 0, task)
+    wrong = 0.0
+    for chosen in (np.r_[0:200, 200:300], np.r_[0:200, 300:1797]):
+        images, labels = task.images[chosen], task.labels[chosen]
+        part = dataclasses.replace(task, images=images, labels=labels)
+        wrong += (len(chosen) - 200) * float(held_out_error(params, part))
+    assert wrong == pytest.approx(HELD_OUT * float(held_out_error(params, task)))
 
 
 def test_a_run_that_diverged_is_wrong_on_nine_in_ten(task):
