@@ -17,6 +17,7 @@ from normopt.optimizers import adamw as adamw
 from normopt.optimizers import clipped as clipped
 from normopt.optimizers import nadamw as nadamw
 from normopt.optimizers import normalized as normalized
+from normopt.optimizers import novograd as novograd
 from normopt.optimizers import sgdmrt as sgdmrt
 from normopt.optimizers import sgdp as sgdp
 from normopt.optimizers import sgdw as sgdw
@@ -31,13 +32,16 @@ from normopt.schedules import WarmRestarts as WarmRestarts
 from normopt.schedules import WarmRestartsState as WarmRestartsState
 from normopt.schedules import cosine_restarts as cosine_restarts
 from normopt.schedules import normalized_decay as normalized_decay
+from normopt.transforms import AverageGradientsState as AverageGradientsState
 from normopt.transforms import BlockNumbers as BlockNumbers
 from normopt.transforms import CompensateRoundingState as CompensateRoundingState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
+from normopt.transforms import ScaleByBlockRmsState as ScaleByBlockRmsState
 from normopt.transforms import ScaleByNadamState as ScaleByNadamState
 from normopt.transforms import ScheduledState as ScheduledState
 from normopt.transforms import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms import add_decay as add_decay
+from normopt.transforms import average_gradients as average_gradients
 from normopt.transforms import clip_blocks as clip_blocks
 from normopt.transforms import compensate_rounding as compensate_rounding
 from normopt.transforms import decay_weights as decay_weights
@@ -46,6 +50,7 @@ from normopt.transforms import project_if_invariant as project_if_invariant
 from normopt.transforms import project_tangent as project_tangent
 from normopt.transforms import retract_to_sphere as retract_to_sphere
 from normopt.transforms import scale_by_block_adam as scale_by_block_adam
+from normopt.transforms import scale_by_block_rms as scale_by_block_rms
 from normopt.transforms import scale_by_block_size as scale_by_block_size
 from normopt.transforms import scale_by_nadam as scale_by_nadam
 from normopt.transforms import scale_by_param_norm as scale_by_param_norm

@@ -145,6 +145,13 @@ def block_dot(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return reduce_blocks(jnp.sum, jnp.real(product), axes)
 
 
+def squares(x: jax.Array, axes: Axes) -> jax.Array:
+    """Takes |x|^2 of each block, or of each element of a leaf without blocks."""
+    if axes is not None:
+        return block_dot(x, x, axes)
+    return jnp.real(accumulator(x) * jnp.conj(accumulator(x)))
+
+
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """Takes the root of numbers of at least 0, with the derivative 0 at 0.
 
@@ -173,7 +180,7 @@ def saturated(x: jax.Array) -> jax.Array:
 
 
 def larger(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Takes the larger of two numbers; a new NaN stays. See `saturated` for its form."""
+    """Takes the larger of two numbers; a new NaN stays. Written as `saturated` is."""
     return jnp.where(old > new, old, new)
 
 

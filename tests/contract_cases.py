@@ -12,7 +12,7 @@ import optax
 import normopt
 
 RATE = 0.1
-PER_BLOCK, PER_ELEMENT = "per block", "per element"
+PER_BLOCK, PER_ELEMENT, PER_LAYER = "per block", "per element", "per layer"
 COLUMNS = {"(kernel|weight)$": (-1,)}
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.05}
 SGD = {"momentum": 0.8, "dampening": 0.2, "weight_decay": 0.05}
@@ -109,6 +109,13 @@ CASES = [
         {"channel_axes": COLUMNS, "eps": 1e-3},
         inner=MOMENTUM,
     ),
+    Case(
+        "novograd",
+        {**ADAM, "grad_averaging": True, "amsgrad": True},
+        needs_params="add_decay",
+        second_moments=PER_LAYER,
+        ruled=("weight_decay", 0.2, 0.1),
+    ),
     Case("sgdmrt", {**SGD, "channel_axes": COLUMNS}, needs_params="add_decay"),
     Case(
         "sgdp",
@@ -129,6 +136,14 @@ FULL = {
     "scale": (),
     "nothing": None,
     "empty": {"kernel": (0, 3)},
+}
+
+# Where FULL has one number for a block: for columns, kernels alone, but for those whose
+# columns have one element or none; for layers, all that holds numbers.
+COLUMN_BLOCKS = {"dense/kernel", "convs/0/kernel", "pair/0/kernel"}
+BLOCKS = {
+    PER_BLOCK: COLUMN_BLOCKS,
+    PER_LAYER: COLUMN_BLOCKS | {"dense/bias", "pair/1/kernel", "scale"},
 }
 
 
@@ -212,8 +227,11 @@ def is_finite(some_tree):
 def second_moments(state):
     """What the states of block moments keep in float32 at least."""
 
-    by_block, nadam = normopt.ScaleByBlockAdamState, normopt.ScaleByNadamState
-    nodes = jax.tree.leaves(state, is_leaf=lambda n: isinstance(n, by_block | nadam))
-    kept = [(n.nu, n.nu_max, n.square) for n in nodes if isinstance(n, by_block)]
-    of_elements = [n.nu for n in nodes if isinstance(n, nadam)]
-    return kept + [(normopt.BlockNumbers(nu, {}), None, None) for nu in of_elements]
+    of_moments = normopt.ScaleByBlockAdamState | normopt.ScaleByBlockRmsState
+    of_moments |= normopt.ScaleByNadamState
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, of_moments))
+    return [
+        [getattr(node, name, None) for name in ("nu", "nu_max", "square")]
+        for node in nodes
+        if isinstance(node, of_moments)
+    ]

@@ -5,6 +5,7 @@ from normopt.optimizers.block_normalized import normalized as normalized
 from normopt.optimizers.decoupled import adamw as adamw
 from normopt.optimizers.decoupled import nadamw as nadamw
 from normopt.optimizers.decoupled import sgdw as sgdw
+from normopt.optimizers.layerwise import novograd as novograd
 from normopt.optimizers.projected import adamp as adamp
 from normopt.optimizers.projected import sgdp as sgdp
 from normopt.optimizers.spherical import adamg as adamg

@@ -1,10 +1,16 @@
 """The links: gradient transformations of one idea each, to be put into a chain."""
 
 from normopt.transforms.block_numbers import BlockNumbers as BlockNumbers
+from normopt.transforms.block_rms import ScaleByBlockRmsState as ScaleByBlockRmsState
+from normopt.transforms.block_rms import scale_by_block_rms as scale_by_block_rms
 from normopt.transforms.decaying import add_decay as add_decay
 from normopt.transforms.decaying import decay_weights as decay_weights
 from normopt.transforms.moments import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms.moments import scale_by_block_adam as scale_by_block_adam
+from normopt.transforms.multiplying import (
+    AverageGradientsState as AverageGradientsState,
+)
+from normopt.transforms.multiplying import average_gradients as average_gradients
 from normopt.transforms.multiplying import scale_by_block_size as scale_by_block_size
 from normopt.transforms.multiplying import scale_by_param_norm as scale_by_param_norm
 from normopt.transforms.multiplying import scale_by_path as scale_by_path

@@ -24,6 +24,7 @@ from normopt.blocks import (
     safe_quotient,
     safe_sqrt,
     saturated,
+    squares,
 )
 from normopt.checks import check_moment_dtype, check_number
 from normopt.paths import params_like
@@ -215,8 +216,7 @@ def _transported(old: _Moments, w: jax.Array, axes: tuple[int, ...]) -> _Moments
 
 def _averaged(old: _Moments, g: jax.Array, axes: Axes, b1: Any, b2: Any) -> _Moments:
     g = accumulator(g)
-    squares = jnp.real(g * jnp.conj(g)) if axes is None else block_dot(g, g, axes)
-    nu = saturated(b2 * old.nu + (1 - b2) * squares)
+    nu = saturated(b2 * old.nu + (1 - b2) * squares(g, axes))
     return _Moments(
         mu=b1 * accumulator(old.mu) + (1 - b1) * g,
         nu=nu,

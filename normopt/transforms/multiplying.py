@@ -1,6 +1,6 @@
 """Links that multiply a leaf, or each of its blocks, by a number."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -186,3 +186,72 @@ def scale_by_block_size(
         ]
 
     return stateless(lambda params: resolve_proper_axes(channel_axes, params), update)
+
+
+class AverageGradientsState(NamedTuple):
+    """State of `average_gradients`."""
+
+    count: jax.Array  # int32 scalar: updates done
+
+
+def average_gradients(b1: float) -> optax.GradientTransformation:
+    r"""Multiplies the updates by 1 - b1, from the second step on.
+
+    .. math:: g_1 \leftarrow g_1, \qquad g_t \leftarrow (1 - b_1) g_t
+
+    Before a momentum of decay b1, a sum over the steps, it makes that an average which
+    starts at the first gradient and needs no bias correction.
+
+    Args:
+      b1: the decay of the momentum that follows, in [0, 1).
+
+    Returns:
+      A link whose state is a count. Updates keep structure, shapes and dtypes.
+
+    Raises:
+      TypeError: when built, if `b1` is not a number.
+      ValueError: when built, if it is out of its range.
+
+    Examples:
+      A constant gradient has itself as its average, at every step:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> link = optax.chain(normopt.average_gradients(0.75), optax.trace(0.75))
+      >>> grads = jnp.array([2.0])
+      >>> state = link.init(grads)
+      >>> for _ in range(3):
+      ...     updates, state = link.update(grads, state)
+      ...     print(float(updates[0]))
+      2.0
+      2.0
+      2.0
+
+    References:
+      Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for
+      Training of Deep Networks", 2019, arXiv 1905.11286, the `grad_averaging` of its
+      implementation in TensorFlow Addons.
+    """
+    check_number("b1", b1, 0, below=1)
+
+    def init_fn(params: optax.Params) -> AverageGradientsState:
+        del params
+        return AverageGradientsState(jnp.zeros([], jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, AverageGradientsState]:
+        del params
+        factor = jnp.where(state.count == 0, 1, 1 - b1)
+        updates = jax.tree.map(
+            lambda g: (
+                (accumulator(g) * factor).astype(g.dtype) if has_numbers(g) else g
+            ),
+            updates,
+        )
+        count: Any = optax.safe_increment(state.count)
+        return updates, AverageGradientsState(count)
+
+    return optax.GradientTransformation(init_fn, update_fn)

@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator, has_numbers, safe_quotient, safe_sqrt, saturated
+from normopt.blocks import (
+    accumulator,
+    has_numbers,
+    safe_quotient,
+    safe_sqrt,
+    saturated,
+    squares,
+)
 from normopt.checks import check_number
 from normopt.transforms.block_numbers import (
     pack_like_params,
@@ -112,7 +119,7 @@ def scale_by_nadam(
                 continue
             wide = accumulator(g)
             m = b1 * accumulator(m) + (1 - b1) * wide
-            v = saturated(b2 * v + (1 - b2) * jnp.real(wide * jnp.conj(wide)))
+            v = saturated(b2 * v + (1 - b2) * squares(g, None))
             ahead = of_gradient * wide + of_moment * m
             # With eps = 0 an element that never had a gradient would be 0 / 0.
             factor = safe_quotient(1, safe_sqrt(v / correction + eps))

@@ -126,7 +126,7 @@ def _widened(tree: Any) -> Any:
 def _rounded(x: jax.Array, dtype: Any) -> jax.Array:
     """Rounds to the numbers of `dtype`, in float32.
 
-    A cast there and back would not do: XLA takes the two for nothing.
+    A cast there and back would not do: on GPU and TPU XLA takes the two for nothing.
     """
     info = jnp.finfo(dtype)
     rounded = jax.lax.reduce_precision(x, info.nexp, info.nmant)

@@ -94,3 +94,29 @@ def test_block_size_leaves_blocks_of_one_element():
     link = normopt.scale_by_block_size((-1,))
     updates, _ = link.update(params, link.init(params))
     assert updates["bias"] is params["bias"] and updates["kernel"][0, 0] == 2
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.5, 0.9])
+def test_averaged_gradients_have_weights_that_sum_to_one(b1):
+    tx = optax.chain(normopt.average_gradients(b1), optax.trace(b1))
+    grads = np.random.default_rng(0).normal(size=12)
+    state, averages = tx.init(jnp.zeros([])), []
+    for g in grads:
+        update, state = tx.update(jnp.float32(g), state)
+        averages.append(float(update))
+    expected = [grads[0]]
+    for g in grads[1:]:
+        expected.append(b1 * expected[-1] + (1 - b1) * g)
+    np.testing.assert_allclose(averages, expected, rtol=1e-5)
+
+
+def test_averaging_keeps_dtypes_and_other_leaves():
+    updates = {"low": jnp.ones(2, jnp.bfloat16), "table": jnp.arange(3), "none": None}
+    link = normopt.average_gradients(0.5)
+    first, state = link.update(updates, link.init(updates))
+    second, _ = link.update(updates, state)
+    assert (first["low"] == 1).all() and (second["low"] == 0.5).all()
+    assert second["low"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(second["table"], [0, 1, 2])
+    with pytest.raises(ValueError, match="`b1` must be at least 0 and below 1"):
+        normopt.average_gradients(1.0)

@@ -78,6 +78,15 @@ def test_weights_are_those_of_float32_training_rounded(make, dtype):
         np.testing.assert_array_equal(nearest, low)
 
 
+def test_the_rounding_is_one_that_a_compiler_must_not_take_out():
+    """A cast to bfloat16 and back it may, and on GPU does: all residues would be 0."""
+    optimizer = normopt.compensate_rounding(optax.sgd(0.1))
+    w = jnp.ones(2, jnp.bfloat16)
+    update = jax.make_jaxpr(optimizer.update)(w, optimizer.init(w), w)
+    assert "reduce_precision[exponent_bits=8 mantissa_bits=7]" in str(update)
+    assert "new_dtype=bfloat16" not in str(update)
+
+
 def test_small_numbers_of_float16_are_kept():
     """Below the normal numbers a rounding of the exponent would make them zero."""
     w = jnp.array([3e-6, -5.96e-8, 1.0], jnp.float16)

@@ -1,0 +1,99 @@
+"""NovoGrad: a second moment for each layer, and momentum of what it normalizes."""
+
+from typing import Any
+
+import optax
+
+from normopt.checks import check_learning_rate
+from normopt.rules import PerLeaf
+from normopt.transforms.block_rms import scale_by_block_rms
+from normopt.transforms.decaying import add_decay
+from normopt.transforms.multiplying import average_gradients
+from normopt.transforms.tangent import trace_on_tangent
+
+
+def novograd(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    weight_decay: PerLeaf = 0.0,
+    *,
+    grad_averaging: bool = False,
+    amsgrad: bool = False,
+    channel_axes: PerLeaf = (),
+    mu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum of gradients that are divided by the length they have in their layer.
+
+    The weight decay enters before the momentum, beside the normalized gradient: it is
+    times the learning rate, and not divided by the second moment.
+
+    The chain is `scale_by_block_rms -> add_decay -> average_gradients -> learning rate
+    -> momentum`, the loop of the paper's Algorithm 1, with the learning rate inside the
+    momentum as in its implementations:
+
+    .. math::
+      v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad v = \|g\|^2 \text{ at first} \\
+      m &\leftarrow b_1 m - \eta c \left( \frac{g}{\sqrt{v} + \epsilon}
+        + \lambda w \right) \\
+      w &\leftarrow w + m
+
+    where c is 1, or with `grad_averaging` 1 - b1 from the second step on. There are
+    four modes: with and without decay, with and without averaging.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the momentum, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      eps: added to the root, in the unit of the norm of a layer's gradient; at least 0.
+      weight_decay: a decay times the learning rate, per leaf, at least 0.
+      grad_averaging: whether the momentum is an average, as Adam's, or a sum: then a
+        step is about 1 / (1 - b1) times as long.
+      amsgrad: whether the largest second moment so far is used.
+      channel_axes: the axes that index a leaf's blocks, per leaf: () for one second
+        moment a layer, (0,) where layers are stacked; see `scale_by_block_rms`.
+      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf.
+
+    Returns:
+      An optimizer that needs `params`. Its state is the momentum and one float for each
+      layer: half of Adam's.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      A layer's first step has the length of the learning rate, and its state is a
+      momentum as large as the layer, one second moment and one count:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.novograd(0.1, eps=0.0)
+      >>> params, grads = jnp.ones((3, 4)), jnp.full((3, 4), 1e-5)
+      >>> state = tx.init(params)
+      >>> updates, _ = tx.update(grads, state, params)
+      >>> round(float(normopt.block_norms(updates)), 5)
+      0.1
+      >>> sorted(leaf.size for leaf in jax.tree.leaves(state))
+      [1, 1, 12]
+
+    References:
+      Ginsburg, Castonguay, Hrinchuk, Kuchaiev, Lavrukhin, Leary, Li, Nguyen, Zhang,
+      Cohen, "Stochastic Gradient Methods with Layer-wise Adaptive Moments for Training
+      of Deep Networks", 2019, arXiv 1905.11286, Algorithm 1.
+    """
+    check_learning_rate(learning_rate)
+    if not isinstance(grad_averaging, bool):
+        raise TypeError(
+            f"`grad_averaging` must be True or False, got {grad_averaging!r}"
+        )
+    averaging = [average_gradients(b1)] if grad_averaging else []
+    return optax.chain(
+        scale_by_block_rms(b2, eps, channel_axes, amsgrad=amsgrad),
+        add_decay(weight_decay),
+        *averaging,
+        optax.scale_by_learning_rate(learning_rate),
+        trace_on_tangent(b1, accumulator_dtype=mu_dtype),
+    )

@@ -1,0 +1,188 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import normopt
+from tests.contract_cases import SMALL, assert_close, follow, gradients, run, tree
+from tests.trajectories import cases, largest_miss, load
+
+SYSTEM = "D_novograd"
+OPTIONS = {
+    "beta_1": "b1",
+    "beta_2": "b2",
+    "epsilon": "eps",
+    "weight_decay": "weight_decay",
+    "grad_averaging": "grad_averaging",
+}
+
+
+def rebuilt(recording):
+    meta = recording.meta
+    used = meta["hyper_values_used"]
+    options = {OPTIONS[name]: used[name] for name in OPTIONS}
+    rates = jnp.asarray(meta["lr_used"])
+    amsgrad = meta["kwargs"].get("amsgrad", False)
+    return normopt.novograd(lambda count: rates[count], **options, amsgrad=amsgrad)
+
+
+def test_all_recorded_cases_are_here():
+    assert len(cases(SYSTEM)) == 8
+
+
+@pytest.mark.parametrize("case", cases(SYSTEM))
+def test_follows_the_original(case):
+    recording = load(SYSTEM, case)
+    miss = largest_miss(recording, lambda: rebuilt(recording))
+    # float32: rounding of 40 steps; float64: what the files' readme allows.
+    assert miss <= (1e-5 if recording.meta["dtype"] == "float32" else 1e-6)
+
+
+def test_the_recorded_schedule_is_optax_polynomial_one():
+    meta = load(SYSTEM, "novograd_polydecay").meta
+    ours = optax.polynomial_schedule(0.02, 0.001, 2.0, 30)
+    np.testing.assert_allclose(
+        [ours(count) for count in range(40)], meta["lr_used"], rtol=1e-5
+    )
+
+
+def second_moment_of(state):
+    (kept,) = (s for s in state if isinstance(s, normopt.ScaleByBlockRmsState))
+    return kept
+
+
+def test_its_state_is_the_momentum_and_a_float_for_each_layer():
+    params = tree(SMALL)
+    state = normopt.novograd(0.1).init(params)
+    leaves = jax.tree.leaves(state)
+    layers, elements = len(jax.tree.leaves(params)), optax.tree.size(params)
+    momentum = [leaf.size for leaf in leaves if leaf.ndim]
+    assert sum(momentum) == elements
+    floats = [leaf for leaf in leaves if not leaf.ndim and leaf.dtype == jnp.float32]
+    assert len(floats) == layers
+    # And one count, of the updates done.
+    assert len(leaves) == 2 * layers + 1
+
+
+def test_without_decay_and_averaging_it_is_optax_novograd():
+    params = tree(SMALL)
+    grads = gradients(params, 10)
+    ours, theirs = (
+        make(0.1, 0.9, 0.25, 1e-8) for make in (normopt.novograd, optax.novograd)
+    )
+    expected, _ = follow(theirs.update, params, theirs.init(params), grads)
+    assert_close(run(ours, params, grads)[0], expected, 2e-5)
+
+
+def test_bfloat16_params_with_a_float32_momentum():
+    """optax.novograd changes the dtype of its state at the first step."""
+    params = tree(SMALL, ["bfloat16"])
+    grads = gradients(params, 5)
+    optimizer = normopt.novograd(0.1, weight_decay=0.01, mu_dtype="float32")
+    after, state = run(optimizer, params, grads)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(after))
+    momentum = state[-1].trace
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(momentum))
+
+
+def test_second_moments_are_float32_for_bfloat16_gradients():
+    """In bfloat16 a b2 of 0.999 rounds away, and v would never decay."""
+    params = {"w": jnp.ones(4, jnp.bfloat16)}
+    optimizer = normopt.novograd(0.1)
+    state = optimizer.init(params)
+    _, state = optimizer.update(params, state, params)
+    zeros = optax.tree.zeros_like(params)
+    for _ in range(10):
+        _, state = optimizer.update(zeros, state, params)
+    v = second_moment_of(state).nu.blocks["w"]
+    assert v.dtype == jnp.float32
+    np.testing.assert_allclose(v, 4 * 0.999**10, rtol=1e-5)
+
+
+def test_second_moments_of_complex_params_are_real():
+    params = {"w": jnp.array([3.0 + 4.0j, 0.0])}
+    optimizer = normopt.novograd(0.1, eps=0.0)
+    updates, state = optimizer.update(params, optimizer.init(params), params)
+    v = second_moment_of(state).nu.blocks["w"]
+    assert v.dtype == jnp.float32 and v == 25.0
+    np.testing.assert_allclose(updates["w"], [-0.06 - 0.08j, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+def test_a_first_gradient_of_zero(eps):
+    """v is 0 and is not initialised again: it averages from there on."""
+    params, g = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, 2.0, 2.0])}
+    optimizer = normopt.novograd(0.1, 0.9, 0.99, eps)
+    zeros, state = optax.tree.zeros_like(params), optimizer.init(params)
+    updates, state = optimizer.update(zeros, state, params)
+    assert (updates["w"] == 0).all()
+    updates, state = optimizer.update(g, state, params)
+    np.testing.assert_allclose(second_moment_of(state).nu.blocks["w"], 0.09, rtol=1e-5)
+    np.testing.assert_allclose(updates["w"], -0.1 * g["w"] / 0.3, rtol=1e-4)
+
+
+def test_stacked_layers_are_layers():
+    layers = tree({"a": (3, 4), "b": (3, 4)})
+    grads = gradients(layers, 5)
+    # Layers whose gradients have different scales: one v for both would show.
+    grads = [{"a": g["a"], "b": 100 * g["b"]} for g in grads]
+
+    def stacked(tree):
+        return {"w": jnp.stack([tree["a"], tree["b"]])}
+
+    make = functools.partial(normopt.novograd, 0.1, b2=0.9, weight_decay=0.1)
+    after, _ = run(make(), layers, grads)
+    together = stacked(layers), [stacked(g) for g in grads]
+    stack, state = run(make(channel_axes=(0,)), *together)
+    assert second_moment_of(state).nu.blocks["w"].shape == (2,)
+    assert_close(stack, stacked(after))
+    with pytest.raises(AssertionError):
+        assert_close(run(make(), *together)[0], stacked(after))
+
+
+def test_optax_novograd_fails_where_ours_works():
+    """What the tests above are about; when optax mends it, README may say so."""
+    params = {"w": jnp.ones(4, jnp.bfloat16)}
+    theirs = optax.novograd(0.1)
+    _, state = theirs.update(params, theirs.init(params), params)
+    (nu,) = jax.tree.leaves(optax.tree.get(state, "nu"))
+    assert nu.dtype == jnp.bfloat16
+
+
+def test_weights_of_the_optimizer_out_and_in(tmp_path):
+    """What get_weights and set_weights did: the state is a tree that orbax stores."""
+    params = tree(SMALL)
+    grads = gradients(params, 4)
+    optimizer = normopt.novograd(0.1, amsgrad=True, grad_averaging=True)
+    halfway, state = run(optimizer, params, grads[:2])
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        checkpointer.wait_until_finished()
+        fresh = jax.eval_shape(optimizer.init, params)
+        restored = checkpointer.restore(tmp_path / "state", fresh)
+    assert second_moment_of(restored).count == 2
+    after, _ = run(optimizer, halfway, grads[2:], restored)
+    expected, _ = run(optimizer, params, grads)
+    assert_close(after, expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"b1": 1.0}, ValueError, "below 1, got"),
+        ({"b2": -0.1}, ValueError, "`b2` must be at least 0"),
+        ({"eps": -1e-8}, ValueError, "eps=-1e-08"),
+        ({"weight_decay": -0.1}, ValueError, "weight_decay=-0.1"),
+        ({"grad_averaging": 1}, TypeError, "True or False"),
+        ({"channel_axes": "rows"}, TypeError, "`channel_axes` must be"),
+        ({"mu_dtype": "int8"}, TypeError, "floating-point dtype"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate=-1"),
+    ],
+)
+def test_bad_options_are_refused_when_built(options, error, message):
+    with pytest.raises(error, match=message):
+        normopt.novograd(**{"learning_rate": 0.1, **options})
