@@ -7,13 +7,15 @@ L2 decays per matrix, half the rate for the LSTM, cycles of 24 updates.
 
     python -m experiments decoupled_decay_2019.warm_restarts
 
-takes TIME on two CPU cores. It prints a line for each cycle and writes
+takes ten seconds on two CPU cores. It prints a line for each cycle and writes
 `warm_restarts.json` and `warm_restarts.png`; `--redraw` draws the stored records again.
 
 No value is published; the visible claim is the shape of eta_t: three equal cosines from
-1 to 0, each beginning anew without a word from the training loop. The second column is
-restarted by that loop: a cycle of 24, one of 36, and the second half of one of 36, from
-t_cur = 18 on. Seen: SEEN
+1 to 0, each begun without a word from the training loop. The second column is restarted
+by that loop: a cycle of 24, one of 36, and the rest of one of 36 from t_cur = 18 on.
+Seen: eta_t is 1 at updates 1, 25 and 49 and 0 at 24, 48 and 72; by hand it is 1 at 1
+and 25, 0.478 at 61, and 0 at 24, 60 and 78. The loss stays at log 2, as it has to where
+labels are random.
 
 The rate in force is multiplier x lr x eta_t, and the dense layer's multiplier is 1. The
 example's `lr_t` is another number, lr sqrt(1 - b2^t) / (1 - b1^t): it belongs before
@@ -243,8 +245,8 @@ def _draw_run(above: Any, below: Any, records: Records) -> None:
             for axes in (above, below):
                 axes.axvline(record["step"], color="#b03060", linestyle=":")
             asked = ", ".join(f"{k}={v}" for k, v in record["restart"].items())
-            place = {"ha": "right", "va": "top", "size": 9}
-            above.text(record["step"] - 1, 1.16, f"restart({asked})", **place)
+            place = {"va": "top", "size": 9}
+            above.text(record["step"] + 1, 1.16, f"restart({asked})", **place)
 
 
 def _table(stored: Mapping[str, Any]) -> Table:

@@ -54,6 +54,7 @@ def test_bars_are_those_of_the_design():
     assert bars == {
         "adams": ("optax.adamw", 0.95),
         "adamsrt": ("optax.adamw", 1.4),
+        "novograd": ("optax.novograd", 0.9),
         "sgdmrt": ("optax.sgd", 2.2),
     }
     assert {c.baseline for c in CASES.values()} - {None} <= set(CASES)

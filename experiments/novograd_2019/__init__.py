@@ -1,0 +1,1 @@
+"""Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments"."""

@@ -1,0 +1,46 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import normopt
+from experiments.novograd_2019 import memory
+
+PARAMS = {"conv1": {"kernel": jnp.ones((3, 3, 2, 4))}, "bias": jnp.ones(4)}
+
+
+def test_every_optimizer_has_a_row(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    memory.main(["--smoke", "--json", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    theirs = ["optax.adamw", "optax.sgd", "optax.novograd"]
+    assert [row["optimizer"] for row in rows] == theirs + normopt.names()
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert any(
+            line.split()[:1] == [row["optimizer"]] for line in printed.split("\n")
+        )
+    by_name = {row["optimizer"]: row for row in rows}
+    # The claim: half of Adam's, but for a number a layer or a channel.
+    for name in ("novograd", "adamsrt", "adams"):
+        assert by_name[name]["ratio"] == pytest.approx(0.5, abs=0.02)
+    assert by_name["adamw"]["ratio"] == pytest.approx(1.0, abs=0.001)
+
+
+def test_bytes_are_those_of_the_arrays():
+    rows = {row["optimizer"]: row for row in memory.measure(PARAMS)}
+    elements, layers = 72 + 4, 2
+    # The momentum, a float a layer and one count.
+    assert rows["novograd"]["float32"] == 4 + 4 * (layers + 1) / elements
+    assert rows["novograd"]["bfloat16"] == 2 + 4 * (layers + 1) / elements
+    assert rows["optax.adamw"]["float32"] == 8 + 4 / elements
+
+
+def test_optimizers_are_built_with_blocks_and_momentum():
+    for name, build in memory.optimizers().items():
+        large = [s for s in jax.tree.leaves(build().init(PARAMS)) if s.size >= 72]
+        two = ("optax.adamw", "adamp", "adamw", "nadamw")
+        assert len(large) == (2 if name in two else 1), name
+    assert optax.tree.size(PARAMS) == 76
