@@ -10,6 +10,13 @@ from matplotlib.ticker import PercentFormatter
 
 from experiments.runs import write_bytes
 
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "font.size": 10,
+}
 _TRAIN, _VALIDATION = "#1f6fb2", "#d9601a"
 
 Records = list[dict[str, Any]]
@@ -23,14 +30,7 @@ def learning_curve(path: Path, records: Records, title: str) -> None:
         records: those of `metrics.jsonl`.
         title: the line above.
     """
-    style = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e4e4e4",
-        "font.size": 10,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 4), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         _draw(loss, records, "loss")
@@ -41,8 +41,18 @@ def learning_curve(path: Path, records: Records, title: str) -> None:
         for axes in (loss, accuracy):
             axes.legend(frameon=False)
         figure.suptitle(title)
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=150)
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, whole or not at all.
+
+    Args:
+        figure: what to draw; inside the `rc_context` that it was made in.
+        path: the PNG to write.
+    """
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
     write_bytes(path, image.getvalue())
 
 

@@ -40,7 +40,6 @@ the other way.
 """
 
 import dataclasses
-import io
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -56,14 +55,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments import devices
+from experiments import devices, figures
 from experiments.decoupled_decay_2019.grid_training import (
     METHODS,
     grid_errors,
     load_task,
     start,
 )
-from experiments.runs import write_bytes, write_json
+from experiments.runs import write_json
 
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
@@ -218,9 +217,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             ncols=2,
             frameon=False,
         )
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=150)
-    write_bytes(path, image.getvalue())
+        figures.save(figure, path)
 
 
 def _draw_map(axes: Any, grid: Mapping[str, Any], best: float) -> Any:

@@ -24,7 +24,6 @@ two give the same update.
 """
 
 import dataclasses
-import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,8 @@ from rich.console import Console
 from rich.table import Table
 
 import normopt
-from experiments.runs import write_bytes, write_json
+from experiments import figures
+from experiments.runs import write_json
 
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
@@ -196,14 +196,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         path: the PNG to write.
         stored: what `warm_restarts.json` holds.
     """
-    style = {
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.color": "#e4e4e4",
-        "font.size": 10,
-    }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(10, 6), layout="constrained")
         axes = figure.subplots(2, 2, sharex="col", sharey="row")
         titles = {"automatic": "restarts by itself", "by_hand": "restarted by hand"}
@@ -220,9 +213,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             ncols=3,
             frameon=False,
         )
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=150)
-    write_bytes(path, image.getvalue())
+        figures.save(figure, path)
 
 
 def _draw_run(above: Any, below: Any, records: Records) -> None:
