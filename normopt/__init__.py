@@ -1,9 +1,6 @@
 """Optimizers that care about the geometry of a parameter, for JAX and optax."""
 
 from normopt.describing import describe as describe
-from normopt.following import FollowedState as FollowedState
-from normopt.following import current_eta as current_eta
-from normopt.following import restart as restart
 from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.norms import block_angles as block_angles
 from normopt.norms import block_norms as block_norms
@@ -26,6 +23,8 @@ from normopt.paths import path_of as path_of
 from normopt.registry import config as config
 from normopt.registry import make as make
 from normopt.registry import names as names
+from normopt.restarting import current_eta as current_eta
+from normopt.restarting import restart as restart
 from normopt.rules import by_path as by_path
 from normopt.rules import output_channels as output_channels
 from normopt.schedules import WarmRestarts as WarmRestarts
@@ -35,6 +34,7 @@ from normopt.schedules import normalized_decay as normalized_decay
 from normopt.transforms import AverageGradientsState as AverageGradientsState
 from normopt.transforms import BlockNumbers as BlockNumbers
 from normopt.transforms import CompensateRoundingState as CompensateRoundingState
+from normopt.transforms import FollowedState as FollowedState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms import ScaleByBlockRmsState as ScaleByBlockRmsState
 from normopt.transforms import ScaleByNadamState as ScaleByNadamState

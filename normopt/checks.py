@@ -15,9 +15,10 @@ from jax.core import Tracer
 
 
 def is_scalar(value: Any) -> bool:
-    """Tells whether `value` is one number: a Python one, or a 0-d array of any kind."""
-    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
-    return isinstance(value, int | float) or (is_array and value.ndim == 0)
+    """Tells whether `value` is one real number: a Python one, or a 0-d array."""
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return value.ndim == 0 and not jnp.iscomplexobj(value)
+    return isinstance(value, int | float)
 
 
 def check_number(
@@ -88,13 +89,20 @@ def check_integer(
     if is_array:
         is_integer = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
     is_traced = isinstance(value, Tracer)
+    hint = f"; {hint}" if hint else ""
     if not is_integer or (static and is_traced):
-        raise TypeError(f"`{option}` must be an integer, got {option}={value!r}")
+        raise TypeError(f"`{option}` must be an integer, got {option}={value!r}{hint}")
     if not is_traced and not at_least <= int(value) < 2**31:
         raise ValueError(
             f"`{option}` must be at least {at_least} and below 2^31, got "
-            f"{option}={int(value)}" + (f"; {hint}" if hint else "")
+            f"{option}={int(value)}{hint}"
         )
+
+
+def check_flag(option: str, value: Any) -> None:
+    """Raises unless `value` is True or False: the text "false" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{option}` must be True or False, got {option}={value!r}")
 
 
 def check_inner(name: str, inner: Any) -> None:
@@ -106,22 +114,22 @@ def check_inner(name: str, inner: Any) -> None:
         )
 
 
-def check_learning_rate(learning_rate: Any) -> None:
+def check_learning_rate(learning_rate: Any, option: str = "learning_rate") -> None:
     """Raises unless `learning_rate` is a number of at least 0 or a schedule."""
     if isinstance(learning_rate, optax.schedules.StatefulSchedule):
         raise TypeError(
-            f"`learning_rate` must be one number or a schedule of the step count, got "
-            f"the stateful {learning_rate!r}: pass it as `schedule=`, or give it its "
-            "state by optax.inject_hyperparams"
+            f"`{option}` must be one number or a schedule of the step count, got the "
+            f"stateful {learning_rate!r}: pass it as `schedule=`, or give it its state "
+            "by optax.inject_hyperparams"
         )
     if callable(learning_rate):
         return
     if not is_scalar(learning_rate):
         raise TypeError(
-            "`learning_rate` must be one number or a schedule of the step count, got "
-            f"learning_rate={learning_rate!r}"
+            f"`{option}` must be one number or a schedule of the step count, got "
+            f"{option}={learning_rate!r}"
         )
-    check_number("learning_rate", learning_rate, 0)
+    check_number(option, learning_rate, 0)
 
 
 def check_not_negative(option: str, value: Any, where: str) -> None:

@@ -1,40 +1,48 @@
 """Cycles of a cosine: how long they may be, and the value at a position in one."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 from jax.core import Tracer
 
-from normopt.checks import check_integer, check_number
+from normopt.checks import check_flag, check_integer, check_number
 
 LAST_COUNT = 2**31 - 1  # where optax's counts stop
 
 
-def checked_cycles(
+def lengths_of(total_steps: Any) -> list[int]:
+    """Lists the lengths of cycles that are given: a number, or a sequence of them."""
+    return list(total_steps) if isinstance(total_steps, list | tuple) else [total_steps]
+
+
+def check_cycles(
     total_steps: Any,
     eta_min: Any,
     eta_max: Any,
     t_mult: int,
     autorestart: bool,
     t_cur: int,
-) -> list[int]:
-    """Lists the lengths that are given, after a look at all arguments."""
-    is_sequence = isinstance(total_steps, Sequence) and not isinstance(total_steps, str)
-    lengths: list[Any] = list(total_steps) if is_sequence else [total_steps]
+) -> None:
+    """Raises for arguments of a cosine with restarts that have no meaning."""
+    lengths = lengths_of(total_steps)
     if not lengths:
         raise ValueError("`total_steps` must name at least one length, got none")
     for length in lengths:
-        check_integer("total_steps", length, 2, static=True)
+        hint = "or give a list or tuple of such lengths"
+        check_integer("total_steps", length, 2, static=True, hint=hint)
     check_integer("t_mult", t_mult, 1, static=True)
     check_integer("t_cur", t_cur, 0, static=True, hint="0 is the start of a cycle")
-    if not isinstance(autorestart, bool):
-        raise TypeError(f"`autorestart` must be True or False, got {autorestart!r}")
-    for option, value in (("eta_min", eta_min), ("eta_max", eta_max)):
-        if not callable(value):
-            check_number(option, value, 0)
+    check_flag("autorestart", autorestart)
+    for option, eta in (("eta_min", eta_min), ("eta_max", eta_max)):
+        if isinstance(eta, optax.schedules.StatefulSchedule):
+            raise TypeError(
+                f"`{option}` must be one number or a schedule of the step count, got "
+                f"the stateful {eta!r}; cosine_restarts is such a schedule"
+            )
+        if not callable(eta):
+            check_number(option, eta, 0)
     ends = (eta_min, eta_max)
     are_known = not any(callable(eta) or isinstance(eta, Tracer) for eta in ends)
     if are_known and float(eta_min) > float(eta_max):
@@ -58,20 +66,10 @@ def checked_cycles(
             f"`t_mult` must be 1 beside a sequence of lengths, got t_mult={t_mult} and "
             f"total_steps={total_steps}: the sequence says all lengths"
         )
-    if autorestart:
-        check_inside(t_cur, lengths[0])
-    return [int(length) for length in lengths]
-
-
-def check_inside(t_cur: Any, total_steps: Any) -> None:
-    """Raises if a position is not inside its cycle, as far as both are concrete."""
-    values = (jax.tree.leaves(t_cur)[0], jax.tree.leaves(total_steps)[0])
-    if any(isinstance(value, Tracer) for value in values):
-        return
-    if np.any(np.asarray(values[0]) >= np.asarray(values[1])):
+    if autorestart and t_cur >= lengths[0]:
         raise ValueError(
-            f"`t_cur` counts within a cycle and must be below its length, got "
-            f"t_cur={t_cur} and total_steps={np.min(values[1])}"
+            "`t_cur` counts within a cycle and must be below its length, got "
+            f"t_cur={t_cur} and total_steps={lengths[0]}"
         )
 
 

@@ -16,7 +16,7 @@ import optax
 from jax.core import Tracer
 
 from normopt import optimizers
-from normopt.checks import check_number, is_scalar
+from normopt.checks import check_learning_rate, is_scalar
 from normopt.schedules import WarmRestarts, cosine_restarts
 
 _SCHEDULES = {build.__name__: build for build in (cosine_restarts, WarmRestarts)}
@@ -106,8 +106,8 @@ def make(**config: Any) -> optax.GradientTransformation:
     read = _read if _is_ours(config["name"]) else _read_for_optax
     built = {option: read(value) for option, value in options.items()}
     rate = built.get("learning_rate")
-    if rate is not None and not callable(rate):
-        check_number(f"{config['name']}.learning_rate", rate, 0)
+    if rate is not None:
+        check_learning_rate(rate, f"{config['name']}.learning_rate")
     return build(**built)
 
 

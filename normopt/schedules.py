@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from normopt.checks import check_integer, check_not_negative
-from normopt.cycles import LAST_COUNT, annealed, checked_cycles, turned
+from normopt.cycles import LAST_COUNT, annealed, check_cycles, lengths_of, turned
 from normopt.rules import PerLeaf, check_per_leaf, scaled
 
 
@@ -50,7 +50,7 @@ def cosine_restarts(
       t_cur: the position in the first cycle of the first update, at least 0.
 
     Returns:
-      A schedule: from a count, or an array of counts, to eta_t in float32.
+      A schedule: from a count, or an array of counts, to eta_t.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -76,7 +76,8 @@ def cosine_restarts(
       2019, arXiv 1711.05101, appendix B; there T divides where T - 1 does here, and
       eta_min is never reached.
     """
-    lengths = checked_cycles(total_steps, eta_min, eta_max, t_mult, autorestart, t_cur)
+    check_cycles(total_steps, eta_min, eta_max, t_mult, autorestart, t_cur)
+    lengths = [int(length) for length in lengths_of(total_steps)]
     # Counts and t_cur are both below 2^31: their sum has room in 32 bits.
     while t_mult > 1 and sum(lengths) < 2**32:
         lengths.append(lengths[-1] * int(t_mult))
@@ -174,7 +175,9 @@ class WarmRestarts:
 
     def __post_init__(self) -> None:
         """Refuses what `cosine_restarts` refuses."""
-        self._lengths()
+        check_cycles(*(getattr(self, one.name) for one in dataclasses.fields(self)))
+        if isinstance(self.total_steps, list):
+            object.__setattr__(self, "total_steps", tuple(self.total_steps))
 
     def init(self) -> WarmRestartsState:
         """Gives the state before the first update."""
@@ -182,7 +185,7 @@ class WarmRestarts:
         start = WarmRestartsState(
             count=jnp.asarray(zero),
             t_cur=jnp.asarray(self.t_cur, jnp.int32),
-            total_steps=jnp.asarray(self._lengths()[0], jnp.int32),
+            total_steps=jnp.asarray(lengths_of(self.total_steps)[0], jnp.int32),
             cycle=jnp.asarray(zero),
             eta=jnp.zeros([], float),
         )
@@ -220,22 +223,12 @@ class WarmRestarts:
         return WarmRestartsState(count, t_cur, total_steps, cycle, eta)
 
     def _length_after(self, total_steps: jax.Array, cycle: jax.Array) -> jax.Array:
-        lengths = self._lengths()
+        lengths = lengths_of(self.total_steps)
         if len(lengths) > 1:
             return jnp.asarray(lengths, jnp.int32)[jnp.minimum(cycle, len(lengths) - 1)]
         t_mult = int(self.t_mult)
         has_room = total_steps <= LAST_COUNT // t_mult
         return jnp.where(has_room, total_steps * t_mult, LAST_COUNT)
-
-    def _lengths(self) -> list[int]:
-        return checked_cycles(
-            self.total_steps,
-            self.eta_min,
-            self.eta_max,
-            self.t_mult,
-            self.autorestart,
-            self.t_cur,
-        )
 
 
 def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
@@ -269,14 +262,19 @@ def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
       1711.05101, appendix B.1, with T = B E / b batch passes.
     """
     check_per_leaf("lambda_norm", lambda_norm, check_not_negative)
-    check_integer("total_steps", total_steps, 2)
+    check_integer("total_steps", total_steps, 2, static=True)
     return scaled(lambda_norm, math.sqrt(1 / total_steps))
 
 
 def _unsigned(count: Any) -> jax.Array:
     """Gives a count 32 bits without a sign, which have room for 2^31."""
+    if not isinstance(count, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(
+            "cosine_restarts(...) is a function of the step count, got a "
+            f"{type(count).__name__}: it can be a `schedule`, no option per leaf"
+        )
     # `optax.join_schedules` asks for counts below 0, and drops what it gets for them.
-    of_numbers = jnp if isinstance(count, jax.Array) else np
+    of_numbers: Any = jnp if isinstance(count, jax.Array) else np
     return jnp.asarray(of_numbers.maximum(count, 0).astype(np.uint32))
 
 

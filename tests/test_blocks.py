@@ -2,7 +2,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from normopt.blocks import block_dot, block_size, block_sum, per_block, resolve_axes
+from normopt.blocks import (
+    block_dot,
+    block_size,
+    block_sum,
+    larger,
+    per_block,
+    resolve_axes,
+    saturated,
+)
 
 AXES = [(), (3,), (0,), (1,), (0, 3), (1, 2), (0, 1, 2, 3)]
 
@@ -45,3 +53,12 @@ def test_axes_come_out_sorted_and_not_negative():
     assert resolve_axes((-1,), tree) == [(2,), (0,), None]
     assert resolve_axes([], tree) == [(), (), ()]
     assert resolve_axes(None, tree) == [None, None, None]
+
+
+def test_a_number_that_is_none_is_handed_on():
+    """A guard that turned NaN into a large number would hide where it came from."""
+    x = jnp.array([1.0, jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(saturated(x), [1.0, np.finfo(np.float32).max, np.nan])
+    np.testing.assert_array_equal(
+        larger(jnp.array([2.0, 1, 1]), x), [2, np.inf, np.nan]
+    )

@@ -46,7 +46,7 @@ def test_imports_point_one_way():
     rank = {"checks": 0, "paths": 0, "rules": 1, "blocks": 2, "norms": 3}
     rank |= {"describing": 3, "transforms": 4, "optimizers": 5, "registry": 6}
     rank |= {"probing": 3, "evidence": 3, "invariance": 3}
-    rank |= {"cycles": 1, "schedules": 2, "following": 3}
+    rank |= {"cycles": 1, "schedules": 2, "restarting": 5}
     root = Path(normopt.__file__).parent
     for file in root.rglob("*.py"):
         own = file.relative_to(root).with_suffix("").parts[0]

@@ -134,6 +134,7 @@ def test_every_optimizer_has_a_name():
 
 
 SGD = {"name": "sgd", "learning_rate": 0.1}
+RESTARTS = {"name": "WarmRestarts", "total_steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +166,14 @@ SGD = {"name": "sgd", "learning_rate": 0.1}
         ({"name": "clipped", "inner": SGD, "max_norm": np.inf}, ValueError, "finite"),
         ({"name": "sgd", "learning_rate": "fast"}, TypeError, "sgd.learning_rate"),
         ({"name": "sgd", "learning_rate": True}, TypeError, "one number"),
+        (
+            {
+                "name": "adam",
+                "learning_rate": {"name": "WarmRestarts", "total_steps": 3},
+            },
+            TypeError,
+            "adam.learning_rate.*stateful",
+        ),
         ({"name": "normalized", "inner": SGD, "eps": -1}, ValueError, "eps=-1"),
         ({"name": "clipped", "inner": SGD, "max_norm": -1}, ValueError, "max_norm=-1"),
         (

@@ -62,6 +62,13 @@ def test_cycles_of_the_lengths_of_a_sequence():
     )
 
 
+def test_cycles_beyond_the_last_count():
+    schedule = cosine_restarts((5, 2**31 - 1, 2**31 - 1, 7), eta_min=0.1)
+    assert schedule(5) == 1.0
+    expected = by_hand(LAST, (5, 2**31 - 1, 2**31 - 1, 7), eta_min=0.1)
+    assert float(schedule(LAST)) == pytest.approx(expected, abs=3e-7)
+
+
 def test_cycles_grow_by_a_factor():
     etas = np.asarray(cosine_restarts(3, t_mult=2)(jnp.arange(45)))
     np.testing.assert_array_equal(np.flatnonzero(etas == 1.0), [0, 3, 9, 21])
@@ -134,6 +141,21 @@ def test_it_is_a_schedule_of_optax():
     np.testing.assert_allclose(
         [joined(k) for k in range(5)], [0, 0.5, 1, 0.5, 0], atol=1e-7
     )
+    # It asks for counts below 0 as well, here in Python's integers.
+    assert cosine_restarts(3)(-2) == 1.0
+
+
+def test_a_tree_is_no_count():
+    link = normopt.decay_weights(cosine_restarts(3))
+    with pytest.raises(TypeError, match="function of the step count, got a dict"):
+        link.init({"w": jnp.ones(1)})
+
+
+def test_a_list_of_lengths_is_kept_from_changing():
+    lengths = [3, 4]
+    schedule = WarmRestarts(lengths)
+    lengths[0] = 9
+    assert schedule == WarmRestarts((3, 4)) and hash(schedule)
 
 
 def test_a_count_is_no_state():
@@ -151,9 +173,12 @@ def test_a_count_is_no_state():
         ({"total_steps": 24.0}, TypeError, "must be an integer.*24.0"),
         ({"total_steps": True}, TypeError, "must be an integer"),
         ({"total_steps": "12"}, TypeError, "must be an integer"),
+        ({"total_steps": np.array([3, 4])}, TypeError, "list or tuple of such lengths"),
         ({"eta_min": 0.5, "eta_max": 0.2}, ValueError, "eta_min=0.5 and eta_max=0.2"),
         ({"eta_min": -0.1}, ValueError, "eta_min=-0.1"),
         ({"eta_max": "high"}, TypeError, "`eta_max` must be one number"),
+        ({"eta_max": jnp.array(1j)}, TypeError, "`eta_max` must be one number"),
+        ({"eta_max": WarmRestarts(3)}, TypeError, "`eta_max` must be.*stateful"),
         ({"t_mult": 0}, ValueError, "`t_mult` must be at least 1"),
         ({"t_mult": 1.5}, TypeError, "`t_mult` must be an integer"),
         ({"t_mult": 2, "autorestart": False}, ValueError, "`t_mult` must be 1 without"),
@@ -195,6 +220,7 @@ def test_normalized_decay_in_all_forms():
         (({"kernel": -0.1}, 10), ValueError, "at 'kernel'"),
         ((0.1, 1), ValueError, "`total_steps` must be at least 2"),
         ((0.1, 10.0), TypeError, "`total_steps` must be an integer"),
+        ((0.1, [10, 20]), TypeError, "`total_steps` must be an integer"),
     ],
 )
 def test_bad_normalized_decays_are_refused(arguments, error, message):

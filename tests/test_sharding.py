@@ -143,7 +143,7 @@ def train(params, state):
         etas.append(float(normopt.current_eta(state)))
     return params, state, etas
 
-expected, state, etas = train(params, tx.init(params))
+expected, alone, etas = train(params, tx.init(params))
 spread = jax.device_put(params, place)
 init = jax.tree.map(
     lambda leaf: jax.device_put(leaf, place if leaf.ndim else everywhere),
@@ -156,18 +156,23 @@ np.testing.assert_allclose(
     etas, [eta(k) for k in (0, 1, 2, 3, 1, 2, 3, 1, 2)], rtol=1e-6
 )
 assert state.residue["kernel"].sharding.is_equivalent_to(place, 2)
+
+def exact(params, state):
+    return params["kernel"].astype(jnp.float32) + state.residue["kernel"]
+
+# Far below the rounding of bfloat16: the residues are kept on all devices.
 np.testing.assert_allclose(
-    after["kernel"].astype(jnp.float32) + state.residue["kernel"],
-    expected["kernel"].astype(jnp.float32), rtol=1e-2, atol=1e-5,
+    exact(after, state), exact(expected, alone), rtol=2e-6, atol=2e-6
 )
-print("values of the schedule checked:", len(etas) + len(again) + 3)
+assert np.abs(state.residue["kernel"]).max() > 1e-4
+print("values of the schedule checked:", len(etas) + len(again))
 """
 
 
 @pytest.mark.parametrize(
     "script", [LINKS, OPTIMIZERS, RESTARTS], ids=["links", "optimizers", "restarts"]
 )
-def test_sharded_steps_equal_unsharded_ones_and_exchange_block_sums_alone(script):
+def test_sharded_steps_equal_unsharded_ones(script):
     flags = "--xla_force_host_platform_device_count=8"
     run = subprocess.run(
         [sys.executable, "-c", script],
@@ -177,4 +182,4 @@ def test_sharded_steps_equal_unsharded_ones_and_exchange_block_sums_alone(script
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout.rsplit(":", 1)[1]) > 20
+    assert int(run.stdout.rsplit(":", 1)[1]) >= 18

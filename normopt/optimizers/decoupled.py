@@ -10,7 +10,7 @@ from normopt.transforms.decaying import decay_weights
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.multiplying import scale_by_path
 from normopt.transforms.nadam import scale_by_nadam
-from normopt.transforms.scheduling import scheduled
+from normopt.transforms.scheduling import scale_by_eta, scheduled
 from normopt.transforms.tangent import trace_on_tangent
 
 
@@ -66,7 +66,8 @@ def adamw(
         does; see `scale_by_block_adam`.
 
     Returns:
-      An optimizer that needs `params`; its state is that of Adam.
+      An optimizer that needs `params`; its state is that of Adam, in a
+      `ScheduledState` if `schedule` is one.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -100,7 +101,7 @@ def adamw(
             scale_by_block_adam(b1, b2, eps, amsgrad=amsgrad, eps_hat=eps_hat),
             scale_by_path(lr_multipliers),
             optax.scale_by_learning_rate(learning_rate),
-            scale_by_path(eta),
+            scale_by_eta(eta),
             decay_weights(weight_decay, l1, schedule=eta),
         )
 
@@ -144,7 +145,8 @@ def sgdw(
         `cosine_restarts`, or a `WarmRestarts`; None for 1.
 
     Returns:
-      An optimizer that needs `params`; its state is the velocity.
+      An optimizer that needs `params`; its state is the velocity, in a
+      `ScheduledState` if `schedule` is one.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -176,7 +178,7 @@ def sgdw(
         return optax.chain(
             scale_by_path(lr_multipliers),
             optax.scale_by_learning_rate(learning_rate),
-            scale_by_path(eta),
+            scale_by_eta(eta),
             trace_on_tangent(momentum, nesterov=nesterov),
             decay_weights(weight_decay, l1, schedule=eta),
         )
@@ -219,7 +221,8 @@ def nadamw(
         1.
 
     Returns:
-      An optimizer that needs `params`; its state is that of Adam and one number.
+      An optimizer that needs `params`; its state is that of Adam and one number, in a
+      `ScheduledState` if `schedule` is one.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -246,7 +249,7 @@ def nadamw(
             scale_by_nadam(b1, b2, eps, momentum_decay),
             scale_by_path(lr_multipliers),
             optax.scale_by_learning_rate(learning_rate),
-            scale_by_path(eta),
+            scale_by_eta(eta),
             decay_weights(weight_decay, l1, schedule=eta),
         )
 

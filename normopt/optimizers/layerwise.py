@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from normopt.checks import check_learning_rate
+from normopt.checks import check_flag, check_learning_rate
 from normopt.rules import PerLeaf
 from normopt.transforms.block_rms import scale_by_block_rms
 from normopt.transforms.decaying import add_decay
@@ -85,10 +85,7 @@ def novograd(
       of Deep Networks", 2019, arXiv 1905.11286, Algorithm 1.
     """
     check_learning_rate(learning_rate)
-    if not isinstance(grad_averaging, bool):
-        raise TypeError(
-            f"`grad_averaging` must be True or False, got {grad_averaging!r}"
-        )
+    check_flag("grad_averaging", grad_averaging)
     averaging = [average_gradients(b1)] if grad_averaging else []
     return optax.chain(
         scale_by_block_rms(b2, eps, channel_axes, amsgrad=amsgrad),

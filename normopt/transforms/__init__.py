@@ -23,6 +23,7 @@ from normopt.transforms.rounding import (
     CompensateRoundingState as CompensateRoundingState,
 )
 from normopt.transforms.rounding import compensate_rounding as compensate_rounding
+from normopt.transforms.scheduling import FollowedState as FollowedState
 from normopt.transforms.scheduling import ScheduledState as ScheduledState
 from normopt.transforms.sphere import retract_to_sphere as retract_to_sphere
 from normopt.transforms.tangent import TraceOnTangentState as TraceOnTangentState

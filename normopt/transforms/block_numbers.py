@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import Axes, across_block, has_numbers, per_block
-from normopt.paths import places
+from normopt.paths import all_places, places
 
 Values = Sequence[jax.Array | None]  # in leaf order; None for leaves without numbers
 
@@ -102,9 +102,25 @@ def unpack_blocks(
 
 
 def unpack_like_params(tree: Any, updates: Any) -> Values:
-    """Lists the leaves of what `zeros_like_params` made, None without numbers."""
-    stored = iter(jax.tree.leaves(tree))
-    return [next(stored) if has_numbers(g) else None for g in jax.tree.leaves(updates)]
+    """Lists the leaves of what `zeros_like_params` made, None without numbers.
+
+    Raises:
+      ValueError: if a leaf held integers then and does not now, or the reverse.
+    """
+    stored, leaves = jax.tree.leaves(tree), jax.tree.leaves(updates)
+    if len(stored) != sum(has_numbers(g) for g in leaves):
+        left_out = {place.path for place in all_places(tree) if place.masked}
+        (path, *_) = (
+            place.path
+            for place in places(updates)
+            if has_numbers(place.leaf) == (place.path in left_out)
+        )
+        raise ValueError(
+            f"{path!r} held integers when the state was made, or does now: leave it "
+            "out by optax.masked"
+        )
+    numbers = iter(stored)
+    return [next(numbers) if has_numbers(g) else None for g in leaves]
 
 
 def pack(

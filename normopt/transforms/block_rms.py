@@ -16,7 +16,7 @@ from normopt.blocks import (
     saturated,
     squares,
 )
-from normopt.checks import check_number
+from normopt.checks import check_flag, check_number
 from normopt.rules import PerLeaf
 from normopt.transforms.block_numbers import BlockNumbers, pack, unpack, zeros
 
@@ -84,6 +84,7 @@ def scale_by_block_rms(
     check_number("b2", b2, 0, below=1)
     check_number("eps", eps, 0)
     check_channel_axes(channel_axes)
+    check_flag("amsgrad", amsgrad)
 
     def init_fn(params: optax.Params) -> Any:
         axes = resolve_axes(channel_axes, params)

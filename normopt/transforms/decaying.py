@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import accumulator, has_numbers
-from normopt.checks import check_not_negative, is_zero
+from normopt.checks import check_flag, check_not_negative, is_zero
 from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.scheduling import scheduled
@@ -149,8 +149,7 @@ def decay_weights(
     """
     check_per_leaf("weight_decay", weight_decay, check_not_negative)
     check_per_leaf("l1", l1, check_not_negative)
-    if not isinstance(cautious, bool):
-        raise TypeError(f"`cautious` must be True or False, got {cautious!r}")
+    check_flag("cautious", cautious)
 
     def resolve(tree: Any) -> list[tuple[Any, Any]]:
         return _decays(weight_decay, l1, tree)
@@ -191,6 +190,8 @@ def _decayed(
 ) -> jax.Array:
     change = factor * _pull(w, *decays)
     if cautious:
-        product = jnp.real(jnp.conj(accumulator(u)) * accumulator(w))
+        # Of the signs, u/|u| for complex ones: the product of the two could underflow.
+        directions = (jnp.sign(accumulator(x)) for x in (u, w))
+        product = jnp.real(jnp.conj(next(directions)) * next(directions))
         change = jnp.where(product <= 0, change, 0)
     return accumulator(u) + change

@@ -26,7 +26,7 @@ from normopt.blocks import (
     saturated,
     squares,
 )
-from normopt.checks import check_moment_dtype, check_number
+from normopt.checks import check_flag, check_moment_dtype, check_number
 from normopt.paths import params_like
 from normopt.rules import PerLeaf
 from normopt.transforms.block_numbers import (
@@ -138,6 +138,9 @@ def scale_by_block_adam(
     check_number("eps", eps, 0)
     check_channel_axes(channel_axes)
     check_moment_dtype("mu_dtype", mu_dtype)
+    flags = {"tangent": tangent, "eps_hat": eps_hat, "amsgrad": amsgrad}
+    for option, value in {**flags, "nesterov": nesterov}.items():
+        check_flag(option, value)
 
     def init_fn(params: optax.Params) -> Any:
         axes = resolve_proper_axes(channel_axes, params)

@@ -47,8 +47,9 @@ def scale_by_nadam(
       g &\leftarrow \frac{1}{\sqrt{v / (1 - b_2^t) + \epsilon}} \left(
         (1 - \mu_t) \frac{g}{1 - \Pi_t} + \mu_t \frac{m}{1 - \Pi_t \mu_{t+1}} \right)
 
-    This is the form of Keras: m is a plain average by b1, eps stands inside the root,
-    and the momentum term has :math:`\mu_t`, where the report has :math:`\mu_{t+1}`.
+    This is the form of keras-adamw: m is a plain average by b1, eps stands inside the
+    root, and the momentum term has :math:`\mu_t`, where the report and Keras' own Nadam
+    have :math:`\mu_{t+1}`.
 
     Args:
       b1: decay of the first moment, and what :math:`\mu_t` grows to, in [0, 1).
@@ -107,7 +108,7 @@ def scale_by_nadam(
         momentum = momentum_at(count)
         product = (state.mu_product * momentum).astype(state.mu_product.dtype)
         of_gradient = (1 - momentum) / (1 - product)
-        of_moment = momentum / (1 - product * momentum_at(count + 1))
+        of_moment = momentum / (1 - product * momentum_at(optax.safe_increment(count)))
         correction = 1 - b2**count
 
         directions, mus, nus = [], [], []

@@ -24,9 +24,9 @@ def compensate_rounding(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps what the rounding of low-precision weights would swallow.
 
-    bfloat16 has 8 bits: a weight does not change by less than 1/512 of itself, and
-    `optax.apply_updates` rounds a decay of 1e-3 away at every step, however it was
-    computed. Here the weights are :math:`w + r` with a residue r:
+    A bfloat16 has 8 significant bits: a weight does not change by less than 1/512 of
+    itself, and `optax.apply_updates` rounds a decay of 1e-3 away at every step, however
+    it was computed. Here the weights are :math:`w + r` with a residue r:
 
     .. math::
       x &= w + r + u(g, w + r) \\
@@ -34,7 +34,8 @@ def compensate_rounding(
 
     in float32, where u are inner's updates. So the weights are at each step the rounded
     weights of the same training in float32 whose gradients are taken at the rounded
-    weights; there is no eps.
+    weights; there is no eps. A weight beyond the range of float16 becomes infinite and
+    does not come back, as one in float32 could.
 
     Args:
       inner: an optimizer. For leaves of less than 32 bits it sees gradients, and

@@ -1,11 +1,44 @@
 """What links share that follow a schedule: its state is held once, around them."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
-from normopt.following import check_schedule, stateful
+from normopt.blocks import accumulator, has_numbers
+from normopt.checks import check_number, is_scalar
+from normopt.transforms.stateless import stateless
+
+
+class FollowedState(NamedTuple):
+    """State of a schedule of the count that is given as `schedule=`."""
+
+    count: jax.Array  # int32 scalar: updates done
+    eta: jax.Array  # float scalar: what the last update used; first, what it will
+
+
+@dataclasses.dataclass(frozen=True)
+class _Followed:
+    """A schedule of the count, as a stateful one."""
+
+    schedule: optax.Schedule
+
+    def init(self) -> FollowedState:
+        count = jnp.zeros([], jnp.int32)
+        eta = self(FollowedState(count, count))
+        check_number("schedule", eta, 0)
+        return FollowedState(count, eta)
+
+    def __call__(self, state: FollowedState, **extra_args: Any) -> jax.Array:
+        del extra_args
+        return jnp.asarray(self.schedule(state.count), float)
+
+    def update(self, state: FollowedState, **extra_args: Any) -> FollowedState:
+        count: Any = optax.safe_increment(state.count)
+        return FollowedState(count, self(state, **extra_args))
 
 
 class ScheduledState(NamedTuple):
@@ -29,13 +62,13 @@ def scheduled(
     Returns:
       What `build` gives, if eta_t is a number; else it with a `ScheduledState`.
     """
-    check_schedule(schedule)
+    _check_schedule(schedule)
     if not callable(schedule):
         eta = 1.0 if schedule is None else schedule
         return optax.with_extra_args_support(build(eta))
     # Built once beforehand, so that bad options are known now.
     inner = build(1.0)
-    following = stateful(schedule)
+    following = _stateful(schedule)
 
     def init_fn(params: optax.Params) -> ScheduledState:
         return ScheduledState(following.init(), inner.init(params))
@@ -47,9 +80,43 @@ def scheduled(
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScheduledState]:
         eta = following(state.schedule, **extra_args)
+        check_number("schedule", eta, 0)
         now = optax.with_extra_args_support(build(eta))
         updates, inner_state = now.update(updates, state.inner, params, **extra_args)
         after = following.update(state.schedule, **extra_args)
         return updates, ScheduledState(after, inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def scale_by_eta(eta: Any) -> optax.GradientTransformation:
+    """Multiplies the updates by eta_t; unlike `optax.scale` it keeps their dtypes."""
+
+    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
+        del params
+        return [
+            accumulator(u) * eta if has_numbers(u) else u
+            for u in jax.tree.leaves(updates)
+        ]
+
+    return stateless(lambda params: None, update)
+
+
+def _check_schedule(schedule: Any) -> None:
+    """Raises unless `schedule` is None, a number of at least 0, or a schedule."""
+    is_class = isinstance(schedule, type)
+    if schedule is None or (callable(schedule) and not is_class):
+        return
+    if not is_scalar(schedule):
+        raise TypeError(
+            "`schedule` must be eta_t as one number, a schedule of the step count or a "
+            f"WarmRestarts, got schedule={schedule!r}"
+        )
+    check_number("schedule", schedule, 0)
+
+
+def _stateful(schedule: Any) -> Any:
+    """Gives a schedule of the count a state; a stateful one has its own."""
+    if isinstance(schedule, optax.schedules.StatefulSchedule):
+        return schedule
+    return _Followed(schedule)

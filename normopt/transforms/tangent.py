@@ -11,7 +11,7 @@ from normopt.blocks import (
     radial_factor,
     resolve_proper_axes,
 )
-from normopt.checks import check_moment_dtype, check_number
+from normopt.checks import check_flag, check_moment_dtype, check_number
 from normopt.paths import params_like
 from normopt.rules import PerLeaf
 from normopt.transforms.block_numbers import (
@@ -130,6 +130,7 @@ def trace_on_tangent(
     check_number("dampening", dampening, 0, below=1)
     check_channel_axes(channel_axes)
     check_moment_dtype("accumulator_dtype", accumulator_dtype)
+    check_flag("nesterov", nesterov)
 
     def init_fn(params: optax.Params) -> TraceOnTangentState:
         resolve_proper_axes(channel_axes, params)

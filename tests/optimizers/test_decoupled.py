@@ -138,7 +138,7 @@ def trained(optimizer, steps=20, params=None, **extra):
         (normopt.sgdw(0.1), optax.sgd(0.1)),
         (normopt.sgdw(0.1, 0.9, nesterov=True), optax.sgd(0.1, 0.9, nesterov=True)),
         (
-            # Without warm-up of the momentum b1/2 stands where b1 stood.
+            # Without momentum nothing is left that warms up.
             normopt.nadamw(0.1, 0.0, 0.9, 1e-6),
             optax.adam(0.1, 0.0, 0.9, 0.0, eps_root=1e-6),
         ),
@@ -158,6 +158,10 @@ def test_readers_of_optax_find_their_form():
     assert_close(trained(chain), trained(optax.adamw(0.1, weight_decay=0.3)), 2e-6)
     # And with the product of both numbers so is adamw.
     assert_close(trained(normopt.adamw(0.1, weight_decay=0.03)), trained(chain), 2e-6)
+    eta = normopt.cosine_restarts(20)
+    theirs = optax.adamw(lambda count: 0.1 * eta(count), weight_decay=0.3)
+    ours = normopt.adamw(0.1, weight_decay=0.03, schedule=eta)
+    assert_close(trained(ours), trained(theirs), 2e-6)
 
 
 @pytest.mark.parametrize("build", [normopt.adamw, normopt.sgdw, normopt.nadamw])
@@ -195,7 +199,7 @@ def test_all_leaves_are_at_the_same_step_of_the_schedule(build):
 @pytest.mark.parametrize("kind", [normopt.cosine_restarts, normopt.WarmRestarts])
 @pytest.mark.parametrize("build", [normopt.adamw, normopt.sgdw, normopt.nadamw])
 def test_restarts_happen_by_themselves(build, kind):
-    """Two cycles with plain SGD's memory of nothing are one cycle twice."""
+    """A regression of the original, whose users had to set t_cur themselves."""
     optimizer = build(0.1, schedule=kind(4, eta_min=0.1))
     params = tree(SMALL)
     state, etas = optimizer.init(params), []
@@ -285,6 +289,7 @@ def test_nothing_of_the_schedule_is_held_twice():
         ({"l1": {"kernel": -0.1}}, ValueError, "l1=-0.1 at 'kernel'"),
         ({"lr_multipliers": -1.0}, ValueError, "lr_multipliers=-1"),
         ({"schedule": -1.0}, ValueError, "schedule=-1"),
+        ({"lr_multipliers": {"kernel": "x"}}, TypeError, "at 'kernel'"),
         ({"schedule": "cosine"}, TypeError, "WarmRestarts.*'cosine'"),
         ({"schedule": jnp.ones(2)}, TypeError, "`schedule` must be eta_t as one num"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate=-1"),
@@ -304,3 +309,30 @@ def test_nothing_of_the_schedule_is_held_twice():
 def test_bad_options_are_refused_when_built(build, options, error, message):
     with pytest.raises(error, match=message):
         build(**{"learning_rate": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("build", "option"),
+    [
+        (normopt.adamw, "amsgrad"),
+        (normopt.adamw, "eps_hat"),
+        (normopt.sgdw, "nesterov"),
+        (normopt.novograd, "amsgrad"),
+        (normopt.novograd, "grad_averaging"),
+        (normopt.sgdp, "nesterov"),
+        (normopt.adamp, "nesterov"),
+    ],
+)
+def test_a_text_is_no_flag(build, option):
+    """`"false"` of a configuration file would count as true."""
+    with pytest.raises(TypeError, match=f"`{option}` must be True or False.*'false'"):
+        build(0.1, **{option: "false"})
+
+
+@pytest.mark.parametrize("build", [normopt.sgdw, normopt.novograd])
+def test_integer_leaves_want_a_mask(build):
+    """The learning rate makes them real numbers, of which init knew nothing."""
+    params = {"table": jnp.arange(2), "w": jnp.ones(2)}
+    optimizer = build(0.1)
+    with pytest.raises(ValueError, match="'table' held integers.*optax.masked"):
+        optimizer.update(params, optimizer.init(params), params)

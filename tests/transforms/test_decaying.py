@@ -153,6 +153,13 @@ def test_cautious_decay_leaves_alone_what_the_step_lengthens():
     np.testing.assert_allclose(stepped(tx, w[:1], w[:1]), w[:1] * (1 - 0.1 - 0.15))
 
 
+def test_cautious_decay_of_numbers_whose_product_underflows():
+    link = normopt.decay_weights(0.1, cautious=True)
+    w = jnp.array([1e-25, 1e-25])
+    updates, _ = link.update(jnp.array([1e-25, -1e-25]), link.init(w), w)
+    np.testing.assert_allclose(updates, [1e-25, -1.1e-25], rtol=1e-6)
+
+
 def test_cautious_decay_of_complex_weights():
     w, u = jnp.array([1j, 1j, 1j]), jnp.array([-0.5j, 0.5j, 3.0 + 0j])
     link = normopt.decay_weights(0.1, cautious=True)
@@ -260,6 +267,7 @@ def test_only_corrected_decay_keeps_the_length_while_the_rate_drops(decay, stays
         ({"schedule": -0.5}, ValueError, "schedule=-0.5"),
         ({"schedule": True}, TypeError, "`schedule` must be one number"),
         ({"schedule": [1, 2]}, TypeError, "a WarmRestarts, got schedule=.1, 2"),
+        ({"schedule": normopt.WarmRestarts}, TypeError, "a WarmRestarts, got schedule"),
         ({"cautious": 1}, TypeError, "True or False"),
         (
             {"weight_decay": -0.1, "schedule": normopt.WarmRestarts(3)},
@@ -271,6 +279,16 @@ def test_only_corrected_decay_keeps_the_length_while_the_rate_drops(decay, stays
 def test_bad_options_of_decay_weights_are_refused_when_built(options, error, message):
     with pytest.raises(error, match=message):
         normopt.decay_weights(**options)
+
+
+@pytest.mark.parametrize(
+    ("eta", "error"), [(jnp.ones(2), TypeError), (-1.0, ValueError)]
+)
+def test_a_schedule_that_gives_no_factor_is_refused_at_init(eta, error):
+    for build in (normopt.decay_weights, normopt.adamw, normopt.sgdw, normopt.nadamw):
+        optimizer = build(0.1, schedule=lambda count: eta)
+        with pytest.raises(error, match="`schedule` must be"):
+            optimizer.init(jnp.ones(2))
 
 
 def test_decay_weights_needs_params_and_matching_patterns():

@@ -76,6 +76,16 @@ def test_extreme_gradients_stay_finite():
     assert jnp.isfinite(updates).all()
 
 
+def test_the_last_count_is_not_passed():
+    link = normopt.scale_by_nadam()
+    w = jnp.ones(2)
+    state = link.init(w)._replace(count=jnp.int32(2**31 - 3), mu_product=jnp.zeros([]))
+    for _ in range(4):
+        updates, state = link.update(w, state)
+        assert jnp.isfinite(updates).all()
+    assert state.count == 2**31 - 1
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("b1", 1.0), ("b2", -0.1), ("eps", -1e-8), ("momentum_decay", -1.0)],

@@ -1,61 +1,14 @@
-"""A schedule in a state: following it, logging what it gave, and restarting it."""
+"""What a training loop does with the schedule in a state: restart it, log its value."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from normopt.checks import check_integer, check_number, is_scalar
-from normopt.cycles import check_inside
+from normopt.checks import check_integer
 from normopt.schedules import WarmRestartsState
-
-
-class FollowedState(NamedTuple):
-    """State of a schedule of the count that is given as `schedule=`."""
-
-    count: jax.Array  # int32 scalar: updates done
-    eta: jax.Array  # float scalar: what the last update used; first, what it will
-
-
-@dataclasses.dataclass(frozen=True)
-class _Followed:
-    """A schedule of the count, as a stateful one."""
-
-    schedule: optax.Schedule
-
-    def init(self) -> FollowedState:
-        count = jnp.zeros([], jnp.int32)
-        return FollowedState(count, self(FollowedState(count, count)))
-
-    def __call__(self, state: FollowedState, **extra_args: Any) -> jax.Array:
-        del extra_args
-        return jnp.asarray(self.schedule(state.count), float)
-
-    def update(self, state: FollowedState, **extra_args: Any) -> FollowedState:
-        count: Any = optax.safe_increment(state.count)
-        return FollowedState(count, self(state, **extra_args))
-
-
-def check_schedule(schedule: Any) -> None:
-    """Raises unless `schedule` is None, a number of at least 0, or a schedule."""
-    if schedule is None or callable(schedule):
-        return
-    if not is_scalar(schedule):
-        raise TypeError(
-            "`schedule` must be eta_t as one number, a schedule of the step count or a "
-            f"WarmRestarts, got schedule={schedule!r}"
-        )
-    check_number("schedule", schedule, 0)
-
-
-def stateful(schedule: Any) -> Any:
-    """Gives a schedule of the count a state; a stateful one has its own."""
-    if isinstance(schedule, optax.schedules.StatefulSchedule):
-        return schedule
-    return _Followed(schedule)
+from normopt.transforms.scheduling import FollowedState
 
 
 def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
@@ -68,7 +21,9 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
 
     Args:
       opt_state: a state that holds at least one `WarmRestartsState`.
-      t_cur: the position in the cycle to go to, at least 0: 0 begins it again.
+      t_cur: the position in the cycle to go to, at least 0: 0 begins it again. Past the
+        end of the cycle the cosine has turned up again, as it does without autorestart;
+        with it, the next cycle begins after that update.
       total_steps: if given, the length of the cycle from now on, at least 2. Later
         cycles follow from it by `t_mult`, or from the sequence of lengths if there is
         one.
@@ -78,8 +33,8 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
 
     Raises:
       TypeError: if a position or a length is not an integer.
-      ValueError: if the state holds no `WarmRestarts`, or for a position outside the
-        cycle (not seen inside jit).
+      ValueError: if the state holds no `WarmRestarts`, for a negative position, or a
+        length below 2.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -95,9 +50,11 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
         check_integer("total_steps", total_steps, 2)
     if not _found(opt_state, WarmRestartsState):
         raise ValueError(
-            "the state holds no schedule that can be restarted; pass "
-            "schedule=normopt.WarmRestarts(...) to the optimizer (cosine_restarts is a "
-            "function of the count, which nothing can move)"
+            "the state holds no schedule that can be restarted. Pass "
+            "schedule=normopt.WarmRestarts(...) to the optimizer: cosine_restarts is a "
+            "function of the count, which nothing can move. A checkpoint is to be "
+            "restored into the structure of jax.eval_shape(optimizer.init, params), "
+            "without which it comes as plain dictionaries"
         )
 
     def moved(node: Any) -> Any:
@@ -106,7 +63,6 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
         length = node.total_steps
         if total_steps is not None:
             length = _filled(node.total_steps, total_steps)
-        check_inside(t_cur, length)
         return node._replace(t_cur=_filled(node.t_cur, t_cur), total_steps=length)
 
     return jax.tree.map(moved, opt_state, is_leaf=_is_a(WarmRestartsState))
@@ -116,8 +72,10 @@ def current_eta(opt_state: Any) -> jax.Array:
     """Gives the multiplier eta_t that the last update used, for a log.
 
     Args:
-      opt_state: a state, of any optimizer or wrapper, that holds one schedule given as
-        `schedule=`, or one `WarmRestarts`.
+      opt_state: a state, of any optimizer or wrapper, that holds one `WarmRestarts`, or
+        one schedule of the count given as `schedule=`. Under `optax.inject_hyperparams`
+        the latter is `opt_state.hyperparams["schedule"]`; a stateful schedule of your
+        own keeps its value itself.
 
     Returns:
       A float scalar. Before the first update it is what that will use.
@@ -135,12 +93,14 @@ def current_eta(opt_state: Any) -> jax.Array:
     found = _found(opt_state, (WarmRestartsState, FollowedState))
     if len(found) != 1:
         raise ValueError(
-            f"the state holds {len(found)} schedules given as `schedule=`; "
+            f"the state holds {len(found)} schedules given as `schedule=`, and "
             "current_eta reads the value of one: "
             + (
                 "pass a part of the state"
                 if found
-                else "a number has no state, and a learning rate is not among them"
+                else "a number has no state, a learning rate is not among them, and "
+                "under optax.inject_hyperparams the value stands in "
+                'opt_state.hyperparams["schedule"]'
             )
         )
     (eta,) = jax.tree.leaves(found[0].eta)
