@@ -94,18 +94,10 @@ def adamw(
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
       1711.05101, Algorithm 2.
     """
-    check_learning_rate(learning_rate)
-
-    def build(eta: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            scale_by_block_adam(b1, b2, eps, amsgrad=amsgrad, eps_hat=eps_hat),
-            scale_by_path(lr_multipliers),
-            optax.scale_by_learning_rate(learning_rate),
-            scale_by_eta(eta),
-            decay_weights(weight_decay, l1, schedule=eta),
-        )
-
-    return scheduled(schedule, build)
+    moments = scale_by_block_adam(b1, b2, eps, amsgrad=amsgrad, eps_hat=eps_hat)
+    return _decoupled(
+        moments, learning_rate, weight_decay, l1, lr_multipliers, schedule
+    )
 
 
 def sgdw(
@@ -242,11 +234,26 @@ def nadamw(
       Dozat, "Incorporating Nesterov Momentum into Adam", 2016. Loshchilov and Hutter,
       "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
     """
+    moments = scale_by_nadam(b1, b2, eps, momentum_decay)
+    return _decoupled(
+        moments, learning_rate, weight_decay, l1, lr_multipliers, schedule
+    )
+
+
+def _decoupled(
+    moments: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: PerLeaf,
+    l1: PerLeaf,
+    lr_multipliers: PerLeaf,
+    schedule: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Puts moments into the chain that AdamW and NadamW share."""
     check_learning_rate(learning_rate)
 
     def build(eta: Any) -> optax.GradientTransformation:
         return optax.chain(
-            scale_by_nadam(b1, b2, eps, momentum_decay),
+            moments,
             scale_by_path(lr_multipliers),
             optax.scale_by_learning_rate(learning_rate),
             scale_by_eta(eta),
