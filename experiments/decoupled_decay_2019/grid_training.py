@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 import normopt
-from experiments.data import digits
+from experiments import many_runs
 
 MOMENTUM = 0.9
 TRAIN_IMAGES, BATCH = 200, 20
@@ -102,18 +102,9 @@ class Start(NamedTuple):
 
 def load_task(epochs: int, hidden: int, batch_norm: bool) -> Task:
     """Return the digits with the training images first; see `Task`."""
-    data = digits.load()
-    splits = (data.train, data.validation, data.test)
-    images = np.concatenate([split.images for split in splits])
-    images = ((images - data.mean) / data.std).reshape(len(images), -1)
-    labels = np.concatenate([split.labels for split in splits])
-    return Task(
-        jnp.asarray(images, jnp.float32),
-        jnp.asarray(labels),
-        epochs,
-        hidden,
-        batch_norm,
-    )
+    images, labels = many_runs.standardised_digits()
+    flat = jnp.asarray(images.reshape(len(images), -1))
+    return Task(flat, jnp.asarray(labels), epochs, hidden, batch_norm)
 
 
 def grid_errors(
@@ -148,7 +139,7 @@ def grid_errors(
 
 
 def start(seed: int, task: Task) -> Start:
-    """Return initial weights and batches, by NumPy: JAX's shuffle compiles slowly."""
+    """Return initial weights and batches."""
     random = np.random.default_rng(seed)
     sizes, params = [task.images.shape[1], task.hidden, task.hidden, 10], []
     for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
@@ -158,8 +149,8 @@ def start(seed: int, task: Task) -> Start:
         if task.batch_norm and is_hidden:
             layer["scale"] = np.ones(fan_out)
         params.append({name: jnp.asarray(leaf, float) for name, leaf in layer.items()})
-    order = [random.permutation(TRAIN_IMAGES) for _ in range(task.epochs)]
-    return Start(params, jnp.asarray(np.reshape(order, (-1, BATCH))))
+    batches = many_runs.shuffled_batches(random, TRAIN_IMAGES, BATCH, task.epochs)
+    return Start(params, batches)
 
 
 def train(
@@ -186,14 +177,7 @@ def train(
         labels = task.labels[batch]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-    carry = start.params, optimizer.init(start.params)
-    (params, _), _ = jax.lax.scan(step, carry, start.batches)
-    return params
+    return many_runs.train(optimizer, loss, start.params, start.batches)
 
 
 def held_out_error(params: Params, task: Task) -> jax.Array:

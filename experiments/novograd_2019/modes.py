@@ -1,0 +1,299 @@
+"""Measure over which learning rates NovoGrad's four modes train well, and AdamW, SGD.
+
+Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for
+Training of Deep Networks", 2019, arXiv 1905.11286, abstract: NovoGrad is robust to the
+choice of learning rate; no value is published. The modes are the paper's Algorithm 1
+with and without decay, with a momentum that sums or averages (`grad_averaging`). Two
+convolutions and a dense layer learn 400 of the handwritten digits of scikit-learn, in
+batches of 20 for 30 epochs on a cosine to zero without warm-up; the error is that on
+the 1,397 other images. Each optimizer has 13 rates over three decades and 10 seeds.
+
+    python -m experiments novograd_2019.modes
+
+takes under two minutes on two CPU cores. It writes `modes.json` and `modes.png`;
+`--redraw` draws the stored records again.
+
+Fixed in advance: NovoGrad has b1 = 0.95, b2 = 0.98 and decay 1e-3, as the paper, and
+the default eps of 1e-7. `optax.adamw` has its defaults and the same decay, which there
+too is times the learning rate (`normopt.adamw`'s is not); but NovoGrad's passes through
+the momentum, so a sum decays 20 times as much at the same rate. SGD has momentum 0.9
+and no decay. A curve's robustness is the number of decades about its best rate in which
+the mean error is at most 1 point above the best. The claim shows if each mode has more
+of them than both baselines, whichever seed is left out. Only length of training and
+middles of the ranges were chosen after a coarse look, at other seeds. Seen:
+
+                              best error   rates to 1 point above      decades
+    NovoGrad, sum            5.00% +- 0.44%   0.002   - 0.04     1.30 (1.25, 1.36)
+    NovoGrad, sum, decay     4.86% +- 0.44%   0.0023  - 0.046    1.30 (1.26, 1.35)
+    NovoGrad, average        5.59% +- 0.55%   0.03    - 0.58     1.29 (1.24, 1.33)
+    NovoGrad, average, decay 5.56% +- 0.62%   0.03    - 0.65     1.34 (1.30, 1.39)
+    AdamW                    4.63% +- 0.55%   0.00095 - 0.038    1.60 (1.58, 1.61)
+    SGD                      4.85% +- 0.66%   0.0028  - 0.072    1.41 (1.38, 1.46)
+
+So here the claim does not show: AdamW has the widest valley and the lowest error, and
+SGD's valley is a little wider than any mode's. Within 0.5, 2 or 3 points, too, AdamW's
+is the widest. With `--epochs 8` it is the same: 0.9 decades for the sums, 0.55 for the
+averages, 1.07 for AdamW and 1.04 for SGD. A small network without batch norm says
+nothing of the paper's deep ones on several tasks.
+
+A sum steps 1 / (1 - b1) = 20 times as far, so its valley lies over a decade to the
+left. But for the first step it would be the same curve: the sum at a rate is the
+average at 20 times that rate. The average, though, takes the first gradient whole, and
+so gives it the weight of 20; it ends higher, after 8 epochs by nearly 3 points. The
+decay, small as it is, lowers the error at high rates alone.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import devices, figures
+from experiments.novograd_2019.modes_training import (
+    B1,
+    B2,
+    BATCH,
+    DECAY,
+    METHODS,
+    SGD_MOMENTUM,
+    TRAIN_IMAGES,
+    all_errors,
+    load_task,
+    start,
+)
+from experiments.runs import write_json
+
+# What is near the best: an error of one point more.
+MARGIN = 0.01
+# The marks of a logarithmic axis.
+ERRORS = (0.05, 0.1, 0.2, 0.5, 0.9)
+
+# Colours that the colour-blind can tell apart, of Okabe and Ito.
+_LINES = {
+    "NovoGrad, sum": {"color": "#0072b2", "linestyle": "-"},
+    "NovoGrad, sum, decay": {"color": "#56b4e9", "linestyle": "--"},
+    "NovoGrad, average": {"color": "#d55e00", "linestyle": "-"},
+    "NovoGrad, average, decay": {"color": "#e69f00", "linestyle": "--"},
+    "AdamW": {"color": "#000000", "linestyle": "-."},
+    "SGD": {"color": "#009e73", "linestyle": ":"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModesConfig:
+    """Where to write, and how much to compute."""
+
+    out: Path = Path("runs/novograd_2019")
+    """The folder for `modes.json` and `modes.png`."""
+    seeds: int = 10
+    """Runs at each learning rate, at least 2."""
+    epochs: int = 30
+    """Passes over the training images."""
+    smoke: bool = False
+    """Only every third learning rate, 2 seeds and 2 epochs."""
+    redraw: bool = False
+    """Print and draw the stored records, without training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NearBest:
+    """The learning rates about the best one whose error is at most `MARGIN` above it.
+
+    Attributes:
+        low: exponent of 10 of the lowest.
+        high: that of the highest.
+        cut: whether they reach an end of the grid, and so perhaps further.
+    """
+
+    low: float
+    high: float
+    cut: bool
+
+    @property
+    def decades(self) -> float:
+        """How many decades they are."""
+        return self.high - self.low
+
+
+def main(args: Sequence[str]) -> None:
+    """Train all runs, print the summary, and write records and figure."""
+    command = "python -m experiments novograd_2019.modes"
+    config = tyro.cli(ModesConfig, args=args, prog=command)
+    if config.seeds < 2:
+        raise ValueError(f"`seeds` must be at least 2, got {config.seeds}")
+    if config.smoke:
+        config = dataclasses.replace(config, seeds=2, epochs=2)
+    console = Console()
+    records, figure = (config.out / f"modes.{end}" for end in ("json", "png"))
+    if not config.redraw:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_json(records, measure(config, console))
+    stored = json.loads(records.read_text())
+    draw(figure, stored)
+    console.print(_table(stored))
+    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
+
+
+def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
+    """Train every optimizer at all its learning rates.
+
+    Args:
+        config: how much of it.
+        console: gets a line for each optimizer.
+
+    Returns:
+        The settings, and for each optimizer the exponents of 10 of its learning rates
+        and the errors, seeds x learning rates.
+    """
+    task = load_task()
+    starts = [start(seed, config.epochs) for seed in range(config.seeds)]
+    stride, curves = 3 if config.smoke else 1, {}
+    for name, method in METHODS.items():
+        began = time.perf_counter()
+        exponents = method.exponents[::stride]
+        errors = all_errors(method.make, 10.0**exponents, starts, task)
+        curves[name] = {"exponents": exponents.tolist(), "errors": errors.tolist()}
+        seconds = time.perf_counter() - began
+        console.print(f"{name}: {errors.size} runs in {seconds:.0f} s", highlight=False)
+    return {
+        "device": devices.describe(),
+        "epochs": config.epochs,
+        "training_images": TRAIN_IMAGES,
+        "batch": BATCH,
+        "b1": B1,
+        "b2": B2,
+        "decay": DECAY,
+        "sgd_momentum": SGD_MOMENTUM,
+        "curves": curves,
+    }
+
+
+def near_best(errors: np.ndarray, exponents: Sequence[float]) -> NearBest:
+    """Measure how wide the valley of a curve is.
+
+    Its sides are straight lines between the learning rates of the grid.
+
+    Args:
+        errors: one for each learning rate.
+        exponents: of 10, rising.
+    """
+    best, bound = int(errors.argmin()), errors.min() + MARGIN
+    ends, cut = [], False
+    for side in (range(best, -1, -1), range(best, len(errors))):
+        beyond = next((i for i in side if errors[i] > bound), None)
+        if beyond is None:
+            ends.append(exponents[side[-1]])
+            cut = True
+            continue
+        inside = beyond - side.step
+        share = (bound - errors[inside]) / (errors[beyond] - errors[inside])
+        step = exponents[beyond] - exponents[inside]
+        ends.append(exponents[inside] + share * step)
+    return NearBest(float(ends[0]), float(ends[1]), cut)
+
+
+def draw(path: Path, stored: Mapping[str, Any]) -> None:
+    """Draw the curves as they lie, and shifted to where their valleys begin.
+
+    Args:
+        path: the PNG to write.
+        stored: what `modes.json` holds.
+    """
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure(figsize=(11, 5.4), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1, 0.9))
+        for name, curve in stored["curves"].items():
+            _draw_curve(left, right, name, curve)
+        left.set(xlabel="learning rate", ylabel="test error, log scale", yscale="log")
+        left.set_title("mean and deviation over the seeds")
+        left.set_yticks([], minor=True)
+        left.set_yticks(ERRORS, [f"{error:.0%}" for error in ERRORS])
+        _draw_shift(left, stored)
+        right.axhline(100 * MARGIN, color="#888888", linewidth=1, zorder=1)
+        right.set(
+            xlabel="learning rate / the lowest within 1 point of the best",
+            ylabel="test error above the best (points)",
+            xlim=(10**-0.75, 10**2.25),
+            ylim=(0, 6),
+            title="shifted: how far each stays within 1 point",
+        )
+        for axes in (left, right):
+            axes.set_xscale("log")
+        seeds = len(curve["errors"])
+        images, epochs = stored["training_images"], stored["epochs"]
+        figure.suptitle(f"{images} digits for {epochs} epochs, {seeds} seeds")
+        lines = left.get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
+        figures.save(figure, path)
+
+
+def _draw_curve(left: Any, right: Any, name: str, curve: Mapping[str, Any]) -> None:
+    exponents, errors = np.array(curve["exponents"]), np.array(curve["errors"])
+    mean, deviation = errors.mean(axis=0), errors.std(axis=0, ddof=1)
+    line = _LINES[name] | {"linewidth": 2}
+    found = near_best(mean, curve["exponents"])
+    label = f"{name}: {_in_words(found)} decades"
+    left.plot(10**exponents, mean, label=label, **line)
+    # Less than the smallest error might be less than 0.
+    ends = np.maximum(mean - deviation, errors.min(axis=0)), mean + deviation
+    left.fill_between(10**exponents, *ends, color=line["color"], alpha=0.2, linewidth=0)
+    right.plot(10 ** (exponents - found.low), 100 * (mean - mean.min()), **line)
+
+
+def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
+    """Point from the valley of the average to that of the sum."""
+    valleys = []
+    for name in ("NovoGrad, average", "NovoGrad, sum"):
+        curve = stored["curves"][name]
+        found = near_best(np.mean(curve["errors"], axis=0), curve["exponents"])
+        valleys.append(10 ** ((found.low + found.high) / 2))
+    tail, head = ((valley, 0.028) for valley in valleys)
+    axes.annotate("", xy=head, xytext=tail, arrowprops={"arrowstyle": "->"})
+    factor = 1 / (1 - stored["b1"])
+    text = f"a sum steps 1 / (1 - b1) = {factor:.0f} times as far as an average"
+    axes.text(np.sqrt(np.prod(valleys)), 0.026, text, ha="center", va="top")
+    axes.set_ylim(bottom=0.02)
+
+
+def _table(stored: Mapping[str, Any]) -> Table:
+    seeds = len(next(iter(stored["curves"].values()))["errors"])
+    # Without rules between columns it fits a terminal of 80.
+    table = Table(
+        "optimizer",
+        title=f"test error and the rates up to {100 * MARGIN:g} point above the best",
+        caption=f"{seeds} seeds; in brackets, one seed left out",
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    for name in ("best error", "at", "from - to", "decades"):
+        table.add_column(name, justify="right")
+    for name, curve in stored["curves"].items():
+        errors, exponents = np.array(curve["errors"]), curve["exponents"]
+        mean = errors.mean(axis=0)
+        best, found = mean.argmin(), near_best(mean, exponents)
+        without = [
+            near_best(np.delete(errors, seed, axis=0).mean(axis=0), exponents).decades
+            for seed in range(seeds)
+        ]
+        table.add_row(
+            name,
+            f"{mean[best]:.2%} ± {errors[:, best].std(ddof=1):.2%}",
+            f"{10 ** exponents[best]:.2g}",
+            f"{10**found.low:.2g} - {10**found.high:.2g}",
+            f"{_in_words(found)} ({min(without):.2f}, {max(without):.2f})",
+        )
+    return table
+
+
+def _in_words(found: NearBest) -> str:
+    return f"{'>= ' if found.cut else ''}{found.decades:.2f}"
