@@ -231,7 +231,7 @@ def second_moments(state):
     of_moments |= normopt.ScaleByNadamState
     nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, of_moments))
     return [
-        [getattr(node, name, None) for name in ("nu", "nu_max", "square")]
+        [getattr(node, name, None) for name in ("nu", "nu_max")]
         for node in nodes
         if isinstance(node, of_moments)
     ]

@@ -1,7 +1,9 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import normopt
 from normopt.blocks import (
     block_dot,
     block_size,
@@ -62,3 +64,26 @@ def test_a_number_that_is_none_is_handed_on():
     np.testing.assert_array_equal(
         larger(jnp.array([2.0, 1, 1]), x), [2, np.inf, np.nan]
     )
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        normopt.scale_by_block_rms(),
+        normopt.scale_by_block_adam(channel_axes=()),
+        normopt.scale_by_block_adam(channel_axes=(), tangent=True),
+        normopt.scale_by_nadam(),
+        normopt.normalize_blocks(),
+        normopt.clip_blocks(1.0),
+    ],
+)
+def test_a_block_with_a_gradient_that_is_no_number_takes_no_step_in_silence(link):
+    """Else the other elements would be divided by a norm of 0."""
+    w = jnp.ones(3)
+    updates, state = link.update(jnp.array([jnp.nan, 1.0, 1.0]), link.init(w), w)
+    assert jnp.isnan(updates[0])
+    # By element or by block: what is a number has the size of a step.
+    assert (jnp.isnan(updates) | (jnp.abs(updates) < 2)).all()
+    if jax.tree.leaves(state):
+        updates, _ = link.update(w, state, w)
+        assert jnp.isnan(updates).any()

@@ -58,7 +58,7 @@ def test_updates_and_state_keep_structure_shapes_and_dtypes(case, dtypes):
     kept = second_moments(state)
     assert bool(kept) == bool(case.second_moments)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(kept))
-    by_block = {path for nu, *_ in kept for path in getattr(nu, "blocks", ())}
+    by_block = {path for nu, _ in kept for path in getattr(nu, "blocks", ())}
     assert by_block == BLOCKS.get(case.second_moments, set())
 
 

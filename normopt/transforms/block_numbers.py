@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import Axes, across_block, has_numbers, per_block
+from normopt.blocks import Axes, has_numbers
 from normopt.paths import all_places, places
 
 Values = Sequence[jax.Array | None]  # in leaf order; None for leaves without numbers
@@ -38,7 +38,11 @@ def moment_dtype(leaf: Any, mu_dtype: Any) -> Any:
 
 
 def zeros(params: Any, axes: Sequence[Axes]) -> BlockNumbers:
-    """Makes a zero for each block, and for each element of leaves without blocks."""
+    """Makes a zero for each block, and for each element of leaves without blocks.
+
+    Raises:
+      ValueError: if two leaves with blocks have the same path.
+    """
     leaves, treedef = jax.tree.flatten(params)
     elements = treedef.unflatten(
         jnp.zeros_like(leaf, real_dtype(leaf))
@@ -46,15 +50,6 @@ def zeros(params: Any, axes: Sequence[Axes]) -> BlockNumbers:
         else optax.MaskedNode()
         for leaf, own in zip(leaves, axes, strict=True)
     )
-    return BlockNumbers(elements, zeros_per_block(params, axes))
-
-
-def zeros_per_block(params: Any, axes: Sequence[Axes]) -> dict[str, jax.Array]:
-    """Makes a zero for each block of the leaves that have blocks.
-
-    Raises:
-      ValueError: if two such leaves have the same path.
-    """
     blocks: dict[str, jax.Array] = {}
     for place, own in zip(places(params), axes, strict=True):
         if own is not None:
@@ -65,7 +60,7 @@ def zeros_per_block(params: Any, axes: Sequence[Axes]) -> dict[str, jax.Array]:
                 )
             shape = tuple(place.leaf.shape[axis] for axis in own)
             blocks[place.path] = jnp.zeros(shape, real_dtype(place.leaf))
-    return blocks
+    return BlockNumbers(elements, blocks)
 
 
 def zeros_like_params(params: Any, dtype_of: Callable[[Any], Any]) -> Any:
@@ -80,25 +75,25 @@ def zeros_like_params(params: Any, dtype_of: Callable[[Any], Any]) -> Any:
     )
 
 
-def unpack(numbers: BlockNumbers, updates: Any, axes: Sequence[Axes]) -> Values:
-    """Lists the numbers of each leaf, in a shape that multiplies it."""
+def unpack(numbers: BlockNumbers | None, updates: Any, axes: Sequence[Axes]) -> Values:
+    """Lists the numbers of each leaf, per block or per element."""
+    if numbers is None:
+        return [None] * len(axes)
     # In order, not by structure: NNX states can differ in metadata alone.
     elements = iter(jax.tree.leaves(numbers.elements))
-    blocks = unpack_blocks(numbers.blocks, updates, axes)
-    return [
-        next(elements) if own is None and has_numbers(g) else of_block
-        for g, of_block, own in zip(jax.tree.leaves(updates), blocks, axes, strict=True)
-    ]
-
-
-def unpack_blocks(
-    blocks: dict[str, jax.Array], updates: Any, axes: Sequence[Axes]
-) -> Values:
-    """Lists the numbers of leaves with blocks, None for the others."""
-    return [
-        None if own is None else across_block(blocks[place.path], own, place.leaf.ndim)
-        for place, own in zip(places(updates), axes, strict=True)
-    ]
+    values: list[jax.Array | None] = []
+    for place, own in zip(places(updates), axes, strict=True):
+        if own is None:
+            values.append(next(elements) if has_numbers(place.leaf) else None)
+        elif place.path in numbers.blocks:
+            values.append(numbers.blocks[place.path])
+        else:
+            known = ", ".join(map(repr, numbers.blocks))
+            raise ValueError(
+                f"the state was made for other params: it has no block moments of "
+                f"{place.path!r}, only of {known}"
+            )
+    return values
 
 
 def unpack_like_params(tree: Any, updates: Any) -> Values:
@@ -110,41 +105,37 @@ def unpack_like_params(tree: Any, updates: Any) -> Values:
     stored, leaves = jax.tree.leaves(tree), jax.tree.leaves(updates)
     if len(stored) != sum(has_numbers(g) for g in leaves):
         left_out = {place.path for place in all_places(tree) if place.masked}
-        (path, *_) = (
+        changed = [
             place.path
             for place in places(updates)
             if has_numbers(place.leaf) == (place.path in left_out)
-        )
+        ]
         raise ValueError(
-            f"{path!r} held integers when the state was made, or does now: leave it "
-            "out by optax.masked"
+            f"{changed[0]!r} held integers when the state was made, or does now: leave "
+            "it out by optax.masked"
+            if changed
+            else f"the state was made for {len(stored)} leaves and the updates have "
+            f"{len(leaves)}"
         )
     numbers = iter(stored)
     return [next(numbers) if has_numbers(g) else None for g in leaves]
 
 
 def pack(
-    values: Values, like: BlockNumbers, updates: Any, axes: Sequence[Axes]
-) -> BlockNumbers:
+    values: Values, like: BlockNumbers | None, updates: Any, axes: Sequence[Axes]
+) -> Any:
     """Undoes `unpack`, into the structure of `like`."""
+    if like is None:
+        return None
     of_elements = [
         value if own is None else None for value, own in zip(values, axes, strict=True)
     ]
-    return BlockNumbers(
-        pack_like_params(of_elements, like.elements),
-        pack_blocks(values, updates, axes),
-    )
-
-
-def pack_blocks(
-    values: Values, updates: Any, axes: Sequence[Axes]
-) -> dict[str, jax.Array]:
-    """Undoes `unpack_blocks`."""
-    return {
-        place.path: per_block(value, own)
+    blocks = {
+        place.path: value
         for place, value, own in zip(places(updates), values, axes, strict=True)
         if own is not None and value is not None
     }
+    return BlockNumbers(pack_like_params(of_elements, like.elements), blocks)
 
 
 def pack_like_params(values: Values, like: Any) -> Any:

@@ -1,5 +1,6 @@
 """NovoGrad's second moment: one number for each layer, or each block."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,12 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import (
+    Axes,
     accumulator,
+    across_block,
     check_channel_axes,
+    has_numbers,
     larger,
+    positive_sqrt,
     resolve_axes,
-    safe_quotient,
-    safe_sqrt,
     saturated,
     squares,
 )
@@ -48,8 +51,8 @@ def scale_by_block_rms(
 
     Args:
       b2: decay of the second moment, in [0, 1).
-      eps: added to the root, in the unit of the gradient's norm; at least 0. A block
-        whose root and `eps` are both 0 is not moved.
+      eps: added to the root, in the unit of the gradient's norm; at least 0. With 0,
+        too, a block that never had a gradient is not moved.
       channel_axes: the axes that index a leaf's blocks, per leaf: (), the default, for
         one number a layer, (-1,) for one a channel, (0,) for one a layer of a stack;
         None for one an element. Blocks of one element are taken as they are.
@@ -102,31 +105,39 @@ def scale_by_block_rms(
         del params
         leaves, treedef = jax.tree.flatten(updates)
         axes = resolve_axes(channel_axes, updates)
-        old = unpack(state.nu, updates, axes)
-        largest: Any = [None] * len(leaves)
-        if state.nu_max is not None:
-            largest = unpack(state.nu_max, updates, axes)
         # The first average is the square itself.
         share = jnp.where(state.count == 0, 1, 1 - b2)
-
         directions, nus, maxima = [], [], []
-        for g, v, v_max, own in zip(leaves, old, largest, axes, strict=True):
-            if v is None:
-                directions.append(g)
-                nus.append(None)
-                maxima.append(None)
-                continue
-            v = saturated((1 - share) * v + share * squares(g, own))
-            v_max = None if v_max is None else larger(v_max, v)
-            factor = safe_quotient(1, safe_sqrt(v if v_max is None else v_max) + eps)
-            directions.append((accumulator(g) * factor).astype(g.dtype))
-            nus.append(v)
-            maxima.append(v_max)
+        for g, nu, nu_max, own in zip(
+            leaves,
+            unpack(state.nu, updates, axes),
+            unpack(state.nu_max, updates, axes),
+            axes,
+            strict=True,
+        ):
+            if has_numbers(g):
+                g, nu, nu_max = _step(g, nu, nu_max, share, eps, axes=own)
+            directions.append(g)
+            nus.append(nu)
+            maxima.append(nu_max)
         count: Any = optax.safe_increment(state.count)
-        nu_max = state.nu_max
-        if nu_max is not None:
-            nu_max = pack(maxima, nu_max, updates, axes)
-        nu = pack(nus, state.nu, updates, axes)
-        return treedef.unflatten(directions), ScaleByBlockRmsState(count, nu, nu_max)
+        return treedef.unflatten(directions), ScaleByBlockRmsState(
+            count,
+            pack(nus, state.nu, updates, axes),
+            pack(maxima, state.nu_max, updates, axes),
+        )
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+# Jitted, so that leaves of the same shape and axes are traced once.
+@functools.partial(jax.jit, static_argnames="axes")
+def _step(
+    g: jax.Array, nu: Any, nu_max: Any, share: Any, eps: Any, *, axes: Axes
+) -> tuple[jax.Array, Any, Any]:
+    """Takes the direction and the second moments of one leaf."""
+    nu = second = saturated((1 - share) * nu + share * squares(g, axes))
+    if nu_max is not None:
+        nu_max = second = larger(nu_max, nu)
+    factor = across_block(1 / (positive_sqrt(second) + eps), axes, g.ndim)
+    return (accumulator(g) * factor).astype(g.dtype), nu, nu_max

@@ -6,6 +6,7 @@ one is projected on the tangent space at the weights, the second one is read in 
 of the gradient at their present length.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +16,15 @@ import optax
 from normopt.blocks import (
     Axes,
     accumulator,
+    across_block,
     block_dot,
     check_channel_axes,
     has_numbers,
     larger,
-    radial_factor,
+    per_block,
+    positive_sqrt,
+    radial_quotient,
     resolve_proper_axes,
-    safe_quotient,
-    safe_sqrt,
     saturated,
     squares,
 )
@@ -33,14 +35,11 @@ from normopt.transforms.block_numbers import (
     BlockNumbers,
     moment_dtype,
     pack,
-    pack_blocks,
     pack_like_params,
     unpack,
-    unpack_blocks,
     unpack_like_params,
     zeros,
     zeros_like_params,
-    zeros_per_block,
 )
 
 
@@ -49,9 +48,8 @@ class ScaleByBlockAdamState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     mu: Any  # params' structure and shapes, in `mu_dtype`
-    nu: BlockNumbers  # second moments, float32 at least, at the last weights
+    nu: BlockNumbers  # v, float32 at least; of tangent blocks the root of v |w|^2
     nu_max: BlockNumbers | None  # with amsgrad: the largest nu so far
-    square: dict[str, jax.Array] | None  # with tangent: |w|^2 at the last update
 
 
 def scale_by_block_adam(
@@ -89,7 +87,7 @@ def scale_by_block_adam(
       b1: decay of the first moment, in [0, 1).
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of a sum over the block, in the unit of the gradient; at
-        least 0. A block whose root and `eps` are both 0 is not moved.
+        least 0. With 0, too, a block that never had a gradient is not moved.
       channel_axes: the axes that index a leaf's blocks, per leaf; blocks of one element
         count as None, which is element-wise Adam.
       tangent: whether blocks have the moments of a direction, as above. Leaves without
@@ -106,7 +104,9 @@ def scale_by_block_adam(
     Returns:
       A link; it needs `params` when tangent. Its state is a `ScaleByBlockAdamState`:
       second moments are in float32 at least (with b2 near 1, one in bfloat16 could not
-      decay), and real for complex leaves. Updates keep structure, shapes and dtypes.
+      decay), and real for complex leaves; of a tangent block it keeps the root of
+      v |w|^2, which does not change with the length of the weights. Updates keep
+      structure, shapes and dtypes.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -149,7 +149,6 @@ def scale_by_block_adam(
             mu=zeros_like_params(params, lambda w: moment_dtype(w, mu_dtype)),
             nu=zeros(params, axes),
             nu_max=zeros(params, axes) if amsgrad else None,
-            square=zeros_per_block(params, axes) if tangent else None,
         )
 
     def update_fn(
@@ -158,108 +157,115 @@ def scale_by_block_adam(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, Any]:
         leaves, treedef = jax.tree.flatten(updates)
-        weights: list[Any] = [None] * len(leaves)
+        weights: Any = [None] * len(leaves)
         if tangent:
             weights = params_like(updates, params, "scale_by_block_adam")
         axes = resolve_proper_axes(channel_axes, updates)
-        count = optax.safe_increment(state.count)
+        count: Any = optax.safe_increment(state.count)
         # What both corrections come to: scale m / (sqrt(v) + own_eps), same for all.
-        root_correction = jnp.sqrt(1 - b2**count)
-        scale = root_correction / (1 - b1**count)
-        own_eps = eps if eps_hat else eps * root_correction
-
+        correction = 1 - b2**count
+        scale = jnp.sqrt(correction) / (1 - b1**count)
+        own_eps = eps if eps_hat else eps * jnp.sqrt(correction)
+        numbers = _Numbers(b1, 1 - b1, b2, 1 - b2, scale, own_eps, correction)
         directions, moments = [], []
-        for g, w, old, own in zip(
-            leaves, weights, _unpacked(state, updates, axes), axes, strict=True
+        for g, w, mu, nu, nu_max, own in zip(
+            leaves,
+            weights,
+            unpack_like_params(state.mu, updates),
+            unpack(state.nu, updates, axes),
+            unpack(state.nu_max, updates, axes),
+            axes,
+            strict=True,
         ):
-            if not has_numbers(g):
-                directions.append(g)
-                moments.append(old)
-                continue
-            if tangent and own is not None:
-                old = _transported(old, w, own)
-            new = _averaged(old, g, own, b1, b2)
-            second = new.nu if new.nu_max is None else new.nu_max
-            # With eps = 0 a block that never had a gradient would be divided by zero.
-            factor = safe_quotient(scale, safe_sqrt(second) + own_eps)
-            ahead = b1 * new.mu + (1 - b1) * accumulator(g) if nesterov else new.mu
-            directions.append((ahead * factor).astype(g.dtype))
-            moments.append(new)
-        return treedef.unflatten(directions), _packed(
-            moments, state, count, updates, axes
+            old = _Moments(mu, nu, nu_max)
+            if has_numbers(g):
+                # Where there are no blocks the weights matter to nothing.
+                own_w = None if own is None else w
+                g, old = _step(g, own_w, old, numbers, axes=own, nesterov=nesterov)
+            directions.append(g)
+            moments.append(old)
+        mus, nus, maxima = zip(*moments, strict=True) if moments else ((), (), ())
+        return treedef.unflatten(directions), ScaleByBlockAdamState(
+            count=count,
+            mu=pack_like_params(mus, state.mu),
+            nu=pack(nus, state.nu, updates, axes),
+            nu_max=pack(maxima, state.nu_max, updates, axes),
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
 class _Moments(NamedTuple):
-    """What the state holds for one leaf, in shapes that multiply it."""
+    """What the state holds for one leaf."""
 
     mu: Any
     nu: Any
     nu_max: Any
-    square: Any
 
 
-def _transported(old: _Moments, w: jax.Array, axes: tuple[int, ...]) -> _Moments:
-    """Takes the moments of a leaf with blocks from the last weights to these."""
-    w = accumulator(w)
-    square = saturated(block_dot(w, w, axes))
-    # At init, and where a block had or has no length, its moments stay as they are.
-    has_length = (old.square > 0) & (square > 0)
-    ratio = jnp.where(has_length, old.square, 1) / jnp.where(has_length, square, 1)
-    ratio = saturated(ratio)
-    return _Moments(
-        mu=accumulator(old.mu) - radial_factor(old.mu, w, axes) * w,
-        nu=saturated(old.nu * ratio),
-        nu_max=None if old.nu_max is None else saturated(old.nu_max * ratio),
-        square=square,
-    )
+class _Numbers(NamedTuple):
+    """What the leaves share at a step; 1 - b is taken before b is a float32."""
+
+    b1: Any
+    b1_rest: Any
+    b2: Any
+    b2_rest: Any
+    scale: Any
+    own_eps: Any
+    correction: Any
 
 
-def _averaged(old: _Moments, g: jax.Array, axes: Axes, b1: Any, b2: Any) -> _Moments:
-    g = accumulator(g)
-    nu = saturated(b2 * old.nu + (1 - b2) * squares(g, axes))
-    return _Moments(
-        mu=b1 * accumulator(old.mu) + (1 - b1) * g,
-        nu=nu,
-        nu_max=None if old.nu_max is None else larger(old.nu_max, nu),
-        square=old.square,
-    )
+# Jitted, so that leaves of the same shape and axes are traced once.
+@functools.partial(jax.jit, static_argnames=("axes", "nesterov"))
+def _step(
+    g: jax.Array,
+    w: jax.Array | None,
+    old: _Moments,
+    numbers: _Numbers,
+    *,
+    axes: Axes,
+    nesterov: bool,
+) -> tuple[jax.Array, _Moments]:
+    """Takes the direction and the moments of one leaf; with `w`, on the tangent."""
+    mu, nu, nu_max = old
+    past, wide, square = accumulator(mu), accumulator(g), squares(g, axes)
+    if w is None or axes is None:
+        nu = second = saturated(numbers.b2 * nu + numbers.b2_rest * square)
+        if nu_max is not None:
+            nu_max = second = larger(nu_max, nu)
+        root = positive_sqrt(second)
+    else:
+        w = accumulator(w)
+        w_square = squares(w, axes)
+        radial = radial_quotient(per_block(block_dot(past, w, axes), axes), w_square)
+        past = past - across_block(radial, axes, g.ndim) * w
+        average = numbers.b2 * _read(nu, w_square) + numbers.b2_rest * square
+        # A block that has just lost its length, and with it the unit of its moment.
+        is_lost = (nu > 0) & (w_square == 0)
+        second = jnp.where(is_lost, numbers.correction * square, average)
+        root = positive_sqrt(saturated(second))
+        nu = _written(root, w_square)
+        if nu_max is not None:
+            largest = larger(_read(nu_max, w_square), second)
+            root = positive_sqrt(saturated(largest))
+            nu_max = _written(root, w_square)
+    mu = numbers.b1 * past + numbers.b1_rest * wide
+    ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
+    factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
+    return (ahead * factor).astype(g.dtype), _Moments(mu, nu, nu_max)
 
 
-def _unpacked(
-    state: ScaleByBlockAdamState, updates: optax.Updates, axes: list[Axes]
-) -> list[_Moments]:
-    nothing = [None] * len(axes)
-    return [
-        _Moments(*one)
-        for one in zip(
-            unpack_like_params(state.mu, updates),
-            unpack(state.nu, updates, axes),
-            nothing if state.nu_max is None else unpack(state.nu_max, updates, axes),
-            nothing
-            if state.square is None
-            else unpack_blocks(state.square, updates, axes),
-            strict=True,
-        )
-    ]
+def _written(root: jax.Array, w_square: jax.Array) -> jax.Array:
+    """Gives what the state keeps of the root of v: its product with |w|.
+
+    It stays in range where v |w|^2 would not. Where |w| is 0 the root itself is kept,
+    with a minus to tell so.
+    """
+    product = root * positive_sqrt(saturated(w_square))
+    return jnp.where(w_square > 0, saturated(product), -root)
 
 
-def _packed(
-    moments: list[_Moments],
-    old: ScaleByBlockAdamState,
-    count: Any,
-    updates: optax.Updates,
-    axes: list[Axes],
-) -> ScaleByBlockAdamState:
-    mus, nus, maxima, squares = (
-        [getattr(one, field) for one in moments] for field in _Moments._fields
-    )
-    return ScaleByBlockAdamState(
-        count=count,
-        mu=pack_like_params(mus, old.mu),
-        nu=pack(nus, old.nu, updates, axes),
-        nu_max=None if old.nu_max is None else pack(maxima, old.nu_max, updates, axes),
-        square=None if old.square is None else pack_blocks(squares, updates, axes),
-    )
+def _read(kept: jax.Array, w_square: jax.Array) -> jax.Array:
+    """Gives v in the unit of the gradient at the present weights."""
+    has_unit = (kept > 0) & (w_square > 0)
+    return jnp.abs(kept) / jnp.where(has_unit, w_square, 1) * jnp.abs(kept)

@@ -9,8 +9,7 @@ import optax
 from normopt.blocks import (
     accumulator,
     has_numbers,
-    safe_quotient,
-    safe_sqrt,
+    positive_sqrt,
     saturated,
     squares,
 )
@@ -111,22 +110,19 @@ def scale_by_nadam(
         of_moment = momentum / (1 - product * momentum_at(optax.safe_increment(count)))
         correction = 1 - b2**count
 
+        numbers = (b1, 1 - b1, b2, 1 - b2, eps, of_gradient, of_moment, correction)
         directions, mus, nus = [], [], []
-        old_mus: list[Any] = list(unpack_like_params(state.mu, updates))
-        old_nus: list[Any] = list(unpack_like_params(state.nu, updates))
-        for g, m, v in zip(leaves, old_mus, old_nus, strict=True):
-            if not has_numbers(g):
-                directions.append(g)
-                continue
-            wide = accumulator(g)
-            m = b1 * accumulator(m) + (1 - b1) * wide
-            v = saturated(b2 * v + (1 - b2) * squares(g, None))
-            ahead = of_gradient * wide + of_moment * m
-            # With eps = 0 an element that never had a gradient would be 0 / 0.
-            factor = safe_quotient(1, safe_sqrt(v / correction + eps))
-            directions.append((ahead * factor).astype(g.dtype))
-            mus.append(m)
-            nus.append(v)
+        for g, mu, nu in zip(
+            leaves,
+            unpack_like_params(state.mu, updates),
+            unpack_like_params(state.nu, updates),
+            strict=True,
+        ):
+            if has_numbers(g):
+                g, mu, nu = _step(g, mu, nu, numbers)
+            directions.append(g)
+            mus.append(mu)
+            nus.append(nu)
         return treedef.unflatten(directions), ScaleByNadamState(
             count,
             product,
@@ -135,3 +131,18 @@ def scale_by_nadam(
         )
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+# Jitted, so that leaves of the same shape are traced once.
+@jax.jit
+def _step(
+    g: jax.Array, mu: Any, nu: Any, numbers: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Takes the direction and the moments of one leaf."""
+    b1, b1_rest, b2, b2_rest, eps, of_gradient, of_moment, correction = numbers
+    wide = accumulator(g)
+    mu = b1 * accumulator(mu) + b1_rest * wide
+    nu = saturated(b2 * nu + b2_rest * squares(g, None))
+    ahead = of_gradient * wide + of_moment * mu
+    factor = 1 / positive_sqrt(nu / correction + eps)
+    return (ahead * factor).astype(g.dtype), mu, nu

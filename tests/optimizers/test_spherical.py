@@ -73,10 +73,9 @@ def test_the_moments_at_the_next_weights_are_the_originals():
         ours = tangent(moment_of(state)["conv"], params["conv"])
         np.testing.assert_allclose(ours, first[t], atol=1e-7 * np.abs(first[t]).max())
         (adam,) = (one for one in state if hasattr(one, "nu"))
-        in_the_unit_of_now = adam.square["conv"] / jnp.sum(
-            params["conv"] ** 2, (1, 2, 3)
-        )
-        ours = adam.nu.blocks["conv"] * in_the_unit_of_now
+        # The state keeps the root of v |w|^2, which is the same at all weights.
+        lengths = jnp.sqrt(jnp.sum(params["conv"] ** 2, (1, 2, 3)))
+        ours = (adam.nu.blocks["conv"] / lengths) ** 2
         # The original has its eps of 1e-8 beside the squared lengths.
         np.testing.assert_allclose(ours, second[t], rtol=1e-6)
     assert t == 39
