@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
         write_json(self._result_file, result)
+
+
+def stored_files(
+    out: Path, name: str, *, smoke: bool, redraw: bool
+) -> tuple[Path, Path]:
+    """Return where an experiment keeps its records and its figure, in a folder made.
+
+    Args:
+        out: the folder of full runs; a smoke run has one of its own inside, so that it
+            replaces nothing.
+        name: of both files.
+        smoke: whether it is such a run.
+        redraw: whether the records must be there already.
+    """
+    folder = out / "smoke" if smoke else out
+    records, figure = (folder / f"{name}.{end}" for end in ("json", "png"))
+    if redraw and not records.exists():
+        sys.exit(f"error: --redraw needs {records}, which a run without it writes")
+    folder.mkdir(parents=True, exist_ok=True)
+    return records, figure
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -41,6 +41,7 @@ the other way.
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     load_task,
     start,
 )
-from experiments.runs import write_json
+from experiments.runs import stored_files, write_json
 
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
@@ -115,12 +116,15 @@ def main(args: Sequence[str]) -> None:
     """Train the grids, print the summary, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.decay_grid"
     config = tyro.cli(DecayGridConfig, args=args, prog=prog)
+    if config.seeds < 2:
+        sys.exit(f"error: `seeds` must be at least 2, got {config.seeds}")
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
     console = Console()
-    records, figure = (config.out / f"grid.{end}" for end in ("json", "png"))
+    records, figure = stored_files(
+        config.out, "grid", smoke=config.smoke, redraw=config.redraw
+    )
     if not config.redraw:
-        config.out.mkdir(parents=True, exist_ok=True)
         write_json(records, measure(config, console))
     stored = json.loads(records.read_text())
     draw(figure, stored)

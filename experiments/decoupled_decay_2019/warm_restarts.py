@@ -42,7 +42,7 @@ from rich.table import Table
 
 import normopt
 from experiments import figures
-from experiments.runs import write_json
+from experiments.runs import stored_files, write_json
 
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
@@ -96,9 +96,10 @@ def main(args: Sequence[str]) -> None:
     """Train twice, print the cycles, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.warm_restarts"
     config = tyro.cli(WarmRestartsConfig, args=args, prog=prog)
-    records, figure = (config.out / f"warm_restarts.{end}" for end in ("json", "png"))
+    records, figure = stored_files(
+        config.out, "warm_restarts", smoke=config.smoke, redraw=config.redraw
+    )
     if not config.redraw:
-        config.out.mkdir(parents=True, exist_ok=True)
         length = 8 if config.smoke else 120
         by_itself = normopt.WarmRestarts(CYCLE)
         by_hand = normopt.WarmRestarts(CYCLE, autorestart=False)

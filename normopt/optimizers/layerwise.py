@@ -4,7 +4,12 @@ from typing import Any
 
 import optax
 
-from normopt.checks import check_flag, check_learning_rate
+from normopt.checks import (
+    check_flag,
+    check_learning_rate,
+    check_moment_dtype,
+    check_number,
+)
 from normopt.rules import PerLeaf
 from normopt.transforms.block_rms import scale_by_block_rms
 from normopt.transforms.decaying import add_decay
@@ -27,11 +32,13 @@ def novograd(
     r"""Momentum of gradients that are divided by the length they have in their layer.
 
     The weight decay enters before the momentum, beside the normalized gradient: it is
-    times the learning rate, and not divided by the second moment.
+    times the learning rate, over 1 - b1 unless `grad_averaging`, and not divided by the
+    second moment.
 
     The chain is `scale_by_block_rms -> add_decay -> average_gradients -> learning rate
     -> momentum`, the loop of the paper's Algorithm 1, with the learning rate inside the
-    momentum as in its implementations:
+    momentum as in TensorFlow Addons, so that past steps keep theirs when it changes.
+    (`optax.novograd` has it outside, and defaults of b2 = 0.25 and eps = 1e-6.)
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad v = \|g\|^2 \text{ at first} \\
@@ -47,17 +54,20 @@ def novograd(
       b1: decay of the momentum, in [0, 1).
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of the norm of a layer's gradient; at least 0.
-      weight_decay: a decay times the learning rate, per leaf, at least 0.
+      weight_decay: the decay :math:`\lambda`, per leaf, at least 0; 0 for leaves that
+        no pattern matches.
       grad_averaging: whether the momentum is an average, as Adam's, or a sum: then a
         step is about 1 / (1 - b1) times as long.
-      amsgrad: whether the largest second moment so far is used.
+      amsgrad: whether :math:`\sqrt{v}` is that of the largest v so far.
       channel_axes: the axes that index a leaf's blocks, per leaf: () for one second
         moment a layer, (0,) where layers are stacked; see `scale_by_block_rms`.
-      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf.
+      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf. What
+        enters it has the gradient's dtype: in bfloat16 a decay below 1/512 of the
+        normalized gradient is lost, unless `compensate_rounding` is around it all.
 
     Returns:
       An optimizer that needs `params`. Its state is the momentum and one float for each
-      layer: half of Adam's.
+      layer (two with `amsgrad`), half of Adam's, and counts of the steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -85,6 +95,8 @@ def novograd(
       of Deep Networks", 2019, arXiv 1905.11286, Algorithm 1.
     """
     check_learning_rate(learning_rate)
+    check_number("b1", b1, 0, below=1)
+    check_moment_dtype("mu_dtype", mu_dtype)
     check_flag("grad_averaging", grad_averaging)
     averaging = [average_gradients(b1)] if grad_averaging else []
     return optax.chain(

@@ -60,7 +60,8 @@ def scale_by_block_rms(
 
     Returns:
       A link. Its state is a `ScaleByBlockRmsState`: a number for each block, in float32
-      at least and real for complex leaves. Updates keep structure, shapes and dtypes.
+      at least and real for complex leaves; exact for norms from 1e-15 to 1e15, finite
+      beyond. Updates keep structure, shapes and dtypes.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -27,7 +27,7 @@ RATES, DECAYS = range(-7, 0), range(-12, -3)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "made" / "by the command"
     main(["--smoke", "--out", str(folder)])
-    return folder
+    return folder / "smoke"
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +181,14 @@ def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
     lines = [line.strip() for line in printed.splitlines()]
     for name in METHODS:
         assert sum(line.startswith(f"{name} ") for line in lines) == 1
+
+
+def test_one_seed_has_no_spread_and_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="`seeds` must be at least 2, got 1"):
+        main(["--seeds", "1", "--out", str(tmp_path)])
+
+
+def test_nothing_stored_is_nothing_to_draw(tmp_path):
+    with pytest.raises(SystemExit, match="--redraw needs .*grid.json"):
+        main(["--redraw", "--out", str(tmp_path / "absent")])
+    assert not (tmp_path / "absent").exists()

@@ -21,7 +21,7 @@ LR = 1e-4
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "made" / "by the command"
     main(["--smoke", "--out", str(folder)])
-    return folder
+    return folder / "smoke"
 
 
 @pytest.fixture(scope="module")

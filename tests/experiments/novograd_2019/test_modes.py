@@ -28,7 +28,7 @@ B1, B2, EPS, DECAY = 0.95, 0.98, 1e-7, 1e-3
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "made" / "by the command"
     main(["--smoke", "--out", str(folder)])
-    return folder
+    return folder / "smoke"
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_a_second_valley_does_not_count():
 
 
 def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
-    with pytest.raises(ValueError, match="`seeds` must be at least 2, got 1"):
+    with pytest.raises(SystemExit, match="`seeds` must be at least 2, got 1"):
         main(["--seeds", "1", "--out", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 
