@@ -36,10 +36,10 @@ or 3 points, too, AdamW's is the widest; the sums' are as wide as SGD's from 2 o
 `--epochs 8` it is the same: 0.9 decades for the sums, 0.55 for the averages, 1.07 for
 AdamW, 1.04 for SGD. A small network says nothing of deep ones on several tasks.
 
-A sum steps 1 / (1 - b1) = 20 times as far, so its valley lies over a decade to the left;
-but for the first step, the sum at a rate is the average at 20 times that rate. The
-average takes the first gradient whole, and so gives it the weight of 20; it ends higher,
-after 8 epochs by nearly 3 points. The decay lowers the error at high rates alone.
+A sum steps 1 / (1 - b1) = 20 times as far, so its valley lies over a decade to the
+left; but for the first step, the sum at a rate is the average at 20 times that rate.
+The average gives the first gradient the weight of 20, and so ends higher, after 8
+epochs by nearly 3 points. The decay lowers the error at high rates alone.
 """
 
 import dataclasses
