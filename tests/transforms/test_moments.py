@@ -255,3 +255,12 @@ def test_tangent_moments_need_params():
     link = normopt.scale_by_block_adam(channel_axes=(), tangent=True)
     with pytest.raises(ValueError, match="`scale_by_block_adam` needs the parameters"):
         link.update(jnp.ones(2), link.init(jnp.ones(2)))
+
+
+def test_a_state_of_other_params_is_refused():
+    link = normopt.scale_by_block_adam(channel_axes=())
+    state = link.init({"w": jnp.ones(3)})
+    with pytest.raises(ValueError, match="no block moments of 'v', only of 'w'"):
+        link.update({"v": jnp.ones(3)}, state)
+    with pytest.raises(ValueError, match="for 1 leaves and the updates have 0"):
+        link.update({}, state)
