@@ -239,10 +239,12 @@ def _step(
         w_square = squares(w, axes)
         radial = radial_quotient(per_block(block_dot(past, w, axes), axes), w_square)
         past = past - across_block(radial, axes, g.ndim) * w
-        average = numbers.b2 * _read(nu, w_square) + numbers.b2_rest * square
-        # A block that has just lost its length, and with it the unit of its moment.
+        # A block that has just lost its length, and with it the unit of its moment,
+        # begins anew. `square` stands once: its sum then needs no loop of its own.
         is_lost = (nu > 0) & (w_square == 0)
-        second = jnp.where(is_lost, numbers.correction * square, average)
+        share = jnp.where(is_lost, numbers.correction, numbers.b2_rest)
+        past_second = jnp.where(is_lost, 0, _read(nu, w_square))
+        second = numbers.b2 * past_second + share * square
         root = positive_sqrt(saturated(second))
         nu = _written(root, w_square)
         if nu_max is not None:
@@ -261,8 +263,9 @@ def _written(root: jax.Array, w_square: jax.Array) -> jax.Array:
     It stays in range where v |w|^2 would not. Where |w| is 0 the root itself is kept,
     with a minus to tell so.
     """
-    product = root * positive_sqrt(saturated(w_square))
-    return jnp.where(w_square > 0, saturated(product), -root)
+    has_length = w_square > 0
+    product = root * jnp.sqrt(jnp.where(has_length, w_square, 1))
+    return jnp.where(has_length, saturated(product), -root)
 
 
 def _read(kept: jax.Array, w_square: jax.Array) -> jax.Array:
