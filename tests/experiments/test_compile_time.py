@@ -1,0 +1,55 @@
+import json
+
+import jax
+import pytest
+
+import normopt
+from experiments import compile_time
+from experiments.compile_time import CASES, PATTERNS, main, parameters
+
+
+def test_the_command_prints_and_stores_a_row_for_every_case(tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    main(["--smoke", "--json", str(file)])
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["optimizer"] for row in rows] == list(CASES)
+    printed = capsys.readouterr().out
+    for row in rows:
+        case = CASES[row["optimizer"]]
+        assert row["trace_seconds"] > 0 and row["compile_seconds"] > 0
+        assert (row["baseline"], row["bar"]) == (case.baseline, case.bar)
+        assert (row["holds"] is None) == (case.bar is None)
+        line = next(
+            x for x in printed.split("\n") if x.split()[:1] == [row["optimizer"]]
+        )
+        assert ("holds" in line or "missed" in line) == (case.bar is not None)
+
+
+def test_there_are_a_thousand_leaves_and_two_thirds_have_blocks():
+    params = parameters(compile_time.CompileTimeConfig().layers)
+    leaves = jax.tree.leaves(params)
+    assert len(leaves) >= 1000
+    state = jax.eval_shape(CASES["adamsrt"].make().init, params)
+    (moments,) = (s for s in state if isinstance(s, normopt.ScaleByBlockAdamState))
+    assert len(moments.nu.blocks) / len(leaves) == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_every_one_of_the_ten_rules_is_the_first_for_some_leaf():
+    assert len(PATTERNS) == 10
+    paths = normopt.leaf_paths(parameters(10))
+    rules = normopt.by_path({pattern: pattern for pattern in PATTERNS})
+    chosen = jax.tree.leaves(rules(parameters(10)))
+    assert set(chosen) == set(PATTERNS) and len(paths) == 30
+
+
+def test_ratios_are_of_the_same_round(monkeypatch):
+    times = iter([(1.0, 1.0), *[(2.0, 2.0)] * 4, (10.0, 10.0), *[(20.0, 20.0)] * 4])
+    monkeypatch.setattr(compile_time, "trace_and_compile", lambda *_: next(times))
+    rows = {row["optimizer"]: row for row in compile_time.measure(10, 2)}
+    assert rows["novograd"]["ratio"] == 2.0 and not rows["novograd"]["holds"]
+    assert rows["adamsrt+rules"]["ratio"] == 1.0 and rows["adamsrt+rules"]["holds"]
+
+
+def test_too_few_layers_for_the_rules_are_refused():
+    with pytest.raises(SystemExit, match="`layers` must be >= 10, got 9"):
+        main(["--layers", "9"])
