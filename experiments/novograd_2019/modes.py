@@ -23,10 +23,10 @@ of them than both baselines, whichever seed is left out. Only length of training
 middles of the ranges were chosen after a coarse look, at other seeds. Seen:
 
                               best error   rates to 1 point above      decades
-    NovoGrad, sum            5.00% +- 0.44%   0.002   - 0.04     1.30 (1.25, 1.36)
-    NovoGrad, sum, decay     4.86% +- 0.44%   0.0023  - 0.046    1.30 (1.26, 1.35)
-    NovoGrad, average        5.59% +- 0.55%   0.03    - 0.58     1.29 (1.24, 1.33)
-    NovoGrad, average, decay 5.56% +- 0.62%   0.03    - 0.65     1.34 (1.30, 1.39)
+    NovoGrad, sum            5.00% +- 0.44%   0.002   - 0.038    1.28 (1.24, 1.34)
+    NovoGrad, sum, decay     4.86% +- 0.44%   0.0023  - 0.043    1.27 (1.23, 1.31)
+    NovoGrad, average        5.59% +- 0.55%   0.03    - 0.58     1.29 (1.23, 1.33)
+    NovoGrad, average, decay 5.56% +- 0.62%   0.03    - 0.71     1.38 (1.31, 1.44)
     AdamW                    4.63% +- 0.55%   0.00095 - 0.038    1.60 (1.58, 1.61)
     SGD                      4.85% +- 0.66%   0.0028  - 0.072    1.41 (1.38, 1.46)
 
