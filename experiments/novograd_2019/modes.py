@@ -32,7 +32,7 @@ middles of the ranges were chosen after a coarse look, at other seeds. Seen:
 
 In brackets, one seed left out. The claim does not show here: AdamW has the widest
 valley and the lowest error, and SGD's is a little wider than any mode's. Within 0.5, 2
-or 3 points, too, AdamW's is the widest; the sums' are as wide as SGD's from 2 on. With
+or 3 points, too, AdamW's is the widest; at 3 the sums' are wider than SGD's. With
 `--epochs 8` it is the same: 0.9 decades for the sums, 0.55 for the averages, 1.07 for
 AdamW, 1.04 for SGD. A small network says nothing of deep ones on several tasks.
 
