@@ -8,8 +8,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
 
 
 class Run:
@@ -56,24 +60,43 @@ class Run:
         write_json(self._result_file, result)
 
 
-def stored_files(
-    out: Path, name: str, *, smoke: bool, redraw: bool
-) -> tuple[Path, Path]:
-    """Return where an experiment keeps its records and its figure, in a folder made.
+class Stored(Protocol):
+    """The part of a configuration that says where records are, and what to do."""
+
+    out: Path
+    smoke: bool
+    redraw: bool
+
+
+def measure_and_show(
+    config: Stored,
+    name: str,
+    measure: Callable[[Console], dict[str, Any]],
+    draw: Callable[[Path, dict[str, Any]], None],
+    table: Callable[[dict[str, Any]], Table],
+) -> None:
+    """Store what an experiment measures as JSON, and draw and print what is stored.
 
     Args:
-        out: the folder of full runs; a smoke run has one of its own inside, so that it
-            replaces nothing.
-        name: of both files.
-        smoke: whether it is such a run.
-        redraw: whether the records must be there already.
+        config: `out`, the folder of full runs; `smoke`, whether to keep apart from
+            these in a folder inside; `redraw`, whether to measure nothing.
+        name: of the records and of the figure.
+        measure: returns the records; may tell the console how far it is.
+        draw: writes the figure.
+        table: sums the records up.
     """
-    folder = out / "smoke" if smoke else out
+    folder = config.out / "smoke" if config.smoke else config.out
     records, figure = (folder / f"{name}.{end}" for end in ("json", "png"))
-    if redraw and not records.exists():
+    if config.redraw and not records.exists():
         sys.exit(f"error: --redraw needs {records}, which a run without it writes")
-    folder.mkdir(parents=True, exist_ok=True)
-    return records, figure
+    console = Console()
+    if not config.redraw:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(records, measure(console))
+    stored = json.loads(records.read_text())
+    draw(figure, stored)
+    console.print(table(stored))
+    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ the other way.
 """
 
 import dataclasses
-import json
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     load_task,
     start,
 )
-from experiments.runs import stored_files, write_json
+from experiments.runs import measure_and_show
 
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
@@ -120,16 +120,8 @@ def main(args: Sequence[str]) -> None:
         sys.exit(f"error: `seeds` must be at least 2, got {config.seeds}")
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
-    console = Console()
-    records, figure = stored_files(
-        config.out, "grid", smoke=config.smoke, redraw=config.redraw
-    )
-    if not config.redraw:
-        write_json(records, measure(config, console))
-    stored = json.loads(records.read_text())
-    draw(figure, stored)
-    console.print(_table(stored))
-    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
+    measured = functools.partial(measure, config)
+    measure_and_show(config, "grid", measured, draw, _table)
 
 
 def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:

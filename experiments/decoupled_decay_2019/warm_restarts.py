@@ -24,7 +24,6 @@ two give the same update.
 """
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,12 +36,11 @@ import optax
 import tyro
 from flax import nnx
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.table import Table
 
 import normopt
 from experiments import figures
-from experiments.runs import stored_files, write_json
+from experiments.runs import measure_and_show
 
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
@@ -96,25 +94,34 @@ def main(args: Sequence[str]) -> None:
     """Train twice, print the cycles, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.warm_restarts"
     config = tyro.cli(WarmRestartsConfig, args=args, prog=prog)
-    records, figure = stored_files(
-        config.out, "warm_restarts", smoke=config.smoke, redraw=config.redraw
+    length = 8 if config.smoke else 120
+    measure_and_show(
+        config,
+        "warm_restarts",
+        lambda console: measure(length, config.seed),
+        draw,
+        _table,
     )
-    if not config.redraw:
-        length = 8 if config.smoke else 120
-        by_itself = normopt.WarmRestarts(CYCLE)
-        by_hand = normopt.WarmRestarts(CYCLE, autorestart=False)
-        stored = {
-            "length": length,
-            "seed": config.seed,
-            "automatic": train(by_itself, EPOCHS * CYCLE, {}, length, config.seed),
-            "by_hand": train(by_hand, STEPS_BY_HAND, RESTARTS, length, config.seed),
-        }
-        write_json(records, stored)
-    stored = json.loads(records.read_text())
-    draw(figure, stored)
-    console = Console()
-    console.print(_table(stored))
-    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
+
+
+def measure(length: int, seed: int) -> dict[str, Any]:
+    """Train twice, restarted by itself and by hand.
+
+    Args:
+        length: of the sequences.
+        seed: for weights, data and labels.
+
+    Returns:
+        Both, and the records of the two runs.
+    """
+    by_itself = normopt.WarmRestarts(CYCLE)
+    by_hand = normopt.WarmRestarts(CYCLE, autorestart=False)
+    return {
+        "length": length,
+        "seed": seed,
+        "automatic": train(by_itself, EPOCHS * CYCLE, {}, length, seed),
+        "by_hand": train(by_hand, STEPS_BY_HAND, RESTARTS, length, seed),
+    }
 
 
 def make_optimizer(schedule: normopt.WarmRestarts) -> optax.GradientTransformation:

@@ -43,7 +43,7 @@ epochs by nearly 3 points. The decay lowers the error at high rates alone.
 """
 
 import dataclasses
-import json
+import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ from experiments.novograd_2019.modes_training import (
     load_task,
     start,
 )
-from experiments.runs import stored_files, write_json
+from experiments.runs import measure_and_show
 
 # What is near the best: an error of one point more.
 MARGIN = 0.01
@@ -133,16 +133,8 @@ def main(args: Sequence[str]) -> None:
         sys.exit(f"error: `seeds` must be at least 2, got {config.seeds}")
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=2)
-    console = Console()
-    records, figure = stored_files(
-        config.out, "modes", smoke=config.smoke, redraw=config.redraw
-    )
-    if not config.redraw:
-        write_json(records, measure(config, console))
-    stored = json.loads(records.read_text())
-    draw(figure, stored)
-    console.print(_table(stored))
-    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
+    measured = functools.partial(measure, config)
+    measure_and_show(config, "modes", measured, draw, _table)
 
 
 def measure(config: ModesConfig, console: Console) -> dict[str, Any]:

@@ -191,7 +191,6 @@ def _decayed(
     change = factor * _pull(w, *decays)
     if cautious:
         # Of the signs, u/|u| for complex ones: the product of the two could underflow.
-        directions = (jnp.sign(accumulator(x)) for x in (u, w))
-        product = jnp.real(jnp.conj(next(directions)) * next(directions))
-        change = jnp.where(product <= 0, change, 0)
+        step, weight = jnp.sign(accumulator(u)), jnp.sign(accumulator(w))
+        change = jnp.where(jnp.real(jnp.conj(step) * weight) <= 0, change, 0)
     return accumulator(u) + change

@@ -1,5 +1,6 @@
 """Compiles each step once for the whole suite, child processes included."""
 
+import json
 import os
 
 import jax
@@ -20,3 +21,17 @@ def _compilation_cache(tmp_path_factory):
         yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def folder(request, tmp_path_factory):
+    """What the `main` that a test module imports writes in a smoke run."""
+    out = tmp_path_factory.mktemp("runs") / "made" / "by the command"
+    request.module.main(["--smoke", "--out", str(out)])
+    return out / "smoke"
+
+
+@pytest.fixture(scope="module")
+def stored(folder):
+    (records,) = folder.glob("*.json")
+    return json.loads(records.read_text())

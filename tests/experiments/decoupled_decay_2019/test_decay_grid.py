@@ -24,18 +24,6 @@ RATES, DECAYS = range(-7, 0), range(-12, -3)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "made" / "by the command"
-    main(["--smoke", "--out", str(folder)])
-    return folder / "smoke"
-
-
-@pytest.fixture(scope="module")
-def stored(folder):
-    return json.loads((folder / "grid.json").read_text())
-
-
-@pytest.fixture(scope="module")
 def task():
     return load_task(epochs=3, hidden=16, batch_norm=True)
 

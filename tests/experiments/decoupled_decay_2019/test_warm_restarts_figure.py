@@ -17,18 +17,6 @@ from experiments.decoupled_decay_2019.warm_restarts import main
 LR = 1e-4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "made" / "by the command"
-    main(["--smoke", "--out", str(folder)])
-    return folder / "smoke"
-
-
-@pytest.fixture(scope="module")
-def stored(folder):
-    return json.loads((folder / "warm_restarts.json").read_text())
-
-
 def etas(records):
     return np.array([record["eta"] for record in records])
 

@@ -25,18 +25,6 @@ B1, B2, EPS, DECAY = 0.95, 0.98, 1e-7, 1e-3
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "made" / "by the command"
-    main(["--smoke", "--out", str(folder)])
-    return folder / "smoke"
-
-
-@pytest.fixture(scope="module")
-def stored(folder):
-    return json.loads((folder / "modes.json").read_text())
-
-
-@pytest.fixture(scope="module")
 def task():
     return load_task()
 
