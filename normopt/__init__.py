@@ -31,6 +31,7 @@ from normopt.schedules import WarmRestarts as WarmRestarts
 from normopt.schedules import WarmRestartsState as WarmRestartsState
 from normopt.schedules import cosine_restarts as cosine_restarts
 from normopt.schedules import normalized_decay as normalized_decay
+from normopt.sharding import state_sharding as state_sharding
 from normopt.transforms import AverageGradientsState as AverageGradientsState
 from normopt.transforms import BlockNumbers as BlockNumbers
 from normopt.transforms import CompensateRoundingState as CompensateRoundingState

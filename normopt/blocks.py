@@ -19,6 +19,7 @@ import numpy as np
 
 from normopt.paths import places
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.sharding import check_whole, manual_axes
 
 Axes = tuple[int, ...] | None
 Reduce = Callable[..., jax.Array]
@@ -45,7 +46,8 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
     Raises:
       TypeError: if a leaf is no array.
       ValueError: if no leaf has the axes of a plain value, if a mapping or callable
-        names an axis that its leaf lacks, or if an axis is named twice.
+        names an axis that its leaf lacks, if an axis is named twice, or if a leaf with
+        blocks may be cut inside `jax.shard_map`.
     """
     values = per_leaf("channel_axes", channel_axes, tree, None, _check_axes)
     is_plain = channel_axes is None or isinstance(channel_axes, tuple | list)
@@ -71,11 +73,14 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
             "whole leaf one block, `None` leaves it alone"
         )
     out_of_reach = set(lacking)
+    is_mapped = bool(manual_axes())
     resolved: list[Axes] = []
     for position, (axes, leaf) in enumerate(zip(values, leaves, strict=True)):
         if axes is None or position in out_of_reach or not has_numbers(leaf):
             resolved.append(None)
             continue
+        if is_mapped:
+            check_whole(leaf, places(tree)[position].path)
         own = tuple(sorted(axis % np.ndim(leaf) for axis in axes))
         if len(set(own)) < len(own):
             raise ValueError(

@@ -124,19 +124,27 @@ def params_like(
     params: Any,
     link: str,
     called: tuple[str, str] = ("updates", "params"),
+    *,
+    needed: bool = True,
 ) -> list[Any]:
     """Returns the leaves of `params`, one for each leaf of `updates`.
+
+    Without params it returns None for each, unless they are `needed`.
 
     Raises:
       ValueError: if params are missing, or their paths or shapes are not those of the
         updates; the message names `link`, what the two trees are `called`, and the
         first path that differs.
     """
+    leaves = jax.tree.leaves(updates)
+    if params is None and not needed:
+        return [None] * len(leaves)
     if params is None:
+        first = f", {places(updates)[0].path!r} first" if leaves else ""
         raise ValueError(
-            f"`{link}` needs the parameters: call update(updates, state, params)"
+            f"`{link}` needs the parameters{first}: call update(updates, state, params)"
         )
-    leaves, weights = jax.tree.leaves(updates), jax.tree.leaves(params)
+    weights = jax.tree.leaves(params)
     if jax.tree.structure(updates) != jax.tree.structure(params):
         # The structures of NNX states can differ in metadata alone: the paths decide.
         ours = [place.path for place in places(updates)]

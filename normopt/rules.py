@@ -168,8 +168,9 @@ def _choose(
         unmatched.difference_update(hits)
         if not place.masked:
             chosen.append(values[hits[0]] if hits else default)
-    if strict and unmatched:
-        listing = "\n  ".join(place.path for place in everywhere) or "(no leaves)"
+    # A tree without leaves is that of `optax.tree.map_params`: nothing misses in it.
+    if strict and unmatched and everywhere:
+        listing = "\n  ".join(place.path for place in everywhere)
         names = ", ".join(repr(pattern) for pattern in rules if pattern in unmatched)
         raise ValueError(
             f"`{option}`: no parameter path matches {names}. A pattern is searched for "

@@ -1,4 +1,4 @@
-"""Every optimizer of the library, as data, and the trees that they are run on."""
+"""Every optimizer and link of the library, as data, and the trees they are run on."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 
 import normopt
 
@@ -19,35 +20,52 @@ SGD = {"momentum": 0.8, "dampening": 0.2, "weight_decay": 0.05}
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
 
 
+def unchanged(build):
+    return build
+
+
+def link_first(link, rate):
+    return optax.chain(link, rate)
+
+
+def link_last(link, rate):
+    return optax.chain(rate, link)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Case:
-    """An optimizer, and where its contract is its own."""
+    """An optimizer, or a link in the smallest chain that trains with it."""
 
     name: str
     options: Mapping[str, Any]  # beside the learning rate
     inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
+    chain: Callable[..., Any] | None = None  # of a link and the learning rate
     needs_params: str = ""  # the link that refuses an update without params
     second_moments: str = ""  # of what its state keeps them
+    widens: bool = False  # whether updates are in float32 at least
     # The per-leaf option that its rules are tested by, and two values that matter.
-    ruled: tuple[str, Any, Any] = ("channel_axes", (0, 3), (-1,))
+    ruled: tuple[str, Any, Any] | None = ("channel_axes", (0, 3), (-1,))
 
-    def arguments(self, rate=RATE, inject=lambda build: build, **options):
-        """All arguments of the optimizer; `inject` wraps the builder of an inner."""
-        if self.inner is None:
-            return {"learning_rate": rate, **self.options, **options}
-        inner = dict(self.inner)
-        build = inject(getattr(optax, inner.pop("name")))
-        return {"inner": build(rate, **inner), **self.options, **options}
-
-    def make(self, rate=RATE, **options):
-        return self.build(**self.arguments(rate, **options))
+    def make(self, rate=RATE, inject=unchanged, **options):
+        """The optimizer; `inject` wraps each builder of a part that has numbers."""
+        build, options = inject(self.build), {**self.options, **options}
+        if self.inner is not None:
+            inner = dict(self.inner)
+            of_optax = inject(getattr(optax, inner.pop("name")))
+            return build(inner=of_optax(rate, **inner), **options)
+        if self.chain is not None:
+            scale = inject(optax.scale_by_learning_rate)(rate)
+            return self.chain(build(**options), scale)
+        return build(learning_rate=rate, **options)
 
     @property
     def build(self) -> Callable[..., optax.GradientTransformation]:
         return getattr(normopt, self.name)
 
     def rules(self, first: str, second: str) -> dict[str, Any]:
-        """An option with two rules, the first of which wins."""
+        """An option with two rules, the first of which wins, if it has rules."""
+        if self.ruled is None:
+            return {}
         option, one, other = self.ruled
         return {option: {first: one, second: other}}
 
@@ -71,7 +89,7 @@ CASES = [
     Case(
         "adamg",
         {**ADAM, "channel_axes": COLUMNS},
-        needs_params="add_decay",
+        needs_params="retract_to_sphere",
         second_moments=PER_BLOCK,
     ),
     Case(
@@ -125,6 +143,92 @@ CASES = [
     Case("sgdw", {"momentum": 0.8, **DECAYS}, **DECAYED),
 ]
 
+BY_COLUMN = {"channel_axes": COLUMNS}
+FIRST = {"chain": link_first}
+MOMENTS = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
+
+LINKS = [
+    Case(
+        "add_decay",
+        {"weight_decay": 0.05, "l1": 0.01},
+        **FIRST,
+        needs_params="add_decay",
+        ruled=("weight_decay", 0.2, 0.1),
+    ),
+    Case("average_gradients", {"b1": 0.8}, **FIRST, ruled=None),
+    Case("clip_blocks", {"max_norm": 0.5, **BY_COLUMN, "eps": 1e-3}, **FIRST),
+    Case(
+        "compensate_rounding",
+        {},
+        inner=MOMENTUM,
+        needs_params="compensate_rounding",
+        widens=True,
+        ruled=None,
+    ),
+    Case(
+        "decay_weights",
+        {"weight_decay": 0.05, "l1": 0.01, "schedule": 0.5, "cautious": True},
+        chain=link_last,
+        needs_params="decay_weights",
+        ruled=("weight_decay", 0.2, 0.1),
+    ),
+    Case("normalize_blocks", {**BY_COLUMN, "eps": 1e-3}, **FIRST),
+    Case(
+        "project_if_invariant",
+        {"weight_decay": 0.05, "delta": 1.0, "wd_ratio": 0.1},
+        inner=MOMENTUM,
+        needs_params="project_if_invariant",
+    ),
+    Case("project_tangent", BY_COLUMN, **FIRST, needs_params="project_tangent"),
+    Case(
+        "retract_to_sphere",
+        {**BY_COLUMN, "radius": 2.0, "moment": "trace"},
+        inner=MOMENTUM,
+        needs_params="retract_to_sphere",
+    ),
+    Case(
+        "scale_by_block_adam",
+        {**MOMENTS, **BY_COLUMN, "tangent": True, "amsgrad": True, "nesterov": True},
+        **FIRST,
+        needs_params="scale_by_block_adam",
+        second_moments=PER_BLOCK,
+    ),
+    Case(
+        "scale_by_block_rms",
+        {"b2": 0.9, "eps": 1e-3, "channel_axes": ()},
+        **FIRST,
+        second_moments=PER_LAYER,
+    ),
+    Case("scale_by_block_size", {**BY_COLUMN, "power": 0.5}, **FIRST),
+    Case(
+        "scale_by_nadam",
+        {**MOMENTS, "momentum_decay": 0.05},
+        **FIRST,
+        second_moments=PER_ELEMENT,
+        ruled=None,
+    ),
+    Case(
+        "scale_by_param_norm",
+        {**BY_COLUMN, "min_norm": 2.0},
+        **FIRST,
+        needs_params="scale_by_param_norm",
+    ),
+    Case(
+        "scale_by_path",
+        {"lr_multipliers": 0.7},
+        **FIRST,
+        ruled=("lr_multipliers", 0.2, 0.1),
+    ),
+    Case(
+        "trace_on_tangent",
+        {"decay": 0.8, "dampening": 0.2, **BY_COLUMN, "nesterov": True},
+        **FIRST,
+        needs_params="trace_on_tangent",
+    ),
+]
+
+every_case = pytest.mark.parametrize("case", CASES + LINKS, ids=lambda case: case.name)
+
 SMALL = {
     "body": {"kernel": (3, 4), "bias": (4,)},
     "head": {"kernel": (2, 1, 4, 2)},
@@ -135,6 +239,7 @@ FULL = {
     "pair": ({"kernel": (5, 1)}, {"kernel": (1, 5)}),
     "scale": (),
     "nothing": None,
+    "elsewhere": optax.MaskedNode(),
     "empty": {"kernel": (0, 3)},
 }
 
@@ -151,7 +256,7 @@ def tree(shapes: Any, dtypes: Sequence[Any] = (jnp.float32,), seed: int = 0) -> 
     """Random leaves of these shapes, the dtypes in turn."""
 
     def is_shape(node):
-        return isinstance(node, tuple) and all(isinstance(n, int) for n in node)
+        return type(node) is tuple and all(isinstance(n, int) for n in node)
 
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=is_shape)
     keys = jax.random.split(jax.random.key(seed), len(leaves))

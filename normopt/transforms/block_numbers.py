@@ -22,7 +22,7 @@ class BlockNumbers(NamedTuple):
     """Real numbers of at least float32, one for each block or each element."""
 
     elements: Any  # params' structure and shapes; MaskedNode where a leaf has blocks
-    blocks: dict[str, jax.Array]  # {path: one number per block, (*channel axes,)}
+    blocks: Any  # {path: one number per block, (*channel axes,)}; 0. without leaves
 
 
 def real_dtype(leaf: Any) -> Any:
@@ -60,7 +60,9 @@ def zeros(params: Any, axes: Sequence[Axes]) -> BlockNumbers:
                 )
             shape = tuple(place.leaf.shape[axis] for axis in own)
             blocks[place.path] = jnp.zeros(shape, real_dtype(place.leaf))
-    return BlockNumbers(elements, blocks)
+    # `optax.tree.map_params` takes the state of a tree without leaves for the shape of
+    # all states. There one leaf stands for the dictionary, whatever it may hold.
+    return BlockNumbers(elements, blocks if leaves else jnp.zeros([]))
 
 
 def zeros_like_params(params: Any, dtype_of: Callable[[Any], Any]) -> Any:
@@ -100,7 +102,8 @@ def unpack_like_params(tree: Any, updates: Any) -> Values:
     """Lists the leaves of what `zeros_like_params` made, None without numbers.
 
     Raises:
-      ValueError: if a leaf held integers then and does not now, or the reverse.
+      ValueError: if a leaf held integers then and does not now, or the reverse, or
+        had another shape.
     """
     stored, leaves = jax.tree.leaves(tree), jax.tree.leaves(updates)
     if len(stored) != sum(has_numbers(g) for g in leaves):
@@ -118,7 +121,15 @@ def unpack_like_params(tree: Any, updates: Any) -> Values:
             f"{len(leaves)}"
         )
     numbers = iter(stored)
-    return [next(numbers) if has_numbers(g) else None for g in leaves]
+    values = [next(numbers) if has_numbers(g) else None for g in leaves]
+    for position, (value, g) in enumerate(zip(values, leaves, strict=True)):
+        if value is not None and value.shape != g.shape:
+            raise ValueError(
+                f"the state was made for other params: what it keeps of "
+                f"{places(updates)[position].path!r} has the shape {value.shape}, the "
+                f"updates have {g.shape}"
+            )
+    return values
 
 
 def pack(
@@ -135,7 +146,8 @@ def pack(
         for place, value, own in zip(places(updates), values, axes, strict=True)
         if own is not None and value is not None
     }
-    return BlockNumbers(pack_like_params(of_elements, like.elements), blocks)
+    elements = pack_like_params(of_elements, like.elements)
+    return BlockNumbers(elements, blocks if axes else like.blocks)
 
 
 def pack_like_params(values: Values, like: Any) -> Any:

@@ -20,6 +20,7 @@ from normopt.blocks import (
     squares,
 )
 from normopt.checks import check_flag, check_number
+from normopt.paths import params_like
 from normopt.rules import PerLeaf
 from normopt.transforms.block_numbers import BlockNumbers, pack, unpack, zeros
 
@@ -66,7 +67,8 @@ def scale_by_block_rms(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path.
+        does not exist, a pattern that matches no path, or two leaves of the same path;
+        at update, with params of another shape.
 
     Examples:
       Layers of any size and scale of gradient step by the same length:
@@ -103,7 +105,7 @@ def scale_by_block_rms(
         state: Any,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, Any]:
-        del params
+        params_like(updates, params, "scale_by_block_rms", needed=False)
         leaves, treedef = jax.tree.flatten(updates)
         axes = resolve_axes(channel_axes, updates)
         # The first average is the square itself.

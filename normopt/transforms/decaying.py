@@ -8,7 +8,6 @@ import optax
 
 from normopt.blocks import accumulator, has_numbers
 from normopt.checks import check_flag, check_not_negative, is_zero
-from normopt.paths import params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.scheduling import scheduled
 from normopt.transforms.stateless import stateless
@@ -59,8 +58,7 @@ def add_decay(
     def resolve(tree: Any) -> list[tuple[Any, Any]]:
         return _decays(weight_decay, l1, tree)
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        weights = params_like(updates, params, "add_decay")
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
         return [
             accumulator(g) + _pull(w, *decays) if has_numbers(g) else g
             for g, w, decays in zip(
@@ -68,7 +66,7 @@ def add_decay(
             )
         ]
 
-    return stateless(resolve, update)
+    return stateless("add_decay", resolve, update, needs_params=True)
 
 
 def decay_weights(
@@ -155,8 +153,7 @@ def decay_weights(
         return _decays(weight_decay, l1, tree)
 
     def build(eta: Any) -> optax.GradientTransformation:
-        def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-            weights = params_like(updates, params, "decay_weights")
+        def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
             return [
                 _decayed(u, w, -eta, decays, cautious) if has_numbers(u) else u
                 for u, w, decays in zip(
@@ -164,7 +161,7 @@ def decay_weights(
                 )
             ]
 
-        return stateless(resolve, update)
+        return stateless("decay_weights", resolve, update, needs_params=True)
 
     return scheduled(schedule, build)
 

@@ -112,7 +112,7 @@ def scale_by_block_adam(
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range; at init, for an axis that
         does not exist, a pattern that matches no path, or two leaves of the same path;
-        when tangent, at update without `params` or with params of another shape.
+        at update, with params of another shape or, when tangent, without.
 
     Examples:
       One number for each column, whose first step has the length of 1:
@@ -157,9 +157,7 @@ def scale_by_block_adam(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, Any]:
         leaves, treedef = jax.tree.flatten(updates)
-        weights: Any = [None] * len(leaves)
-        if tangent:
-            weights = params_like(updates, params, "scale_by_block_adam")
+        weights = params_like(updates, params, "scale_by_block_adam", needed=tangent)
         axes = resolve_proper_axes(channel_axes, updates)
         count: Any = optax.safe_increment(state.count)
         # What both corrections come to: scale m / (sqrt(v) + own_eps), same for all.
@@ -179,8 +177,7 @@ def scale_by_block_adam(
         ):
             old = _Moments(mu, nu, nu_max)
             if has_numbers(g):
-                # Where there are no blocks the weights matter to nothing.
-                own_w = None if own is None else w
+                own_w = w if tangent and own is not None else None
                 g, old = _step(g, own_w, old, numbers, axes=own, nesterov=nesterov)
             directions.append(g)
             moments.append(old)

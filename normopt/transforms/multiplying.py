@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import (
+    Axes,
     accumulator,
     block_size,
     check_channel_axes,
@@ -40,7 +41,7 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
     Raises:
       TypeError: when built, if a multiplier is not a number.
       ValueError: when built, for a negative one; at init, for a pattern that matches
-        no path.
+        no path; at update, with params of another shape.
 
     Examples:
       The first pattern that is found in a path wins:
@@ -62,8 +63,8 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
     def resolve(tree: Any) -> list[Any]:
         return per_leaf("lr_multipliers", lr_multipliers, tree, 1.0, check_not_negative)
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        del params
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
+        del weights
         return [
             accumulator(u) * multiplier if has_numbers(u) else u
             for u, multiplier in zip(
@@ -71,7 +72,7 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
             )
         ]
 
-    return stateless(resolve, update)
+    return stateless("scale_by_path", resolve, update)
 
 
 def scale_by_param_norm(
@@ -120,19 +121,22 @@ def scale_by_param_norm(
     check_channel_axes(channel_axes)
     check_number("min_norm", min_norm, 0)
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        weights = params_like(updates, params, "scale_by_param_norm")
-        axes = resolve_axes(channel_axes, updates)
+    def resolve(tree: Any) -> list[Axes]:
+        return resolve_axes(channel_axes, tree)
+
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
         return [
             u if own is None else _scale_by_norm(u, w, own)
-            for u, w, own in zip(jax.tree.leaves(updates), weights, axes, strict=True)
+            for u, w, own in zip(
+                jax.tree.leaves(updates), weights, resolve(updates), strict=True
+            )
         ]
 
     def _scale_by_norm(u: jax.Array, w: jax.Array, own: tuple[int, ...]) -> jax.Array:
         length = jnp.maximum(block_norm("l2", w, own), min_norm)
         return accumulator(u) * length
 
-    return stateless(lambda params: resolve_axes(channel_axes, params), update)
+    return stateless("scale_by_param_norm", resolve, update, needs_params=True)
 
 
 def scale_by_block_size(
@@ -157,7 +161,8 @@ def scale_by_block_size(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a power that is not finite; at init, for an axis that
-        does not exist or a pattern that matches no path.
+        does not exist or a pattern that matches no path; at update, with params of
+        another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -174,18 +179,17 @@ def scale_by_block_size(
     check_channel_axes(channel_axes)
     check_number("power", power)
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        del params
+    def resolve(tree: Any) -> list[Axes]:
+        return resolve_proper_axes(channel_axes, tree)
+
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
+        del weights
         return [
             u if own is None else accumulator(u) * block_size(u.shape, own) ** power
-            for u, own in zip(
-                jax.tree.leaves(updates),
-                resolve_proper_axes(channel_axes, updates),
-                strict=True,
-            )
+            for u, own in zip(jax.tree.leaves(updates), resolve(updates), strict=True)
         ]
 
-    return stateless(lambda params: resolve_proper_axes(channel_axes, params), update)
+    return stateless("scale_by_block_size", resolve, update)
 
 
 class AverageGradientsState(NamedTuple):
@@ -210,7 +214,8 @@ def average_gradients(b1: float) -> optax.GradientTransformation:
 
     Raises:
       TypeError: when built, if `b1` is not a number.
-      ValueError: when built, if it is out of its range.
+      ValueError: when built, if it is out of its range; at update, with params of
+        another shape.
 
     Examples:
       A constant gradient has itself as its average, at every step:
@@ -243,7 +248,7 @@ def average_gradients(b1: float) -> optax.GradientTransformation:
         state: Any,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, AverageGradientsState]:
-        del params
+        params_like(updates, params, "average_gradients", needed=False)
         factor = jnp.where(state.count == 0, 1, 1 - b1)
         updates = jax.tree.map(
             lambda g: (

@@ -14,6 +14,7 @@ from normopt.blocks import (
     squares,
 )
 from normopt.checks import check_number
+from normopt.paths import params_like
 from normopt.transforms.block_numbers import (
     pack_like_params,
     real_dtype,
@@ -64,7 +65,8 @@ def scale_by_nadam(
 
     Raises:
       TypeError: when built, if an option is not a number.
-      ValueError: when built, for a number out of its range.
+      ValueError: when built, for a number out of its range; at update, with params of
+        another shape.
 
     Examples:
       The first step has the size of 1, as Adam's, and looks a step of momentum ahead:
@@ -101,7 +103,7 @@ def scale_by_nadam(
         state: Any,
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, Any]:
-        del params
+        params_like(updates, params, "scale_by_nadam", needed=False)
         leaves, treedef = jax.tree.flatten(updates)
         count: Any = optax.safe_increment(state.count)
         momentum = momentum_at(count)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import (
+    Axes,
     accumulator,
     check_channel_axes,
     resolve_axes,
@@ -48,7 +49,8 @@ def normalize_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm or a negative `eps`; at init, for an
-        axis that does not exist or a pattern that matches no path.
+        axis that does not exist or a pattern that matches no path; at update, with
+        params of another shape.
 
     Examples:
       Every block comes out with unit length:
@@ -69,15 +71,17 @@ def normalize_blocks(
     check_channel_axes(channel_axes)
     check_number("eps", eps, 0)
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        del params
-        axes = resolve_axes(channel_axes, updates)
+    def resolve(tree: Any) -> list[Axes]:
+        return resolve_axes(channel_axes, tree)
+
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
+        del weights
         return [
             g if own is None else _normalize(g, norm, own, eps)
-            for g, own in zip(jax.tree.leaves(updates), axes, strict=True)
+            for g, own in zip(jax.tree.leaves(updates), resolve(updates), strict=True)
         ]
 
-    return stateless(lambda params: resolve_axes(channel_axes, params), update)
+    return stateless("normalize_blocks", resolve, update)
 
 
 def clip_blocks(
@@ -107,7 +111,7 @@ def clip_blocks(
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
         a negative `eps`; at init, for an axis that does not exist or a pattern that
-        matches no path.
+        matches no path; at update, with params of another shape.
 
     Examples:
       A long block is cut to `max_norm`, a short one stays as it is:
@@ -129,12 +133,12 @@ def clip_blocks(
     check_per_leaf("max_norm", max_norm, _check_max_norm)
     check_number("eps", eps, 0)
 
-    def resolve(tree: Any) -> list[tuple[Any, tuple[int, ...] | None]]:
+    def resolve(tree: Any) -> list[tuple[Any, Axes]]:
         limits = per_leaf("max_norm", max_norm, tree, math.inf, _check_max_norm)
         return list(zip(limits, resolve_axes(channel_axes, tree), strict=True))
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        del params
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
+        del weights
         return [
             g if own is None else _clip(g, limit, norm, own, eps)
             for g, (limit, own) in zip(
@@ -142,7 +146,7 @@ def clip_blocks(
             )
         ]
 
-    return stateless(resolve, update)
+    return stateless("clip_blocks", resolve, update)
 
 
 def _normalize(

@@ -92,14 +92,14 @@ def scheduled(
 def scale_by_eta(eta: Any) -> optax.GradientTransformation:
     """Multiplies the updates by eta_t; unlike `optax.scale` it keeps their dtypes."""
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        del params
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
+        del weights
         return [
             accumulator(u) * eta if has_numbers(u) else u
             for u in jax.tree.leaves(updates)
         ]
 
-    return stateless(lambda params: None, update)
+    return stateless("scale_by_eta", lambda params: None, update)
 
 
 def _check_schedule(schedule: Any) -> None:

@@ -99,8 +99,8 @@ def retract_to_sphere(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
+        weights = params_like(updates, params, "retract_to_sphere")
         steps, state = inner.update(updates, state, params, **extra_args)
-        weights = params_like(steps, params, "retract_to_sphere")
         axes = resolve_proper_axes(channel_axes, steps)
         mu = None if moment is None else _moment_of(state, moment)
         carried = {place.path: place.leaf for place in places(mu)}

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from normopt.blocks import (
+    Axes,
     accumulator,
     check_channel_axes,
     radial_factor,
@@ -58,15 +59,18 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformation:
     """
     check_channel_axes(channel_axes)
 
-    def update(updates: optax.Updates, params: Any) -> list[jax.Array]:
-        weights = params_like(updates, params, "project_tangent")
-        axes = resolve_proper_axes(channel_axes, updates)
+    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
         return [
             u if own is None else tangent_part(u, w, own)
-            for u, w, own in zip(jax.tree.leaves(updates), weights, axes, strict=True)
+            for u, w, own in zip(
+                jax.tree.leaves(updates), weights, resolve(updates), strict=True
+            )
         ]
 
-    return stateless(lambda params: resolve_proper_axes(channel_axes, params), update)
+    def resolve(tree: Any) -> list[Axes]:
+        return resolve_proper_axes(channel_axes, tree)
+
+    return stateless("project_tangent", resolve, update, needs_params=True)
 
 
 class TraceOnTangentState(NamedTuple):
@@ -145,9 +149,8 @@ def trace_on_tangent(
     ) -> tuple[optax.Updates, TraceOnTangentState]:
         leaves, treedef = jax.tree.flatten(updates)
         axes = resolve_proper_axes(channel_axes, updates)
-        weights: list[Any] = [None] * len(leaves)
-        if any(own is not None for own in axes):
-            weights = params_like(updates, params, "trace_on_tangent")
+        has_blocks = any(own is not None for own in axes)
+        weights = params_like(updates, params, "trace_on_tangent", needed=has_blocks)
         directions, traces = [], []
         for g, w, m, own in zip(
             leaves, weights, unpack_like_params(state.trace, updates), axes, strict=True

@@ -1,0 +1,188 @@
+"""Leaves on many devices: where their state lies, and when their blocks are cut.
+
+Under `jax.jit` a sharded leaf is still one array, and a sum over one of its blocks
+crosses devices by itself. Inside `jax.shard_map` each device sees its piece alone.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from normopt.paths import Place, places
+
+
+def state_sharding(optimizer: Any, params: Any) -> Any:
+    """Gives the shardings of an optimizer's initial state, for a jitted `init`.
+
+    What has the shape of a parameter lies where the parameter lies; what has one number
+    for each of its blocks lies as its channel axes do; all else, such as a count, is on
+    every device. State and parameter belong together by the end of their paths, so this
+    holds for any optimizer, in any wrapper of optax.
+
+    A sharded step under `jax.jit` needs nothing else: sums over a block cross devices.
+    Inside `jax.shard_map` they would be sums over a piece; there leaves with blocks are
+    refused, unless JAX knows that they are the same on all devices, as in data-parallel
+    training with averaged gradients (`jax.lax.pmean`).
+
+    Args:
+      optimizer: anything with an `init`: of normopt, of optax, or a chain of both.
+      params: arrays with a `NamedSharding` on one mesh, or all on one single device; or
+        `jax.ShapeDtypeStruct`s that say so. Nothing is computed with them.
+
+    Returns:
+      A tree of shardings with the structure of `optimizer.init(params)`.
+
+    Raises:
+      TypeError: if `optimizer` has no `init`.
+      ValueError: if a leaf of the params has no sharding, one of another kind, or one
+        on another mesh.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from jax.sharding import Mesh, NamedSharding, PartitionSpec
+      >>> mesh = Mesh(jax.devices()[:1], ("x",))
+      >>> place = NamedSharding(mesh, PartitionSpec(None, "x"))
+      >>> params = {"kernel": jax.device_put(jnp.ones((3, 8)), place)}
+      >>> tx = normopt.scale_by_block_adam(channel_axes=(-1,))
+      >>> shardings = normopt.state_sharding(tx, params)
+      >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
+      >>> tuple(state.nu.blocks["kernel"].sharding.spec)  # one number for each column
+      ('x',)
+    """
+    if not callable(getattr(optimizer, "init", None)):
+        raise TypeError(
+            "`optimizer` must be one of normopt or optax, such as normopt.adams(0.1), "
+            f"got optimizer={optimizer!r}"
+        )
+    owners = places(params)
+    everywhere = _replicated(owners)
+    leaves = {owner.path: owner.leaf for owner in owners}
+    state = jax.eval_shape(optimizer.init, params)
+    told_apart = jax.eval_shape(optimizer.init, _with_distinct_sizes(params))
+    shardings = []
+    for place, apart in zip(places(state), jax.tree.leaves(told_apart), strict=True):
+        owner = _owner(place.path, leaves)
+        axes = None if owner is None else _axes(place.leaf, apart, owner)
+        if owner is None or axes is None:
+            shardings.append(everywhere)
+        else:
+            shardings.append(_along(owner.sharding, axes, owner.ndim))
+    return jax.tree.structure(state).unflatten(shardings)
+
+
+def manual_axes() -> tuple[str, ...]:
+    """Names the axes of the mesh that `jax.shard_map` or `jax.pmap` runs over here."""
+    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def check_whole(leaf: Any, path: str) -> None:
+    """Raises within `manual_axes` unless a leaf is whole on each device.
+
+    A leaf that is the same on all devices is whole. One that differs may be a piece of
+    a parameter, of which a sum over a block would be wrong, and nothing would tell.
+
+    Raises:
+      ValueError: if the leaf varies over a manual axis of the mesh, or if JAX has been
+        told not to know (`check_vma=False`).
+    """
+    mapped = manual_axes()
+    if not _varying(jax.lax.axis_index(mapped[0])):
+        raise ValueError(
+            f"{path!r} has blocks, and inside jax.pmap or jax.shard_map(..., "
+            f"check_vma=False) over {mapped} nothing tells whether it is whole on each "
+            "device: leave check_vma at True, or update outside, under jax.jit"
+        )
+    if cut := _varying(leaf):
+        raise ValueError(
+            f"{path!r} has blocks, and inside jax.shard_map it differs between the "
+            f"devices along {sorted(cut)}: average gradients first (jax.lax.pmean); "
+            "update params that are sharded outside of it, under jax.jit, where sums "
+            "over a block cross devices"
+        )
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+    """Tells along which manual axes of a mesh an array may differ."""
+    kind: Any = jax.typeof(x)
+    # In some versions of JAX a field of the type, in others one of a field of it.
+    kind = getattr(kind, "manual_axis_type", kind)
+    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
+
+
+def _replicated(owners: list[Place]) -> Sharding | None:
+    """Gives the sharding of what is on every device that holds the params."""
+    found: Sharding | None = None
+    for path, leaf, _ in owners:
+        own = getattr(leaf, "sharding", None)
+        if isinstance(own, NamedSharding):
+            own = NamedSharding(own.mesh, PartitionSpec())
+        elif not isinstance(own, SingleDeviceSharding):
+            raise ValueError(
+                f"{path!r} must have a NamedSharding, got {own}: jax.device_put the "
+                "params on a mesh, or give jax.ShapeDtypeStruct(shape, dtype, "
+                "sharding=...)"
+            )
+        if found is not None and own != found:
+            raise ValueError(
+                f"{path!r} lies on {own}, another parameter on {found}; they must "
+                "share one mesh"
+            )
+        found = own
+    return found
+
+
+def _owner(path: str, leaves: dict[str, Any]) -> Any:
+    """Finds the parameter that a leaf of a state belongs to, by the longest path."""
+    while path not in leaves and "/" in path:
+        path = path.partition("/")[2]
+    return leaves.get(path, leaves.get(""))
+
+
+def _axes(leaf: Any, apart: Any, owner: Any) -> tuple[int, ...] | None:
+    """Tells which axes of its parameter a leaf has; None if it has others."""
+    candidates = list(_subshapes(owner.shape, leaf.shape))
+    if len(candidates) > 1:
+        distinct = _distinct_sizes(owner.shape)
+        surely = set(_subshapes(distinct, apart.shape))
+        candidates = [axes for axes in candidates if axes in surely] or [None]
+    return candidates[0] if candidates else None
+
+
+def _subshapes(
+    shape: tuple[int, ...], wanted: tuple[int, ...]
+) -> Iterator[tuple[int, ...]]:
+    """Lists the axes of `shape`, in order, along which it is as long as `wanted`."""
+    for axes in itertools.combinations(range(len(shape)), len(wanted)):
+        if tuple(shape[axis] for axis in axes) == wanted:
+            yield axes
+
+
+def _with_distinct_sizes(params: Any) -> Any:
+    """Gives abstract params in which a size tells its axis."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(_distinct_sizes(leaf.shape), leaf.dtype),
+        params,
+    )
+
+
+def _distinct_sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    # Sizes of 0 and 1 stay: whether a leaf has blocks hangs on them, and no axis so
+    # short is split. The others grow little, as rules may ask how large a leaf is.
+    sizes: list[int] = []
+    for size in shape:
+        while size > 1 and size in sizes:
+            size += 1
+        sizes.append(size)
+    return tuple(sizes)
+
+
+def _along(sharding: Any, axes: tuple[int, ...], ndim: int) -> Any:
+    """Gives the sharding of what is indexed by some axes of a sharded leaf."""
+    if len(axes) == ndim or not isinstance(sharding, NamedSharding):
+        return sharding
+    spec = (*sharding.spec, *[None] * (ndim - len(sharding.spec)))
+    return NamedSharding(sharding.mesh, PartitionSpec(*(spec[axis] for axis in axes)))

@@ -1,0 +1,38 @@
+"""Eight host devices as a mesh, and what a compiled step exchanges between them."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+_SUM = r" = (\S+|\([^=]*\)) all-reduce(?:-start)?\("
+
+
+def mesh_of_eight() -> Mesh:
+    assert jax.device_count() == 8
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+
+
+def on(mesh: Mesh, *spec: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def is_at(leaf: jax.Array, place: NamedSharding) -> bool:
+    return leaf.sharding.is_equivalent_to(place, leaf.ndim)
+
+
+def sizes_of_sums(compiled: Any) -> list[int]:
+    """The sizes of all sums over devices; other exchanges there must be none."""
+    text = compiled.as_text()
+    for exchange in ("all-gather", "all-to-all", "collective-permute"):
+        assert exchange not in text, exchange
+    return [math.prod(shape) for shape in _summed_shapes(text)]
+
+
+def _summed_shapes(text: str) -> Iterator[list[int]]:
+    for result in re.findall(_SUM, text):
+        for shape in re.findall(r"\w+\[([0-9,]*)\]", result):
+            yield [int(n) for n in shape.split(",") if n]
