@@ -1,13 +1,8 @@
 """Settings of all tests and doctests."""
 
-import hypothesis
 import pytest
 
 import normopt
-
-# The same examples in every run; compilation takes longer than any sensible deadline.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("fixed")
 
 
 @pytest.fixture(autouse=True)
