@@ -19,10 +19,11 @@ from experiments.augment import Augmentation
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Split
 from experiments.progress import TrainingProgress
+from experiments.records import Numbers, Record, averages, problem, record_of
 from experiments.runs import Run, append_record
+from experiments.skipping import all_finite, skipped_steps
 from experiments.steps import (
     EVALUATION_BATCH,
-    NEVER,
     Images,
     Network,
     Sums,
@@ -110,7 +111,7 @@ class _Pending:
     """An interval whose numbers are still on the device."""
 
     step: int
-    numbers: dict[str, Any]
+    numbers: Numbers
     snapshot: TrainState | None
 
     def is_ready(self) -> bool:
@@ -148,7 +149,7 @@ class Loop:
 
     def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
         """Return the loss and accuracy of a state on all images of a split."""
-        return _averages(jax.device_get(self._evaluate(state, _on_device(split))))
+        return averages(jax.device_get(self._evaluate(state, _on_device(split))))
 
     def run(
         self,
@@ -171,6 +172,7 @@ class Loop:
         Raises:
             TrainingDiverged: the loss or a weight is not finite; names the step, the
                 optimizer and the last good checkpoint.
+            OSError: a record or a checkpoint cannot be written.
         """
         plan, pending, began = self._job.plan, None, time.perf_counter()
         order = None
@@ -179,6 +181,7 @@ class Loop:
             nonlocal pending
             if pending is not None:
                 settled, pending = pending, None
+                checkpoints.check()
                 record = self._record(settled, checkpoints)
                 append_record(run.metrics_file, record)
                 seconds = round(time.perf_counter() - began, 3)
@@ -204,15 +207,20 @@ class Loop:
                 *(self._step_key, order, self._train),
                 tick=tick,
             )
-            numbers = {
-                "train": sums,
-                "learning_rate": jnp.asarray(self._job.schedule(stop - 1)),
-                "first_bad_step": jnp.copy(state.first_bad_step),
-            }
-            snapshot = None
+            validation = snapshot = finite = None
             if stop % plan.steps_per_epoch == 0:
-                numbers["validation"] = self._evaluate(state, self._validation)
-                snapshot, numbers["finite"] = self._snapshot(state)
+                validation = self._evaluate(state, self._validation)
+                snapshot, finite = self._snapshot(state)
+            # Copies: the next step takes the state's own buffers.
+            skipped = jax.tree.map(jnp.copy, skipped_steps(state.opt_state))
+            numbers = Numbers(
+                sums,
+                validation,
+                self._learning_rate(stop, skipped),
+                jnp.copy(state.first_bad_step),
+                finite,
+                skipped,
+            )
             settle()
             pending = _Pending(stop, numbers, snapshot)
         settle()
@@ -224,42 +232,24 @@ class Loop:
         arguments = (state.params, state.model_state, data)
         return self._run_evaluation(carry, batches, *arguments)[1]
 
-    def _record(self, pending: _Pending, checkpoints: Checkpoints) -> dict[str, Any]:
+    def _learning_rate(self, step: int, skipped: jax.Array | None) -> jax.Array:
+        """Return the rate of the last update: the count leaves out skipped steps."""
+        count = step - 1 if skipped is None else jnp.maximum(step - 1 - skipped, 0)
+        return jnp.asarray(self._job.schedule(count))
+
+    def _record(self, pending: _Pending, checkpoints: Checkpoints) -> Record:
         numbers = jax.device_get(pending.numbers)
-        record = {
-            "step": pending.step,
-            "epoch": pending.step / self._job.plan.steps_per_epoch,
-            "learning_rate": float(numbers["learning_rate"]),
-        }
-        for split in ("train", "validation"):
-            sums = numbers.get(split)
-            averages = _averages(sums) if sums is not None else {}
-            record[f"{split}_loss"] = averages.get("loss")
-            record[f"{split}_accuracy"] = averages.get("accuracy")
-        if (problem := _problem(record, numbers)) is not None:
-            last = checkpoints.latest_step()
-            good = (
-                "there is no checkpoint before it"
-                if last is None
-                else f"the last good checkpoint is that of step {last}"
-            )
+        epoch = pending.step / self._job.plan.steps_per_epoch
+        record = record_of(pending.step, epoch, numbers)
+        if (found := problem(record, numbers)) is not None:
+            advice = "a smaller learning rate may help"
+            if numbers.skipped is None:
+                advice += ", or --skip-nonfinite if it is a few batches that are bad"
             raise TrainingDiverged(
-                f"{problem} is not finite with the optimizer "
-                f"{self._job.optimizer_name}; {good}; a smaller learning rate may help"
+                f"{found} is not finite with the optimizer {self._job.optimizer_name}; "
+                f"{checkpoints.last_good()}; {advice}"
             )
         return record
-
-
-def _problem(record: dict[str, Any], numbers: dict[str, Any]) -> str | None:
-    """Name the first thing that is not finite, None if all is well."""
-    if (bad_step := int(numbers["first_bad_step"])) != NEVER:
-        return f"the loss of step {bad_step}"
-    if not numbers.get("finite", True):
-        return f"a weight or statistic after step {record['step']}"
-    for name, value in record.items():
-        if value is not None and not math.isfinite(value):
-            return f"the {name.replace('_', ' ')} recorded at step {record['step']}"
-    return None
 
 
 def _on_device(split: Split) -> Images:
@@ -268,16 +258,5 @@ def _on_device(split: Split) -> Images:
 
 def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
     """Copy a state, whose own buffers the next step takes, and say if it is finite."""
-    leaves = jax.tree.leaves((state.params, state.model_state))
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    return jax.tree.map(jnp.copy, state), jnp.all(finite)
-
-
-def _averages(sums: Sums) -> dict[str, float | int]:
-    images = int(sums.images)
-    return {
-        "loss": float(sums.loss) / images,
-        "accuracy": int(sums.correct) / images,
-        "correct": int(sums.correct),
-        "images": images,
-    }
+    finite = all_finite((state.params, state.model_state))
+    return jax.tree.map(jnp.copy, state), finite

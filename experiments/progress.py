@@ -53,11 +53,18 @@ class TrainingProgress:
 
     def show(self, record: dict[str, Any]) -> None:
         """Show the losses and accuracies of a record of `metrics.jsonl`."""
-        latest = (
-            f"loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:.2%}"
+        shown = {
+            "loss": ("train_loss", ".4f"),
+            "accuracy": ("train_accuracy", ".2%"),
+            "validation": ("validation_accuracy", ".2%"),
+            "skipped": ("skipped", "d"),
+        }
+        # A quantity may be unknown at the end of this interval, or in this run.
+        latest = "  ".join(
+            f"{name} {record[key]:{form}}"
+            for name, (key, form) in shown.items()
+            if record.get(key) is not None
         )
-        if record["validation_accuracy"] is not None:
-            latest += f"  validation {record['validation_accuracy']:.2%}"
         self._bar.update(self._task, latest=latest)
         if not self._console.is_terminal and record["step"] >= self._next_line:
             self._next_line += self._spacing

@@ -3,12 +3,13 @@
 The same command finds the same folder again, which is what makes resuming safe.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,8 +110,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add a record to a `.jsonl` file, on disk when this returns."""
-    with path.open("a") as file:
-        file.write(_line(record))
+    with _naming(path), path.open("ab") as file:
+        file.write(_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
 
@@ -128,14 +129,24 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.unfinished")
+    with _naming(path):
+        try:
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file that cannot be written, which the error of a full disk does not."""
     try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _line(record: dict[str, Any]) -> str:

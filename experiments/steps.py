@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from experiments import skipping
 from experiments.augment import Augmentation
 
 EVALUATION_BATCH = 500
@@ -19,17 +20,21 @@ NEVER = -1
 
 
 class TrainState(NamedTuple):
-    """What the next step needs; a checkpoint holds this and nothing else."""
+    """What the next step needs; a checkpoint holds this and nothing else.
+
+    The order of the images and every random key follow from the seed and `step`: they
+    come back with it, and the seed is in the configuration that names the run's folder.
+    """
 
     params: Any  # tree of float32
     model_state: Any  # tree: BatchNorm's running statistics
     opt_state: Any
     step: jax.Array  # int32 scalar: steps done
-    first_bad_step: jax.Array  # int32 scalar: first step whose loss was not finite
+    first_bad_step: jax.Array  # int32 scalar: the step that stops the run, or -1
 
 
 class Sums(NamedTuple):
-    """Sums over the images seen since the last record."""
+    """Sums over the images since the last record, without those of skipped steps."""
 
     loss: jax.Array  # float32 scalar
     correct: jax.Array  # int32 scalar
@@ -129,7 +134,8 @@ def make_train_step(
     Returns:
         `step((state, sums), key, order, data) -> (state, sums)`: `order` is the epoch's
         order of the images, and the batch and its random numbers follow from `key` and
-        `state.step` alone.
+        `state.step` alone. Where the optimizer skips a step, so does all else: the
+        model's state stays as it is, and the images do not count in the sums.
     """
 
     def step(carry, key, order, data):
@@ -147,21 +153,33 @@ def make_train_step(
         (loss, (logits, model_state)), gradients = jax.value_and_grad(
             loss_fn, has_aux=True
         )(state.params)
+        skips = skipping.skips(state.opt_state)
+        if skips:
+            finite = skipping.all_finite((loss, model_state))
+            gradients = skipping.spoiled_unless(finite, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        done = state.step + 1
-        bad = ~jnp.isfinite(loss) & (state.first_bad_step == NEVER)
-        sums = Sums(
+        counted = Sums(
             sums.loss + loss * batch_size,
             sums.correct + jnp.sum(logits.argmax(-1) == labels),
             sums.images + batch_size,
         )
+        bad = ~jnp.isfinite(loss)
+        if skips:
+            model_state, counted = jax.tree.map(
+                lambda new, old: jnp.where(opt_state.last_finite, new, old),
+                (model_state, counted),
+                (state.model_state, sums),
+            )
+            bad = skipping.gives_up(opt_state)
+        done = state.step + 1
+        first = bad & (state.first_bad_step == NEVER)
         return TrainState(
             optax.apply_updates(state.params, updates),
             model_state,
             opt_state,
             done,
-            jnp.where(bad, done, state.first_bad_step),
-        ), sums
+            jnp.where(first, done, state.first_bad_step),
+        ), counted
 
     return step
 

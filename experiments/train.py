@@ -27,6 +27,7 @@ from experiments.loop import Job, Loop, Plan, TrainingDiverged
 from experiments.models import MODELS
 from experiments.progress import TrainingProgress
 from experiments.runs import Run, append_record, read_records
+from experiments.skipping import skip_nonfinite
 from experiments.steps import TrainState, create, initial_state
 
 
@@ -54,6 +55,8 @@ class TrainConfig:
     """For the initial weights, the order of the images and the augmentation."""
     log_every: int = 50
     """The most steps between two records in metrics.jsonl."""
+    skip_nonfinite: bool = False
+    """Leave out a step whose loss or gradient is not finite, instead of stopping."""
     runs_dir: Path = Path("runs")
     """Where the run's folder goes."""
     fresh: bool = False
@@ -132,6 +135,11 @@ def prepare(config: TrainConfig) -> Prepared:
         requested, lambda: axes.find(network, params, model_state, images.train)
     )
     optimizer = normopt.make(**optimizer_config)
+    # Named only where it is chosen, so that all other folders keep their names.
+    chosen = {}
+    if config.skip_nonfinite:
+        optimizer = skip_nonfinite(optimizer)
+        chosen["skip_nonfinite"] = True
     loop = Loop(
         Job(
             network=network,
@@ -159,6 +167,7 @@ def prepare(config: TrainConfig) -> Prepared:
             "batch_size": config.batch_size,
             "seed": config.seed,
             "log_every": config.log_every,
+            **chosen,
         },
     )
     table = normopt.describe(params, **optimizers.described(optimizer_config))
@@ -178,13 +187,14 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
 
     Raises:
         TrainingDiverged: the loss or a weight is not finite.
+        OSError: a file cannot be written, or no checkpoint can be read.
     """
     run, loop, total = prepared.run, prepared.loop, prepared.plan.total_steps
     if fresh:
         run.remove()
     if (result := run.result()) is not None:
         _say(console, f"{run.folder} is finished; --fresh trains again")
-        _say(console, _summary(result))
+        _say_result(console, result)
         return result
     run.open()
     began = time.perf_counter()
@@ -210,14 +220,26 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
         "steps": total,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }
+    if "skipped" in last:
+        result["skipped"] = last["skipped"]
     name = run.folder.name.rpartition("-")[0]
     figures.learning_curve(run.figure_file, records, f"{name}: {_summary(result)}")
     seconds = round(time.perf_counter() - began, 3)
     append_record(run.timing_file, {"step": total, "seconds": seconds})
     run.finish(result)
     _say(console, f"wrote {run.folder} in {seconds:.1f} s")
-    _say(console, _summary(result))
+    _say_result(console, result)
     return result
+
+
+def _say_result(console: Console, result: dict[str, Any]) -> None:
+    if "skipped" in result:
+        _say(
+            console,
+            f"skipped {result['skipped']} of {result['steps']} steps, where the loss "
+            "or a gradient was not finite",
+        )
+    _say(console, _summary(result))
 
 
 def _summary(result: dict[str, Any]) -> str:

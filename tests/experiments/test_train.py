@@ -1,13 +1,10 @@
-"""A run from end to end: resumed after a real interruption, finished, begun afresh."""
+"""A run from end to end: its files, what it refuses, resumed, begun afresh."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +20,6 @@ from experiments.checkpoints import Checkpoints
 from experiments.loop import Plan, TrainingDiverged
 from experiments.runs import append_record, read_records, write_json
 from experiments.steps import (
-    Images,
     Sums,
     initial_state,
     make_evaluation_step,
@@ -31,18 +27,18 @@ from experiments.steps import (
     repeat,
 )
 from experiments.train import TrainConfig, main, prepare, train
+from tests.experiments.small_runs import (
+    CONVOLUTIONS,
+    ROOT,
+    Line,
+    arguments,
+    assert_same_run,
+    config,
+    copy_of,
+    line_data,
+    quiet,
+)
 
-ROOT = Path(__file__).parents[2]
-CONVOLUTIONS = {r"conv\d?/kernel$": [-1]}
-# Blocks that are named need not be found, which takes longer than such a run.
-NAMED = json.dumps({"name": "adamsrt", "channel_axes": CONVOLUTIONS})
-SMALL = {
-    "model": "resnet8",
-    "optimizer": NAMED,
-    "epochs": 4,
-    "batch_size": 128,
-    "log_every": 5,
-}
 FILES = {
     "checkpoints",
     "config.json",
@@ -51,19 +47,6 @@ FILES = {
     "result.json",
     "timing.jsonl",
 }
-
-
-def config(runs_dir, **changes):
-    return TrainConfig(runs_dir=runs_dir, **{**SMALL, **changes})
-
-
-def arguments(runs_dir):
-    pairs = {**SMALL, "runs_dir": runs_dir}.items()
-    return [str(part) for k, v in pairs for part in (f"--{k.replace('_', '-')}", v)]
-
-
-def quiet():
-    return Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -234,47 +217,6 @@ def test_learning_rate_defaults_to_the_optimizers_own(name, rate):
     assert optimizers.schedule_of(given)(0) == pytest.approx(0.5)
 
 
-def test_resumed_run_is_bit_identical(tmp_path, finished, capsys):
-    """The process is killed, so nothing of it gets a chance to tidy up."""
-    command = [sys.executable, "-m", "experiments", "train", *arguments(tmp_path)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    folder = tmp_path / finished.name
-    try:
-        deadline = time.monotonic() + 120
-        while not list((folder / "checkpoints").glob("9/_CHECKPOINT_METADATA")):
-            assert process.poll() is None, process.stdout.read().decode()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-    assert not (folder / "result.json").exists()
-
-    main(arguments(tmp_path))
-    lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("resuming after step ") for line in lines)
-    assert lines[-1].startswith("test accuracy ")
-    assert_same_run(folder, finished)
-
-
-def assert_same_run(folder, other):
-    for name in ("config.json", "metrics.jsonl", "result.json"):
-        assert (folder / name).read_bytes() == (other / name).read_bytes()
-
-
-def copy_of(finished, tmp_path, *, steps):
-    """The folder as if the run had been interrupted after `steps`."""
-    folder = tmp_path / finished.name
-    shutil.copytree(finished, folder)
-    (folder / "result.json").unlink()
-    for checkpoint in (folder / "checkpoints").glob("[0-9]*"):
-        if int(checkpoint.name) > steps:
-            shutil.rmtree(checkpoint)
-    return folder
-
-
 def test_resuming_cuts_later_and_broken_records(tmp_path, finished, capsys):
     folder = copy_of(finished, tmp_path, steps=27)
     with (folder / "metrics.jsonl").open("a") as file:
@@ -424,24 +366,6 @@ def test_divergence_names_step_optimizer_and_last_good_checkpoint(
     assert int(restored.step) == 9
     leaves = jax.tree.leaves(restored)
     assert all(np.all(np.isfinite(leaf)) for leaf in leaves)
-
-
-class Line:
-    """The smallest network: one matrix over the pixels, and a count of the batches."""
-
-    def train(self, params, model_state, images):
-        return self.evaluate(params, model_state, images), model_state + 1
-
-    def evaluate(self, params, model_state, images):
-        return images.reshape(len(images), -1) @ params
-
-
-def line_data(n):
-    rng = np.random.default_rng(0)
-    return Images(
-        jnp.asarray(rng.normal(size=(n, 2, 2, 1)), jnp.float32),
-        jnp.asarray(rng.integers(0, 3, n), jnp.int32),
-    )
 
 
 def line_run(scan, counts=(7,)):
