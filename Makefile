@@ -39,16 +39,27 @@ ifneq ($(filter-out $(CHOSEN),$(PRESENT)),)
 AFRESH := afresh
 endif
 
+# The two ends of what normopt runs on. Warnings are errors there where normopt is what
+# warns: the packages around it deprecate each other as they age. Not by -W, which takes
+# the name of a module literally and would miss the modules of a package.
+ENDS := oldest newest
+WARNINGS := default\nerror:::(normopt|experiments)([.]|$$)
+RANK := import sys; v = sys.version_info; print(v[0] * 10**6 + v[1] * 10**3 + v[2]); \
+sys.exit(v[3] != "final" or "t" in sys.abiflags)
+VERSIONS := import sys; from importlib.metadata import version; \
+print("Python %d.%d.%d" % sys.version_info[:3], \
+*(f"{name} {version(name)}" for name in ("jax", "optax", "flax")), sep=", ")
+
 .DEFAULT_GOAL := help
-.PHONY: help install train test check clean afresh
+.PHONY: help install train test test-versions check clean afresh
 
 help: ## list the targets and options
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-16s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-21s%s\n", $$1, $$2}'
 	@echo
-	@echo "  JAX=cuda12       this JAX instead of the one present or the CPU's: $(JAXES)"
-	@echo "  PYTHON=PATH      the Python of .venv, else the first that runs of $(PYTHONS)"
-	@echo "  ARGS='...'       arguments of the training: make train ARGS='--help'"
-	@echo "  WORKERS=1        test processes (auto: one a core, at most four)"
+	@echo "  JAX=cuda12         this JAX instead of the one present or the CPU's: $(JAXES)"
+	@echo "  PYTHON=PATH        the Python of .venv, else the first that runs of $(PYTHONS)"
+	@echo "  ARGS='...'         arguments of the training: make train ARGS='--help'"
+	@echo "  WORKERS=1          test processes (auto: one a core, at most four)"
 
 install: $(STAMP) ## set up .venv (the other targets do it by themselves)
 
@@ -67,8 +78,41 @@ check: $(STAMP) ## formatting, lint and types
 	PYRIGHT_PYTHON_USE_BUNDLED_PYRIGHT=1 PYRIGHT_PYTHON_GLOBAL_NODE=0 \
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(PY) -m pyright --pythonpath $(PY)
 
-clean: ## remove .venv, builds and caches; runs/ stays
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
+# Both are made afresh: what an earlier run left would hide what is missing, and newest
+# means today's. A Python that is not final or has no GIL lacks wheels.
+test-versions: ## the library's tests on the newest versions and on the oldest declared
+	@trap 'exit 130' INT TERM HUP; \
+	pyenv=$$(pyenv root 2>/dev/null); summary=; failed=; \
+	for end in $(ENDS); do \
+	  case $$end in \
+	  oldest) from=3011000 to=3011999 want=3.11 pins='-c constraints-oldest.txt' ;; \
+	  newest) from=3013000 to=3999999 want='3.13 or newer' pins= ;; \
+	  esac; \
+	  found=; most=0; \
+	  for python in python3.14 $(PYTHONS) "$$pyenv"/versions/3.*/bin/python; do \
+	    rank=$$("$$python" -c '$(RANK)' 2>/dev/null) || continue; \
+	    if [ "$$rank" -ge $$from ] && [ "$$rank" -le $$to ] && [ "$$rank" -gt $$most ]; \
+	    then found=$$python; most=$$rank; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    summary="$$summary$$end: skipped, no Python $$want runs here|"; continue; \
+	  fi; \
+	  there=$(VENV)-$$end; \
+	  echo "Testing the $$end versions in $$there with $$("$$found" --version)"; \
+	  if ! { "$$found" -m venv --clear $$there && $$there/bin/python -m pip install \
+	  --disable-pip-version-check $$pins -e '.[test]'; }; then \
+	    failed=1; summary="$$summary$$end: FAILED, the lines above say why nothing ran|"; \
+	    continue; \
+	  fi; \
+	  result=passed; \
+	  $$there/bin/python -m pytest -n $(WORKERS) -o "filterwarnings=$$(printf '$(WARNINGS)')" \
+	  normopt tests --ignore=tests/experiments || { failed=1; result=FAILED; }; \
+	  summary="$$summary$$end: $$result with $$($$there/bin/python -c '$(VERSIONS)')|"; \
+	done; \
+	IFS='|'; printf '%s\n' $$summary; [ -z "$$failed" ]
+
+clean: ## remove the .venvs, builds and caches; runs/ stays
+	rm -rf $(VENV) $(ENDS:%=$(VENV)-%) build dist .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*
 	find normopt experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp comes last, as the renamed mark of an unfinished set-up: an interrupted one

@@ -24,6 +24,7 @@ class Network(NamedTuple):
     invariant: dict[str, tuple[int, ...]]  # path to channel axes; all other leaves not
     keys: int = 1
     has_aux: bool = False
+    scans: bool = False  # with flax
 
 
 def images(key: jax.Array, channels: int = 3) -> tuple[jax.Array, jax.Array]:
@@ -557,8 +558,8 @@ NETWORKS = [
     ),
     Network("pre_ln", linen(pre_ln, sequences), {}),
     Network("post_ln", linen(post_ln, sequences), {}),
-    Network("lstm", linen(lstm, sequences), {}, keys=3),
-    Network("simple_rnn", linen(simple_rnn, sequences), {}),
+    Network("lstm", linen(lstm, sequences), {}, keys=3, scans=True),
+    Network("simple_rnn", linen(simple_rnn, sequences), {}, scans=True),
     Network(
         "embedding_ln", linen(embedding_ln, tokens), {"Embed_0/embedding": (0,)}, keys=3
     ),
@@ -567,7 +568,7 @@ NETWORKS = [
         plain(lambda key: normal(key, embed=(12, 8), kernel=(8, 8)), tied, tokens),
         {"kernel": ()},
     ),
-    Network("scanned", linen(scanned), {"layers/Dense_0/kernel": (0, 2)}),
+    Network("scanned", linen(scanned), {"layers/Dense_0/kernel": (0, 2)}, scans=True),
     Network(
         "cosine_head",
         plain(

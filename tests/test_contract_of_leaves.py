@@ -27,6 +27,7 @@ from tests.contract_cases import (
     second_moments,
     tree,
 )
+from tests.versions import needs_masks_in_nnx, nnx_list, set_mesh
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ class Net(nnx.Module):
         rngs, normal = nnx.Rngs(0), nnx.initializers.normal()
         kernel_init = nnx.with_partitioning(normal, (None, "x"))
         bias_init = nnx.with_partitioning(normal, ("x",))
-        self.layers = nnx.List(
+        self.layers = nnx_list(
             [nnx.Linear(3, 4, kernel_init=kernel_init, bias_init=bias_init, rngs=rngs)]
         )
         self.head = nnx.Conv(4, 2, (2, 1), rngs=rngs)
@@ -191,7 +192,7 @@ class Net(nnx.Module):
 @pytest.fixture
 def mesh():
     of_one = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    with jax.set_mesh(of_one):
+    with set_mesh(of_one):
         yield of_one
 
 
@@ -220,6 +221,7 @@ def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
     chex.assert_trees_all_equal(plain(after), expected)
 
 
+@needs_masks_in_nnx
 @every_case
 def test_an_nnx_optimizer_follows_the_run_on_plain_dictionaries(case, mesh):
     model = Net()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import normopt
+from tests.versions import enable_x64
 
 FORMULAS = {
     "l1": lambda x: np.abs(x).sum(),
@@ -51,7 +52,7 @@ def test_formula_per_block(norm):
 
 
 def test_float64_is_kept():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         x = jnp.array([1.0, 1e-12], jnp.float64)
         assert normopt.block_norms(x, norm="l1") == 1 + 1e-12
 

@@ -33,7 +33,7 @@ for module in pkgutil.walk_packages(normopt.__path__, "normopt."):
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    # Without isolation: the build backend is in the dev extra, no network is needed.
+    # Without isolation: the build backend is in the test extra, no network is needed.
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
     built = subprocess.run(
         [*command, "--outdir", str(folder), str(ROOT)], capture_output=True, text=True
@@ -94,6 +94,7 @@ def test_wheel_depends_on_jax_and_optax_alone(wheel):
         "cuda13",
         "dev",
         "experiments",
+        "test",
         "tpu",
     }
 
@@ -117,8 +118,9 @@ def test_wheel_imports_beside_jax_and_optax_alone(wheel, tmp_path):
     assert imported.returncode == 0, imported.stderr
 
 
-def test_constraints_pin_versions_and_name_no_index():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
+def test_constraints_pin_versions_and_name_no_index(name):
+    lines = (ROOT / name).read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     for pin in pins:
         requirement = Requirement(pin)

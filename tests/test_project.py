@@ -1,42 +1,56 @@
-"""The Makefile's set-up of .venv, with stand-ins for Python: nothing is installed."""
+"""The Makefile's set-up of .venv, with stand-ins for Python: nothing is installed.
 
+And its other end, the oldest versions that are declared and tested.
+"""
+
+import importlib.metadata
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ["sh", "rm", "mv", "cat", "mkdir", "chmod", "touch", "sleep"]
+TOOLS = ["sh", "rm", "mv", "cat", "mkdir", "chmod", "touch", "sleep", "sed", "awk"]
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("make") or os.name != "posix", reason="needs make and a Unix shell"
 )
 
-# A Python of this version. Its `-m venv` makes a .venv whose Python writes down what
-# it is asked to install; PIP, if it is set, is the shell command that pip then runs.
+# A Python of this version. Its `-m venv` makes a folder whose Python writes down what
+# it is asked to install and that it tests; PIP and PYTEST, if they are set, are the
+# shell commands that these then run.
 STAND_IN = """#!/bin/sh
 case "$1 $2" in
 "-c "*)
   exec "{real}" -I -c "import sys
-sys.version_info, sys.version = {version}, '{version}'
+sys.version_info, sys.version = {info}, '{version}'
 {setup}
 exec(sys.argv[1])" "$2" ;;
 "--version "*)
   echo "Python {version}" ;;
 "-m venv")
-  [ "$3" = --clear ] && rm -rf .venv && mkdir -p .venv/bin
-  echo "venv {version}" >> log
-  cat "$0" > .venv/bin/python
-  chmod +x .venv/bin/python ;;
+  [ "$3" = --clear ] && rm -rf "$4" && mkdir -p "$4/bin"
+  echo "${{4#.}} {version}" >> log
+  cat "$0" > "$4/bin/python"
+  chmod +x "$4/bin/python" ;;
 "-m pip")
   shift 3
   echo "pip $*" >> log
   eval "${{PIP:-true}}" ;;
+"-m pytest")
+  echo "pytest in $0" >> log
+  eval "${{PYTEST:-true}}" ;;
 *)
   exit 2 ;;
 esac
@@ -46,7 +60,8 @@ NO_VENV = "sys.modules['ensurepip'] = None"
 
 
 def stand_in(version, setup=""):
-    return STAND_IN.format(real=sys.executable, version=version, setup=setup)
+    info = (*version, "final", 0)[:5]
+    return STAND_IN.format(real=sys.executable, version=version, info=info, setup=setup)
 
 
 class Project:
@@ -65,6 +80,7 @@ class Project:
                 (self.bin / tool).symlink_to(path)
 
     def add_python(self, name, text):
+        # An absolute name stands for itself.
         path = self.bin / name
         path.write_text(text)
         path.chmod(0o755)
@@ -296,3 +312,145 @@ def test_train_passes_its_arguments_on(project):
     done, _ = project.make("-n", "train", "ARGS=--dataset mnist --data-dir 'my data'")
     command = ".venv/bin/python -m experiments train --dataset mnist"
     assert f"{command} --data-dir 'my data'" in done.stdout
+
+
+def test_help_lists_every_target(project):
+    done, _ = project.make("help")
+    phony = re.findall(r"(?m)^\.PHONY: (.+)$", (ROOT / "Makefile").read_text())
+    listed = re.findall(r"(?m)^  make ([^ ]+) +[^ ]", done.stdout)
+    # `afresh` is no target to ask for: it makes .venv out of date.
+    assert {*listed, "afresh"} == set(phony[0].split())
+
+
+OLDEST = "pip --disable-pip-version-check -c constraints-oldest.txt -e .[test]"
+NEWEST = "pip --disable-pip-version-check -e .[test]"
+ON_OLDEST = ["venv-oldest (3, 11, 7)", OLDEST, "pytest in .venv-oldest/bin/python"]
+ON_NEWEST = ["venv-newest (3, 13, 0)", NEWEST, "pytest in .venv-newest/bin/python"]
+
+
+@pytest.fixture
+def both(project):
+    """A project with a Python for each end of the versions, and one between."""
+    project.add_python("python3", stand_in((3, 12, 1)))
+    project.add_python("python3.11", stand_in((3, 11, 7)))
+    project.add_python("python3.13", stand_in((3, 13, 0)))
+    return project
+
+
+def test_versions_are_tested_at_both_ends(both):
+    done, ran = both.make("test-versions")
+    assert done.returncode == 0, done.stderr
+    assert ran == ON_OLDEST + ON_NEWEST
+    ends = [line.split(" with Python ")[0] for line in done.stdout.splitlines()[-2:]]
+    assert ends == ["oldest: passed", "newest: passed"]
+    for package in ("jax", "optax", "flax"):
+        assert f", {package} {importlib.metadata.version(package)}" in done.stdout
+    assert not (both.folder / ".venv").exists()
+    both.make("clean")
+    assert not list(both.folder.glob(".venv*"))
+
+
+def test_versions_take_the_newest_final_python_of_pyenv(project, tmp_path):
+    project.add_python("pyenv", f"#!/bin/sh\necho '{tmp_path}/py env'\n")
+    for name, version in {
+        "3.11.7": (3, 11, 7),
+        "3.11.12": (3, 11, 12),
+        "3.9.1": (3, 9, 1),
+        "3.13.9": (3, 13, 9),
+        "3.14.2": (3, 14, 2),
+        "3.15.0b1": (3, 15, 0, "beta", 1),
+    }.items():
+        bin_folder = tmp_path / "py env" / "versions" / name / "bin"
+        bin_folder.mkdir(parents=True)
+        project.add_python(bin_folder / "python", stand_in(version))
+    done, ran = project.make("test-versions")
+    assert done.returncode == 0, done.stderr
+    venvs = [line for line in ran if line.startswith("venv")]
+    assert venvs == ["venv-oldest (3, 11, 12)", "venv-newest (3, 14, 2)"]
+
+
+@pytest.mark.parametrize(
+    ("python", "ran_on", "sentence"),
+    [
+        ((3, 11, 7), ON_OLDEST, "newest: skipped, no Python 3.13 or newer runs here"),
+        ((3, 13, 0), ON_NEWEST, "oldest: skipped, no Python 3.11 runs here"),
+        ((3, 12, 1), [], "oldest: skipped, no Python 3.11 runs here"),
+    ],
+)
+def test_versions_skip_an_end_that_has_no_python(project, python, ran_on, sentence):
+    project.add_python("python3", stand_in(python))
+    project.add_python("python3.13", BROKEN)
+    done, ran = project.make("test-versions")
+    assert (done.returncode, ran) == (0, ran_on)
+    assert sentence in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("end", ["oldest", "newest"])
+def test_versions_fail_where_one_end_does(both, end):
+    done, ran = both.make("test-versions", PYTEST=f"[ $0 != .venv-{end}/bin/python ]")
+    assert (done.returncode, ran) == (2, ON_OLDEST + ON_NEWEST)
+    assert f"\n{end}: FAILED with Python " in done.stdout
+    assert done.stdout.count(": passed with Python ") == 1
+
+
+def test_versions_fail_where_pip_does(both):
+    done, ran = both.make("test-versions", PIP="false")
+    assert (done.returncode, ran) == (2, ON_OLDEST[:2] + ON_NEWEST[:2])
+    assert done.stdout.count(": FAILED, the lines above say why nothing ran\n") == 2
+
+
+WARNS = "import warnings\n\ndef warn():\n    warnings.warn('old', {}, stacklevel={})\n"
+# A package's warning of what it deprecates names, by the stack level, who calls that.
+CALLS = "import other.package\n\ndef warn():\n    other.package.warn()\n"
+MODULES = {
+    "other.package": WARNS.format("DeprecationWarning", 2),
+    "other.normopt": CALLS,
+    "normopts.inside": CALLS,
+    "normopt": WARNS.format("UserWarning", 1),
+    "normopt.deep.inside": WARNS.format("DeprecationWarning", 1),
+    "normopt.deep.caller": CALLS,
+    "experiments.caller": CALLS,
+}
+
+
+def test_versions_hold_normopt_alone_to_its_warnings(both):
+    for module, text in MODULES.items():
+        path = both.folder.joinpath(*module.split("."))
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "__init__.py").write_text(text)
+    # Tests of the experiments stay out of the run.
+    (both.folder / "tests" / "experiments").mkdir(parents=True)
+    (both.folder / "tests" / "experiments" / "test_not.py").write_text("assert False")
+    (both.folder / "tests" / "test_each.py").write_text(
+        "import importlib, pytest\n"
+        f"@pytest.mark.parametrize('module', {list(MODULES)})\n"
+        "def test_each(module): importlib.import_module(module).warn()\n"
+    )
+    (both.bin / "python3.13").unlink()
+    itself = f'"{sys.executable}" "$@"'
+    done, _ = both.make("test-versions", "WORKERS=0", PYTEST=itself)
+    assert done.returncode == 2
+    failed = re.findall(r"(?m)^FAILED .*?\[(.+)\]", done.stdout)
+    assert failed == [
+        "normopt",
+        "normopt.deep.inside",
+        "normopt.deep.caller",
+        "experiments.caller",
+    ]
+    assert "4 failed, 3 passed" in done.stdout
+
+
+def test_the_oldest_versions_are_the_declared_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): pin.specifier for pin in pins}
+    assert len(pinned) == len(pins)
+    declared = project["dependencies"] + project["optional-dependencies"]["test"]
+    for requirement in map(Requirement, declared):
+        (bound,) = requirement.specifier
+        (pin,) = pinned[canonicalize_name(requirement.name)]
+        assert (bound.operator, pin.operator) == (">=", "=="), requirement
+        assert Version(bound.version) == Version(pin.version), requirement
+    assert pinned["jaxlib"] == pinned["jax"]
+    assert SpecifierSet(project["requires-python"]) == SpecifierSet(">=3.11")

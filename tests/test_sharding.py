@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import normopt
+from tests.versions import needs_masks_in_nnx
 
 ROOT = Path(__file__).parents[1]
 EIGHT = "--xla_force_host_platform_device_count=8"
@@ -41,7 +42,11 @@ def finish(process):
 
 
 @pytest.mark.parametrize(
-    "script", ["links", "optimizers", "restarts", "partitioned", "mapped"]
+    "script",
+    [
+        *("links", "optimizers", "restarts", "mapped"),
+        pytest.param("partitioned", marks=needs_masks_in_nnx),
+    ],
 )
 def test_eight_devices_give_the_numbers_of_one(script):
     printed = finish(start(script, flags=EIGHT))

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tests.versions import enable_x64
+
 FOLDER = Path(__file__).parent / "reference"
 
 
@@ -48,7 +50,7 @@ def largest_miss(
 ) -> float:
     """The largest of max|dp| / max|p| over leaves and steps, in the recorded dtype."""
     dtype = jnp.dtype(recording.meta["dtype"])
-    with jax.enable_x64(dtype == jnp.float64):
+    with enable_x64(dtype == jnp.float64):
         optimizer = make()
         params = {k: jnp.asarray(v, dtype) for k, v in recording.params.items()}
         grads = {k: jnp.asarray(v, dtype) for k, v in recording.grads.items()}

@@ -7,6 +7,7 @@ from flax import nnx
 import normopt
 from tests.contract_cases import CASES, gradients
 from tests.multidevice.placing import is_at, mesh_of_eight, on
+from tests.versions import set_mesh
 
 
 class Net(nnx.Module):
@@ -25,7 +26,7 @@ class Net(nnx.Module):
 
 def main() -> None:
     mesh, checked = mesh_of_eight(), 0
-    with jax.set_mesh(mesh):
+    with set_mesh(mesh):
         for case in CASES:
             alone = trained(Net((None, None), (None,)), case)
             for spec in [("x", "y"), (None, ("x", "y"))]:

@@ -6,6 +6,7 @@ import pytest
 
 import normopt
 from tests.trajectories import FOLDER, cases, largest_miss, load
+from tests.versions import enable_x64
 
 SYSTEM = "A_adamsrt"
 OPTIMIZERS = {
@@ -98,7 +99,7 @@ def test_the_momentum_at_the_next_weights_is_what_the_original_transports():
 
 def steps_of(recording):
     """Yields our params and state after each recorded step, in float64."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         optimizer = rebuilt(recording.meta)
         params = {k: jnp.asarray(v, float) for k, v in recording.params.items()}
         state, update = optimizer.init(params), jax.jit(optimizer.update)
@@ -162,7 +163,7 @@ def rescaled_losses(optimizer, with_rescaling, steps=15):
     ("make", "is_invariant"), [(normopt.adamsrt, True), (normopt.adams, False)]
 )
 def test_the_length_of_invariant_weights_means_nothing_to_adamsrt(make, is_invariant):
-    with jax.enable_x64(True):
+    with enable_x64(True):
         optimizer = make(1.0, eps=0.0, channel_axes=(-1,))
         plain, rescaled = (rescaled_losses(optimizer, flag) for flag in (False, True))
         miss = np.abs(plain - rescaled).max()

@@ -1,0 +1,26 @@
+"""What the tests use whose name or presence depends on the versions of jax and flax.
+
+`make test-versions` runs them on the oldest that are declared and on the newest.
+"""
+
+import flax
+import jax
+import jax.experimental
+import pytest
+from flax import nnx
+from packaging.version import Version
+
+# No `or`: a setting of jax refuses to be read as true or false.
+enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+set_mesh = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
+nnx_list = getattr(nnx, "List", list)
+
+# flax 0.11 declares jax 0.6.0, but its scans call a method that came with jax 0.6.2.
+FLAX_SCANS = hasattr(jax.sharding.NamedSharding, "update")
+
+# Before that, `nnx.Optimizer` fails on a state with an `optax.MaskedNode`, that of
+# `optax.masked` included, and `nnx.merge` cannot copy.
+NNX_KEEPS_MASKS = Version(flax.__version__) >= Version("0.12")
+needs_masks_in_nnx = pytest.mark.skipif(
+    not NNX_KEEPS_MASKS, reason="nnx.Optimizer keeps optax.MaskedNode from flax 0.12 on"
+)
