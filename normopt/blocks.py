@@ -179,6 +179,21 @@ def positive_sqrt(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.where(x < tiny, tiny, x))
 
 
+def bounded_sqrt(x: jax.Array) -> jax.Array:
+    """Takes the root of numbers of at least 0, bounded by the range from both sides.
+
+    Such roots can be divided by, and the product of two of them is finite. They are at
+    least `smallest_root`.
+    """
+    info = jnp.finfo(x.dtype)
+    return jnp.sqrt(jnp.clip(x, info.tiny, info.max / 2))
+
+
+def smallest_root(dtype: Any) -> Any:
+    """Gives what `bounded_sqrt` makes of 0."""
+    return np.sqrt(jnp.finfo(dtype).tiny)
+
+
 def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
     """Divides by x, a number of at least 0; 0, with the derivative 0, where it is 0.
 
@@ -223,11 +238,14 @@ def radial_factor(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Arra
 def radial_quotient(dot: jax.Array, square: jax.Array) -> jax.Array:
     """Takes <x, w> / |w|^2 of sums taken before.
 
-    It is 0, so that nothing is removed, where it or |w|^2 is zero or left the range.
+    It is 0, so that nothing is removed, where |w| is zero or a sum left the range.
     """
-    largest = jnp.finfo(square.dtype).max
-    is_known = (square > 0) & (jnp.abs(dot) <= jnp.minimum(square, 1) * largest)
-    return jnp.where(is_known, dot, 0) / jnp.where(is_known, square, 1)
+    return finite_or_zero(dot / jnp.maximum(square, jnp.finfo(square.dtype).tiny))
+
+
+def finite_or_zero(x: jax.Array) -> jax.Array:
+    """Puts 0 in the place of what is not finite."""
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def _check_axes(option: str, axes: Any, where: str) -> None:

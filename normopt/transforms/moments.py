@@ -18,14 +18,16 @@ from normopt.blocks import (
     accumulator,
     across_block,
     block_dot,
+    bounded_sqrt,
     check_channel_axes,
+    finite_or_zero,
     has_numbers,
     larger,
     per_block,
     positive_sqrt,
-    radial_quotient,
     resolve_proper_axes,
     saturated,
+    smallest_root,
     squares,
 )
 from normopt.checks import check_flag, check_moment_dtype, check_number
@@ -233,39 +235,41 @@ def _step(
         root = positive_sqrt(second)
     else:
         w = accumulator(w)
-        w_square = squares(w, axes)
-        radial = radial_quotient(per_block(block_dot(past, w, axes), axes), w_square)
+        length = _length(w, axes)
+        # Each sum stands once: it then needs no loop of its own.
+        dot = per_block(block_dot(past, w, axes), axes)
+        radial = finite_or_zero(dot / (length * length))
         past = past - across_block(radial, axes, g.ndim) * w
-        # A block that has just lost its length, and with it the unit of its moment,
-        # begins anew. `square` stands once: its sum then needs no loop of its own.
-        is_lost = (nu > 0) & (w_square == 0)
-        share = jnp.where(is_lost, numbers.correction, numbers.b2_rest)
-        past_second = jnp.where(is_lost, 0, _read(nu, w_square))
-        second = numbers.b2 * past_second + share * square
-        root = positive_sqrt(saturated(second))
-        nu = _written(root, w_square)
+        past_root = _read(nu, length)
+        # Without a past, the first average is the square itself.
+        share = jnp.where(past_root == 0, numbers.correction, numbers.b2_rest)
+        second = numbers.b2 * past_root * past_root + share * square
+        nu = kept = bounded_sqrt(second) * length
         if nu_max is not None:
-            largest = larger(_read(nu_max, w_square), second)
-            root = positive_sqrt(saturated(largest))
-            nu_max = _written(root, w_square)
+            past_root = _read(nu_max, length)
+            second = larger(past_root * past_root, second)
+            nu_max = kept = bounded_sqrt(second) * length
+        root = kept / length
     mu = numbers.b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
     factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
     return (ahead * factor).astype(g.dtype), _Moments(mu, nu, nu_max)
 
 
-def _written(root: jax.Array, w_square: jax.Array) -> jax.Array:
-    """Gives what the state keeps of the root of v: its product with |w|.
+def _length(w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Gives |w| of each block; -1 where it is zero, which no length is.
 
-    It stays in range where v |w|^2 would not. Where |w| is 0 the root itself is kept,
-    with a minus to tell so.
+    Times it, the root of v is what the state keeps: that stays in range where v |w|^2
+    would not. Of a block without length it keeps the root itself, as a negative number.
     """
-    has_length = w_square > 0
-    product = root * jnp.sqrt(jnp.where(has_length, w_square, 1))
-    return jnp.where(has_length, saturated(product), -root)
+    length = bounded_sqrt(squares(w, axes))
+    return jnp.where(length > smallest_root(length.dtype), length, -1)
 
 
-def _read(kept: jax.Array, w_square: jax.Array) -> jax.Array:
-    """Gives v in the unit of the gradient at the present weights."""
-    has_unit = (kept > 0) & (w_square > 0)
-    return jnp.abs(kept) / jnp.where(has_unit, w_square, 1) * jnp.abs(kept)
+def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
+    """Gives the root of v in the unit of the gradient at the present length.
+
+    That is 0 before the first step, and of a block that has just lost its length, and
+    with it the unit of its moment. The sign has no meaning.
+    """
+    return jnp.where(kept < 0, kept, jnp.maximum(kept / length, 0))
