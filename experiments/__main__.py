@@ -1,22 +1,35 @@
 """The command line: lists the experiments, or runs one by its name.
 
-An experiment is any module of this package with a `main(args)`; its line in the list is
-the first line of its docstring, read without importing it.
+An experiment is any module of this package with a `main(args)`. What the list says of
+it stands in its docstring, which is read without importing it: the first line, and the
+sentence after the command, "takes ... on ...".
 """
 
 import ast
 import importlib
+import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 import experiments
 
+RESULTS = "results"  # the folder of what is stored in the repository
 
-def discover() -> dict[str, str]:
-    """Return each experiment's name and the first line of its docstring."""
+
+class Header(NamedTuple):
+    """What the file of an experiment says of itself."""
+
+    summary: str
+    takes: str  # how long it takes, and on what
+    stored: bool  # whether its results are in the repository
+
+
+def discover() -> dict[str, Header]:
+    """Return each experiment's name and header."""
     found = {}
     for name, path in _modules():
         tree = ast.parse(path.read_text())
@@ -26,8 +39,15 @@ def discover() -> dict[str, str]:
             if isinstance(node, ast.FunctionDef) and node.name == "main"
         ]
         if mains and mains[0].args.args:
-            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[name] = _header(name, ast.get_docstring(tree) or "")
     return found
+
+
+def markdown() -> str:
+    """Return the table of experiments that README shows."""
+    rows = [f"| `{name}` | {h.summary} | {h.takes} |" for name, h in discover().items()]
+    head = "| `python -m experiments` | what it does | takes |\n|---|---|---|"
+    return "\n".join([head, *rows]) + "\n"
 
 
 def main() -> None:
@@ -37,16 +57,34 @@ def main() -> None:
     if name in known:
         importlib.import_module(f"experiments.{name}").main(args)
         return
-    table = Table("name", "what it does", title="python -m experiments NAME [--help]")
-    for row in known.items():
-        table.add_row(*row)
+    table = Table(title="python -m experiments NAME [--help]", show_lines=True)
+    for column in ("name", "what it does", "takes", "results"):
+        table.add_column(column, overflow="fold")
+    for experiment, header in known.items():
+        status = "stored" if header.stored else "none stored"
+        table.add_row(experiment, header.summary, header.takes, status)
     Console().print(table)
     if name not in ("-h", "--help"):
         sys.exit(f"error: unknown experiment {name!r}; known: {', '.join(known)}")
 
 
-def _modules() -> list[tuple[str, Path]]:
+def _header(name: str, docstring: str) -> Header:
+    takes = re.search(r"\btakes ([^.;,]+? on [^.;,]+?)(?= for |[.;,])", docstring)
+    stored = _root() / RESULTS / f"{name.replace('.', '/')}.json"
+    return Header(
+        docstring.partition("\n")[0],
+        " ".join(takes[1].split()) if takes else "",
+        stored.exists(),
+    )
+
+
+def _root() -> Path:
     (root,) = (Path(folder) for folder in experiments.__path__)
+    return root
+
+
+def _modules() -> list[tuple[str, Path]]:
+    root = _root()
     return [
         (".".join(path.relative_to(root).with_suffix("").parts), path)
         for path in sorted(root.rglob("*.py"))

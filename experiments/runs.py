@@ -16,6 +16,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
+from experiments import provenance
+
 
 class Run:
     """The folder `root/<label>-<hash of the configuration>` and the files in it."""
@@ -47,9 +49,10 @@ class Run:
             raise OSError(f"cannot remove {self.folder}")
 
     def open(self) -> None:
-        """Create the folder, with the configuration in it."""
+        """Create the folder, with the configuration and where it runs in it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "config.json", self.config)
+        write_json(self.folder / "provenance.json", provenance.describe())
 
     def cut_metrics(self, step: int) -> None:
         """Drop the metrics past `step`, which the resumed run will write again."""
@@ -82,7 +85,8 @@ def measure_and_show(
         config: `out`, the folder of full runs; `smoke`, whether to keep apart from
             these in a folder inside; `redraw`, whether to measure nothing.
         name: of the records and of the figure.
-        measure: returns the records; may tell the console how far it is.
+        measure: returns the records, which get their provenance beside them; may tell
+            the console how far it is.
         draw: writes the figure.
         table: sums the records up.
     """
@@ -93,7 +97,7 @@ def measure_and_show(
     console = Console()
     if not config.redraw:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(records, measure(console))
+        write_json(records, {**measure(console), "provenance": provenance.describe()})
     stored = json.loads(records.read_text())
     draw(figure, stored)
     console.print(table(stored))

@@ -44,6 +44,7 @@ FILES = {
     "config.json",
     "learning_curve.png",
     "metrics.jsonl",
+    "provenance.json",
     "result.json",
     "timing.jsonl",
 }
