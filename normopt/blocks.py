@@ -182,16 +182,15 @@ def positive_sqrt(x: jax.Array) -> jax.Array:
 def bounded_sqrt(x: jax.Array) -> jax.Array:
     """Takes the root of numbers of at least 0, bounded by the range from both sides.
 
-    Such roots can be divided by, and the product of two of them is finite. They are at
-    least `smallest_root`.
+    Such roots can be divided by, and are at most `largest_root`.
     """
     info = jnp.finfo(x.dtype)
     return jnp.sqrt(jnp.clip(x, info.tiny, info.max / 2))
 
 
-def smallest_root(dtype: Any) -> Any:
-    """Gives what `bounded_sqrt` makes of 0."""
-    return np.sqrt(jnp.finfo(dtype).tiny)
+def largest_root(dtype: Any) -> Any:
+    """Gives the largest of those roots of which the product of two is finite."""
+    return np.sqrt(jnp.finfo(dtype).max / 2)
 
 
 def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
@@ -238,14 +237,11 @@ def radial_factor(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Arra
 def radial_quotient(dot: jax.Array, square: jax.Array) -> jax.Array:
     """Takes <x, w> / |w|^2 of sums taken before.
 
-    It is 0, so that nothing is removed, where |w| is zero or a sum left the range.
+    It is 0, so that nothing is removed, where |w|^2 is zero or a sum left the range.
     """
-    return finite_or_zero(dot / jnp.maximum(square, jnp.finfo(square.dtype).tiny))
-
-
-def finite_or_zero(x: jax.Array) -> jax.Array:
-    """Puts 0 in the place of what is not finite."""
-    return jnp.where(jnp.isfinite(x), x, 0)
+    tiny = jnp.finfo(square.dtype).tiny
+    quotient = dot / jnp.where(square < tiny, 1, square)
+    return jnp.where(jnp.isfinite(quotient), quotient, 0)
 
 
 def _check_axes(option: str, axes: Any, where: str) -> None:

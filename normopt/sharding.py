@@ -4,6 +4,7 @@ Under `jax.jit` a sharded leaf is still one array, and a sum over one of its blo
 crosses devices by itself. Inside `jax.shard_map` each device sees its piece alone.
 """
 
+import collections
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -20,12 +21,14 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     What has the shape of a parameter lies where the parameter lies; what has one number
     for each of its blocks lies as its channel axes do; all else, such as a count, is on
     every device. State and parameter belong together by the end of their paths, so this
-    holds for any optimizer, in any wrapper of optax.
+    holds for any optimizer, in any wrapper of optax. Axes of one size are told apart by
+    a second look at `init`, with other sizes; where that fails, as it may with masks
+    that depend on sizes, numbers per block of such leaves are on every device.
 
     A sharded step under `jax.jit` needs nothing else: sums over a block cross devices.
     Inside `jax.shard_map` they would be sums over a piece; there leaves with blocks are
-    refused, unless JAX knows that they are the same on all devices, as in data-parallel
-    training with averaged gradients (`jax.lax.pmean`).
+    refused, unless JAX knows that they are the same on all devices, as the gradients of
+    a loss are that was averaged before (`jax.lax.pmean`).
 
     Args:
       optimizer: anything with an `init`: of normopt, of optax, or a chain of both.
@@ -38,7 +41,7 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     Raises:
       TypeError: if `optimizer` has no `init`.
       ValueError: if a leaf of the params has no sharding, one of another kind, or one
-        on another mesh.
+        on another mesh; if two leaves have the same path.
 
     Examples:
       >>> import jax
@@ -60,12 +63,12 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
         )
     owners = places(params)
     everywhere = _replicated(owners)
-    leaves = {owner.path: owner.leaf for owner in owners}
     state = jax.eval_shape(optimizer.init, params)
-    told_apart = jax.eval_shape(optimizer.init, _with_distinct_sizes(params))
+    found = places(state)
+    owner_of = _Owners(owners, found)
     shardings = []
-    for place, apart in zip(places(state), jax.tree.leaves(told_apart), strict=True):
-        owner = _owner(place.path, leaves)
+    for place, apart in zip(found, _told_apart(optimizer, params, state), strict=True):
+        owner = owner_of(place.path)
         axes = None if owner is None else _axes(place.leaf, apart, owner)
         if owner is None or axes is None:
             shardings.append(everywhere)
@@ -75,8 +78,12 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
 
 
 def manual_axes() -> tuple[str, ...]:
-    """Names the axes of the mesh that `jax.shard_map` or `jax.pmap` runs over here."""
-    return tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    """Names the axes of the mesh that `jax.shard_map` or `jax.pmap` runs over here.
+
+    An axis of one device is none: there a piece is the whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
 
 
 def check_whole(leaf: Any, path: str) -> None:
@@ -96,12 +103,12 @@ def check_whole(leaf: Any, path: str) -> None:
             f"check_vma=False) over {mapped} nothing tells whether it is whole on each "
             "device: leave check_vma at True, or update outside, under jax.jit"
         )
-    if cut := _varying(leaf):
+    if cut := _varying(leaf) & set(mapped):
         raise ValueError(
             f"{path!r} has blocks, and inside jax.shard_map it differs between the "
-            f"devices along {sorted(cut)}: average gradients first (jax.lax.pmean); "
-            "update params that are sharded outside of it, under jax.jit, where sums "
-            "over a block cross devices"
+            f"devices along {sorted(cut)}: take the gradient of the loss after its "
+            "jax.lax.pmean; update params that are sharded outside, under jax.jit, "
+            "where sums over a block cross devices"
         )
 
 
@@ -135,11 +142,46 @@ def _replicated(owners: list[Place]) -> Sharding | None:
     return found
 
 
-def _owner(path: str, leaves: dict[str, Any]) -> Any:
-    """Finds the parameter that a leaf of a state belongs to, by the longest path."""
-    while path not in leaves and "/" in path:
-        path = path.partition("/")[2]
-    return leaves.get(path, leaves.get(""))
+class _Owners:
+    """Finds the parameter that a leaf of a state belongs to, by the end of its path.
+
+    A field of a state may have the name of a container of params. Of several ends the
+    one is right before which most params are found.
+    """
+
+    def __init__(self, owners: list[Place], found: list[Place]):
+        self._leaves: dict[str, Any] = {}
+        for path, leaf, _ in owners:
+            if path in self._leaves:
+                raise ValueError(f"two parameters have the path {path!r}; rename one")
+            self._leaves[path] = leaf
+        ends = (begin for place in found for begin, _ in self._ends(place.path))
+        self._counts = collections.Counter(ends)
+
+    def __call__(self, path: str) -> Any:
+        ends = self._ends(path)
+        if not ends:
+            return self._leaves.get("")
+        _, end = max(ends, key=lambda parts: self._counts[parts[0]])
+        return self._leaves[end]
+
+    def _ends(self, path: str) -> list[tuple[str, str]]:
+        """Lists where a path can be cut before that of a parameter, longest first."""
+        keys = path.split("/")
+        cuts = [("/".join(keys[:n]), "/".join(keys[n:])) for n in range(len(keys))]
+        return [(begin, end) for begin, end in cuts if end in self._leaves]
+
+
+def _told_apart(optimizer: Any, params: Any, state: Any) -> list[Any]:
+    """Lists the leaves of the state of params in which a size tells its axis."""
+    try:
+        apart = jax.eval_shape(optimizer.init, _with_distinct_sizes(params))
+    # Anything may go wrong in an `init` that depends on the sizes.
+    except Exception:
+        apart = None
+    if jax.tree.structure(apart) != jax.tree.structure(state):
+        return [None] * len(jax.tree.leaves(state))
+    return jax.tree.leaves(apart)
 
 
 def _axes(leaf: Any, apart: Any, owner: Any) -> tuple[int, ...] | None:
@@ -147,7 +189,7 @@ def _axes(leaf: Any, apart: Any, owner: Any) -> tuple[int, ...] | None:
     candidates = list(_subshapes(owner.shape, leaf.shape))
     if len(candidates) > 1:
         distinct = _distinct_sizes(owner.shape)
-        surely = set(_subshapes(distinct, apart.shape))
+        surely = set() if apart is None else set(_subshapes(distinct, apart.shape))
         candidates = [axes for axes in candidates if axes in surely] or [None]
     return candidates[0] if candidates else None
 

@@ -1,5 +1,6 @@
 """Leaves on many devices: the same numbers, and no exchange larger than block sums."""
 
+import functools
 import os
 import socket
 import subprocess
@@ -9,11 +10,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import normopt
-from tests.versions import needs_masks_in_nnx
+from tests.versions import needs_masks_in_nnx, needs_shard_map
 
 ROOT = Path(__file__).parents[1]
 EIGHT = "--xla_force_host_platform_device_count=8"
@@ -44,7 +46,8 @@ def finish(process):
 @pytest.mark.parametrize(
     "script",
     [
-        *("links", "optimizers", "restarts", "mapped"),
+        *("links", "optimizers", "restarts"),
+        pytest.param("mapped", marks=needs_shard_map),
         pytest.param("partitioned", marks=needs_masks_in_nnx),
     ],
 )
@@ -116,6 +119,28 @@ def test_a_path_that_ends_like_another_is_not_taken_for_it():
     }
 
 
+@pytest.mark.parametrize("name", ["mu", "elements", "nu", "head/mu"])
+def test_a_container_named_like_a_field_of_the_state_is_not_taken_for_it(name):
+    params = {
+        "w": abstract((8, 4), "x", None),
+        name: {"w": abstract((8, 4), None, "y"), "v": abstract((8, 4), "y", None)},
+    }
+    specs = specs_of(normopt.scale_by_block_adam(channel_axes=None), params)
+    assert specs.mu == jax.tree.map(lambda leaf: leaf.sharding.spec, params)
+    assert specs.nu.elements == specs.mu
+
+
+def test_masks_that_look_at_sizes_cost_only_what_they_hide():
+    params = {"w": abstract((8, 8), "x", "y"), "b": abstract((4,), "y")}
+    square = functools.partial(jax.tree.map, lambda w: w.shape == (8, 8))
+    optimizer = optax.masked(normopt.adamsrt(0.1, channel_axes=(0,)), square)
+    specs = specs_of(optimizer, params).inner_state
+    (adam,) = (part for part in specs if hasattr(part, "mu"))
+    assert adam.mu["w"] == PartitionSpec("x", "y")
+    # Whether 8 is rows or columns cannot be seen with other sizes.
+    assert adam.nu.blocks == {"w": PartitionSpec()}
+
+
 def test_one_device_stays_one_device():
     params = {"kernel": jnp.ones((3, 4))}
     shardings = normopt.state_sharding(normopt.novograd(0.1), params)
@@ -143,6 +168,12 @@ def test_one_device_stays_one_device():
             },
             ValueError,
             "'b' lies on .* another parameter on .* one mesh",
+        ),
+        (
+            normopt.adams(0.1),
+            {"a/b": abstract((8,), "x"), "a": {"b": abstract((8,), None)}},
+            ValueError,
+            "two parameters have the path 'a/b'",
         ),
     ],
 )

@@ -24,3 +24,7 @@ NNX_KEEPS_MASKS = Version(flax.__version__) >= Version("0.12")
 needs_masks_in_nnx = pytest.mark.skipif(
     not NNX_KEEPS_MASKS, reason="nnx.Optimizer keeps optax.MaskedNode from flax 0.12 on"
 )
+
+needs_shard_map = pytest.mark.skipif(
+    not hasattr(jax, "shard_map"), reason="jax.shard_map came with jax 0.6.1"
+)

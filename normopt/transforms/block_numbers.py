@@ -19,7 +19,11 @@ Values = Sequence[jax.Array | None]  # in leaf order; None for leaves without nu
 
 
 class BlockNumbers(NamedTuple):
-    """Real numbers of at least float32, one for each block or each element."""
+    """Real numbers of at least float32, one for each block or each element.
+
+    `optax.tree.map_params` maps `elements` as it does params, and hands `blocks` to
+    `transform_non_params` whole, as a dictionary.
+    """
 
     elements: Any  # params' structure and shapes; MaskedNode where a leaf has blocks
     blocks: Any  # {path: one number per block, (*channel axes,)}; 0. without leaves
@@ -88,7 +92,14 @@ def unpack(numbers: BlockNumbers | None, updates: Any, axes: Sequence[Axes]) -> 
         if own is None:
             values.append(next(elements) if has_numbers(place.leaf) else None)
         elif place.path in numbers.blocks:
-            values.append(numbers.blocks[place.path])
+            value = numbers.blocks[place.path]
+            shape = tuple(place.leaf.shape[axis] for axis in own)
+            if value.shape != shape:
+                raise ValueError(
+                    f"the state was made for other params: it has block moments of "
+                    f"shape {value.shape} for {place.path!r}, whose blocks are {shape}"
+                )
+            values.append(value)
         else:
             known = ", ".join(map(repr, numbers.blocks))
             raise ValueError(

@@ -20,14 +20,14 @@ from normopt.blocks import (
     block_dot,
     bounded_sqrt,
     check_channel_axes,
-    finite_or_zero,
     has_numbers,
     larger,
+    largest_root,
     per_block,
     positive_sqrt,
+    radial_quotient,
     resolve_proper_axes,
     saturated,
-    smallest_root,
     squares,
 )
 from normopt.checks import check_flag, check_moment_dtype, check_number
@@ -50,7 +50,7 @@ class ScaleByBlockAdamState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     mu: Any  # params' structure and shapes, in `mu_dtype`
-    nu: BlockNumbers  # v, float32 at least; of tangent blocks the root of v |w|^2
+    nu: BlockNumbers  # v; of tangent blocks sqrt(v) |w|, or -sqrt(v) where |w| is 0
     nu_max: BlockNumbers | None  # with amsgrad: the largest nu so far
 
 
@@ -227,6 +227,7 @@ def _step(
 ) -> tuple[jax.Array, _Moments]:
     """Takes the direction and the moments of one leaf; with `w`, on the tangent."""
     mu, nu, nu_max = old
+    b1 = numbers.b1
     past, wide, square = accumulator(mu), accumulator(g), squares(g, axes)
     if w is None or axes is None:
         nu = second = saturated(numbers.b2 * nu + numbers.b2_rest * square)
@@ -235,14 +236,18 @@ def _step(
         root = positive_sqrt(second)
     else:
         w = accumulator(w)
-        length = _length(w, axes)
         # Each sum stands once: it then needs no loop of its own.
         dot = per_block(block_dot(past, w, axes), axes)
-        radial = finite_or_zero(dot / (length * length))
+        w_square = squares(w, axes)
+        radial = radial_quotient(dot, w_square)
+        length = _length(w_square)
+        # A block that has just lost its length has lost the unit of its moments too,
+        # and begins anew, the first average of its squares being the square itself.
+        is_lost = (nu > 0) & (length < 0)
+        share = jnp.where(is_lost, numbers.correction, numbers.b2_rest)
+        b1 = across_block(jnp.where(is_lost, 0, b1), axes, g.ndim)
         past = past - across_block(radial, axes, g.ndim) * w
         past_root = _read(nu, length)
-        # Without a past, the first average is the square itself.
-        share = jnp.where(past_root == 0, numbers.correction, numbers.b2_rest)
         second = numbers.b2 * past_root * past_root + share * square
         nu = kept = bounded_sqrt(second) * length
         if nu_max is not None:
@@ -250,26 +255,27 @@ def _step(
             second = larger(past_root * past_root, second)
             nu_max = kept = bounded_sqrt(second) * length
         root = kept / length
-    mu = numbers.b1 * past + numbers.b1_rest * wide
+    mu = b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
     factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
     return (ahead * factor).astype(g.dtype), _Moments(mu, nu, nu_max)
 
 
-def _length(w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Gives |w| of each block; -1 where it is zero, which no length is.
+def _length(square: jax.Array) -> jax.Array:
+    """Gives the length of weights by its square; -1 for zero, which no length is.
 
     Times it, the root of v is what the state keeps: that stays in range where v |w|^2
     would not. Of a block without length it keeps the root itself, as a negative number.
     """
-    length = bounded_sqrt(squares(w, axes))
-    return jnp.where(length > smallest_root(length.dtype), length, -1)
+    has_length = square >= jnp.finfo(square.dtype).tiny
+    length = jnp.sqrt(jnp.where(has_length, square, 1))
+    return jnp.where(has_length, jnp.minimum(length, largest_root(square.dtype)), -1)
 
 
 def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
     """Gives the root of v in the unit of the gradient at the present length.
 
-    That is 0 before the first step, and of a block that has just lost its length, and
-    with it the unit of its moment. The sign has no meaning.
+    It is 0 for a block that has just lost its length.
     """
-    return jnp.where(kept < 0, kept, jnp.maximum(kept / length, 0))
+    unit = jnp.where(kept < 0, -1, length)
+    return jnp.clip(kept / unit, 0, largest_root(length.dtype))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
+import normopt
 from tests.contract_cases import CASES, LINKS, tree
 from tests.multidevice.placing import mesh_of_eight
 
@@ -47,7 +48,22 @@ def main() -> None:
                 # Element by element: a piece is as good as the whole.
                 assert_close(mapped(params), update(params), case.name)
             checked += 1
+    check_other_maps(params)
     print("updates of pieces:", checked)
+
+
+def check_other_maps(params):
+    """`jax.pmap` is one more way to hide pieces; a mesh of one device hides none."""
+    tx = normopt.normalize_blocks()
+
+    def update(params):
+        return tx.update(params, tx.init(params))[0]
+
+    message = refusal(jax.pmap(update), params)
+    assert "'body/kernel'" in message and "nothing tells" in message, message
+    of_one = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+    alone = jax.shard_map(update, mesh=of_one, in_specs=(CUT,), out_specs=CUT)
+    assert_close(jax.jit(alone)(params), update(params), "one device")
 
 
 def loss(params, batch):

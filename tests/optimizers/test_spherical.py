@@ -249,6 +249,65 @@ def test_blocks_of_no_length_leave_zero_and_do_not_leap(make, start):
         assert jnp.linalg.norm(updates, axis=0).max() <= 2 * rate * size**0.5
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("size", [1.0, 1e-4, 0.0])
+def test_a_block_set_to_zero_forgets_both_moments(size, amsgrad):
+    """Gradients of another size than before, or none, do not make it leap."""
+    link = optax.chain(
+        normopt.scale_by_block_adam(channel_axes=(-1,), tangent=True, amsgrad=amsgrad),
+        normopt.scale_by_block_size((-1,)),
+    )
+    update = jax.jit(link.update)
+    params = jax.random.normal(jax.random.key(1), (16, 2))
+    state = link.init(params)
+    for t, key in enumerate(jax.random.split(jax.random.key(0), 25)):
+        grads = jax.random.normal(key, params.shape)
+        if t >= 20:
+            grads = grads.at[:, 0].multiply(size)
+            params = params.at[:, 0].set(0) if t == 20 else params
+        updates, state = update(grads, state, params)
+        params = params - 1e-3 * updates
+        length, other = jnp.linalg.norm(updates, axis=0)
+        assert length <= 2 * 16**0.5 and other > 0
+        assert (length > 0) == (t < 20 or size > 0)
+
+
+@pytest.mark.parametrize("gradient", [1.0, 1e-15])
+@pytest.mark.parametrize("weight", [1e18, 1e20, 1e25, 1e30])
+def test_the_momentum_of_huge_weights_stays_that_of_their_gradients(weight, gradient):
+    link = normopt.scale_by_block_adam(channel_axes=(), tangent=True)
+    key = jax.random.key(2)
+    params = weight * jax.random.normal(key, (12,))
+    state = link.init(params)
+    for t in range(5):
+        grads = gradient * jax.random.normal(jax.random.fold_in(key, t), (12,))
+        updates, state = link.update(grads, state, params)
+        assert jnp.isfinite(updates).all() and jnp.isfinite(state.nu.blocks[""])
+        # A projection shortens; a mean of five such gradients is below three of them.
+        assert jnp.abs(state.mu).max() <= 3 * gradient
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        normopt.adamg(0.01, channel_axes=()),
+        normopt.adamg(0.0625, b2=0.99, eps=0.0, channel_axes=()),
+        normopt.retract_to_sphere(optax.sgd(1e-3, 0.9), (), moment="trace"),
+    ],
+    ids=["adamg", "adamg without eps", "retracted sgd"],
+)
+@pytest.mark.parametrize("powers", [(30, 30, 30), (30, -30, 30), (-30, 30, 30)])
+def test_the_sphere_is_not_left_for_infinity(optimizer, powers):
+    params = jax.random.normal(jax.random.key(3), (12,))
+    state = optimizer.init(params)
+    for t, power in enumerate(powers):
+        grads = 10.0**power * jax.random.normal(jax.random.key(t), (12,))
+        updates, state = optimizer.update(grads, state, params)
+        params = params + updates
+        leaves = jax.tree.leaves((params, state))
+        assert all(jnp.isfinite(leaf).all() for leaf in leaves)
+
+
 @pytest.mark.parametrize("make", [normopt.adams, normopt.adamsrt])
 def test_the_state_is_half_of_adams(make):
     params = {"kernel": jnp.ones((3, 3, 64, 64)), "bias": jnp.ones(64)}
