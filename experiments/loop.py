@@ -21,6 +21,7 @@ from experiments.data import Dataset, Split
 from experiments.progress import TrainingProgress
 from experiments.records import Numbers, Record, averages, problem, record_of
 from experiments.runs import Run, append_record
+from experiments.selection import chosen, select
 from experiments.skipping import all_finite, skipped_steps
 from experiments.steps import (
     EVALUATION_BATCH,
@@ -119,26 +120,26 @@ class _Pending:
 
 
 class Loop:
-    """Trains and evaluates one job."""
+    """Trains and evaluates one job.
+
+    Attributes:
+        job: which one.
+    """
 
     def __init__(self, job: Job):
         """Put the training and validation images on the device."""
-        self._job = job
-        self._train = _on_device(job.data.train)
-        self._validation = _on_device(job.data.validation)
-        order_key, self._step_key = jax.random.split(jax.random.key(job.seed))
+        self.job = job
+        self._train = on_device(job.data.train)
+        self._validation = on_device(job.data.validation)
+        order_key, self._step_key = keys_of(job.seed)
         step = make_train_step(
             job.network, job.optimizer, job.augmentation, job.plan.batch_size
         )
         self._run_steps = repeat(step, scan=job.scan)
         self._run_evaluation = repeat(make_evaluation_step(job.network), scan=job.scan)
         self._snapshot = jax.jit(_snapshot)
-        # The order of an epoch follows from its number alone.
-        self._order = jax.jit(
-            lambda epoch: jax.random.permutation(
-                jax.random.fold_in(order_key, epoch), job.plan.images
-            )
-        )
+        self._select = jax.jit(select)
+        self._order = jax.jit(lambda epoch: order_of(order_key, epoch, job.plan.images))
 
     def check(self, state: TrainState) -> None:
         """Trace a step, so that what cannot work fails before anything is written."""
@@ -148,8 +149,9 @@ class Loop:
         )
 
     def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
-        """Return the loss and accuracy of a state on all images of a split."""
-        return averages(jax.device_get(self._evaluate(state, _on_device(split))))
+        """Return loss and accuracy on a split of the weights that a run tests."""
+        sums = self._evaluate(chosen(state), on_device(split))
+        return averages(jax.device_get(sums))
 
     def run(
         self,
@@ -174,7 +176,7 @@ class Loop:
                 optimizer and the last good checkpoint.
             OSError: a record or a checkpoint cannot be written.
         """
-        plan, pending, began = self._job.plan, None, time.perf_counter()
+        plan, pending, began = self.job.plan, None, time.perf_counter()
         order = None
 
         def settle() -> None:
@@ -210,6 +212,8 @@ class Loop:
             validation = snapshot = finite = None
             if stop % plan.steps_per_epoch == 0:
                 validation = self._evaluate(state, self._validation)
+                if state.best is not None:
+                    state = state._replace(best=self._select(state, validation))
                 snapshot, finite = self._snapshot(state)
             # Copies: the next step takes the state's own buffers.
             skipped = jax.tree.map(jnp.copy, skipped_steps(state.opt_state))
@@ -235,28 +239,40 @@ class Loop:
     def _learning_rate(self, step: int, skipped: jax.Array | None) -> jax.Array:
         """Return the rate of the last update: the count leaves out skipped steps."""
         count = step - 1 if skipped is None else jnp.maximum(step - 1 - skipped, 0)
-        return jnp.asarray(self._job.schedule(count))
+        return jnp.asarray(self.job.schedule(count))
 
     def _record(self, pending: _Pending, checkpoints: Checkpoints) -> Record:
         numbers = jax.device_get(pending.numbers)
-        epoch = pending.step / self._job.plan.steps_per_epoch
+        epoch = pending.step / self.job.plan.steps_per_epoch
         record = record_of(pending.step, epoch, numbers)
         if (found := problem(record, numbers)) is not None:
             advice = "a smaller learning rate may help"
             if numbers.skipped is None:
                 advice += ", or --skip-nonfinite if it is a few batches that are bad"
             raise TrainingDiverged(
-                f"{found} is not finite with the optimizer {self._job.optimizer_name}; "
+                f"{found} is not finite with the optimizer {self.job.optimizer_name}; "
                 f"{checkpoints.last_good()}; {advice}"
             )
         return record
 
 
-def _on_device(split: Split) -> Images:
+def keys_of(seed: int) -> tuple[jax.Array, jax.Array]:
+    """Return the random keys of a run: for the orders of its epochs, for its steps."""
+    order_key, step_key = jax.random.split(jax.random.key(seed))
+    return order_key, step_key
+
+
+def order_of(key: jax.Array, epoch: int | jax.Array, images: int) -> jax.Array:
+    """Return the order of an epoch's images, which follows from its number alone."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), images)
+
+
+def on_device(split: Split) -> Images:
+    """Return a split whose images and labels lie on the device."""
     return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
 def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:
     """Copy a state, whose own buffers the next step takes, and say if it is finite."""
-    finite = all_finite((state.params, state.model_state))
+    finite = all_finite((state.params, state.model_state, state.opt_state))
     return jax.tree.map(jnp.copy, state), finite

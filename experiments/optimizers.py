@@ -90,16 +90,30 @@ def described(config: Config) -> Config:
 
 
 def schedule_of(config: Config) -> Callable[[Any], Any]:
-    """Return a complete configuration's learning rate as a function of the count."""
-    value = _innermost(config)["learning_rate"]
-    if value is None:
+    """Return a complete configuration's learning rate as a function of the count.
+
+    It is the rate in force: times eta_t, where the optimizer has a `schedule`.
+    """
+    level = _innermost(config)
+    if level["learning_rate"] is None:
         raise ValueError(
-            f"the learning rate of {_innermost(config)['name']!r} must be a number or "
-            "a schedule, got null"
+            f"the learning rate of {level['name']!r} must be a number or a schedule, "
+            "got null"
         )
-    if isinstance(value, dict):
-        return normopt.make(**value)
-    return optax.constant_schedule(value)
+    rate = _function_of_count(level["learning_rate"])
+    if level.get("schedule") is None:
+        return rate
+    eta = _function_of_count(level["schedule"])
+    return lambda count: rate(count) * eta(count)
+
+
+def _function_of_count(value: Any) -> Callable[[Any], Any]:
+    if not isinstance(value, dict):
+        return optax.constant_schedule(value)
+    if value["name"] == "WarmRestarts":
+        # What it is as long as nobody restarts it, and a training run never does.
+        value = {**value, "name": "cosine_restarts"}
+    return normopt.make(**value)
 
 
 def _parse(text: str) -> Config:

@@ -1,6 +1,7 @@
 """What a person sees during a run: a bar in a terminal, a few lines elsewhere."""
 
 import math
+import time
 from typing import Any
 
 from rich.console import Console
@@ -19,9 +20,17 @@ _LINES = 10
 class TrainingProgress:
     """Shows steps done, and the latest loss and accuracy; a context manager."""
 
-    def __init__(self, console: Console, total_steps: int, done: int = 0):
-        """Show a run of `total_steps` of which `done` are behind."""
+    def __init__(
+        self, console: Console, total_steps: int, done: int = 0, batch_size: int = 1
+    ):
+        """Show a run of `total_steps` of `batch_size` images; `done` are behind."""
         self._console = console
+        self._batch_size = batch_size
+        # When the record that speed is counted from and the latest one came, and with
+        # which steps.
+        self._first: tuple[float, int] | None = None
+        self._latest: tuple[float, int] | None = None
+        self._validated = False
         self._total = total_steps
         self._spacing = max(1, math.ceil(total_steps / _LINES))
         self._next_line = (done // self._spacing + 1) * self._spacing
@@ -51,8 +60,24 @@ class TrainingProgress:
         """Count `steps` more as under way."""
         self._bar.advance(self._task, steps)
 
+    def images_per_second(self) -> float | None:
+        """Return how fast training is, None where there is nothing to tell it by.
+
+        It counts from the first record, and again from the first validation: both wait
+        for a compilation. Later validations and checkpoints are part of it.
+        """
+        if self._first is None or self._first == self._latest:
+            return None
+        (began, first), (now, latest) = self._first, self._latest
+        return (latest - first) * self._batch_size / (now - began)
+
     def show(self, record: dict[str, Any]) -> None:
         """Show the losses and accuracies of a record of `metrics.jsonl`."""
+        self._latest = time.perf_counter(), record["step"]
+        validated = record.get("validation_loss") is not None
+        if self._first is None or (validated and not self._validated):
+            self._first = self._latest
+        self._validated = self._validated or validated
         shown = {
             "loss": ("train_loss", ".4f"),
             "accuracy": ("train_accuracy", ".2%"),
@@ -65,6 +90,8 @@ class TrainingProgress:
             for name, (key, form) in shown.items()
             if record.get(key) is not None
         )
+        if (speed := self.images_per_second()) is not None:
+            latest += f"  {speed:,.0f} images/s"
         self._bar.update(self._task, latest=latest)
         if not self._console.is_terminal and record["step"] >= self._next_line:
             self._next_line += self._spacing

@@ -69,7 +69,7 @@ def problem(record: Record, numbers: Numbers) -> str | None:
             "skipped in a row,"
         )
     if numbers.finite is not None and not numbers.finite:
-        return f"a weight or statistic after step {record['step']}"
+        return f"a weight, statistic or moment after step {record['step']}"
     for name, value in record.items():
         if value is not None and not math.isfinite(value):
             return f"the {name.replace('_', ' ')} recorded at step {record['step']}"

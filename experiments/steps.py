@@ -22,15 +22,17 @@ NEVER = -1
 class TrainState(NamedTuple):
     """What the next step needs; a checkpoint holds this and nothing else.
 
-    The order of the images and every random key follow from the seed and `step`: they
-    come back with it, and the seed is in the configuration that names the run's folder.
+    The order of the images and the keys of their augmentation follow from the seed and
+    `step`: they come back with it, and the seed is in the configuration that names the
+    run's folder.
     """
 
     params: Any  # tree of float32
-    model_state: Any  # tree: BatchNorm's running statistics
+    model_state: Any  # tree: BatchNorm's running statistics, dropout's random key
     opt_state: Any
     step: jax.Array  # int32 scalar: steps done
     first_bad_step: jax.Array  # int32 scalar: the step that stops the run, or -1
+    best: Any = None  # `selection.Best`, where the best weights are kept
 
 
 class Sums(NamedTuple):
@@ -64,13 +66,18 @@ class Network(NamedTuple):
     def train(self, params: Any, model_state: Any, images: jax.Array):
         """Return logits (n, classes) and the new model state for uint8 images."""
         model = nnx.merge(self.train_graph, params, model_state)
-        logits = model(self._normalise(images))
+        logits = model(self._normalise(images)).astype(jnp.float32)
         return logits, nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Param)))
 
     def evaluate(self, params: Any, model_state: Any, images: jax.Array) -> jax.Array:
         """Return logits (n, classes) for uint8 images, by running statistics."""
         model = nnx.merge(self.eval_graph, params, model_state)
-        return model(self._normalise(images))
+        return model(self._normalise(images)).astype(jnp.float32)
+
+    def penalty(self, params: Any, model_state: Any) -> jax.Array | float:
+        """Return what the model adds to the loss, such as an L2 term; 0 if nothing."""
+        model = nnx.merge(self.train_graph, params, model_state)
+        return model.penalty() if hasattr(model, "penalty") else 0.0
 
     def _normalise(self, images: jax.Array) -> jax.Array:
         return (images.astype(jnp.float32) - self.mean) / self.std
@@ -89,19 +96,37 @@ def create(
     Returns:
         The network, its parameters and its other state.
     """
+    return network_of(build, mean, std), *jax.jit(lambda: arrays_of(build))()
+
+
+def network_of(
+    build: Callable[[], nnx.Module], mean: Any, std: Any, dtype: Any = None
+) -> Network:
+    """Return a model without its arrays.
+
+    Args:
+        build: makes the model.
+        mean: of the training images, (channels,).
+        std: of the training images, (channels,).
+        dtype: what its layers compute in, with float32 parameters and statistics; None:
+            what they were built for.
+    """
     model = nnx.eval_shape(build)
+    if dtype is not None:
+        for _, module in nnx.iter_modules(model):
+            if hasattr(module, "dtype"):
+                module.dtype = dtype
     model.eval()
     eval_graph = nnx.graphdef(model)
     model.train()
     train_graph = nnx.graphdef(model)
+    return Network(train_graph, eval_graph, jnp.asarray(mean), jnp.asarray(std))
 
-    @jax.jit
-    def arrays():
-        _, params, model_state = nnx.split(build(), nnx.Param, ...)
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 
-    network = Network(train_graph, eval_graph, jnp.asarray(mean), jnp.asarray(std))
-    return network, *arrays()
+def arrays_of(build: Callable[[], nnx.Module]) -> tuple[Any, Any]:
+    """Return the parameters and the other state of a model that `build` makes."""
+    _, params, model_state = nnx.split(build(), nnx.Param, ...)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(model_state)
 
 
 def initial_state(
@@ -135,8 +160,10 @@ def make_train_step(
         `step((state, sums), key, order, data) -> (state, sums)`: `order` is the epoch's
         order of the images, and the batch and its random numbers follow from `key` and
         `state.step` alone. Where the optimizer skips a step, so does all else: the
-        model's state stays as it is, and the images do not count in the sums.
+        model's state stays as it is, and the images do not count in the sums. Those are
+        of the cross-entropy alone; the gradient is that of what the model adds, too.
     """
+    penalty = getattr(network, "penalty", _no_penalty)
 
     def step(carry, key, order, data):
         state, sums = carry
@@ -148,9 +175,11 @@ def make_train_step(
         def loss_fn(params):
             logits, model_state = network.train(params, state.model_state, images)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), (logits, model_state)
+            cross_entropy = losses.mean()
+            loss = cross_entropy + penalty(params, state.model_state)
+            return loss, (cross_entropy, logits, model_state)
 
-        (loss, (logits, model_state)), gradients = jax.value_and_grad(
+        (loss, (cross_entropy, logits, model_state)), gradients = jax.value_and_grad(
             loss_fn, has_aux=True
         )(state.params)
         skips = skipping.skips(state.opt_state)
@@ -159,7 +188,7 @@ def make_train_step(
             gradients = skipping.spoiled_unless(finite, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         counted = Sums(
-            sums.loss + loss * batch_size,
+            sums.loss + cross_entropy * batch_size,
             sums.correct + jnp.sum(logits.argmax(-1) == labels),
             sums.images + batch_size,
         )
@@ -179,9 +208,14 @@ def make_train_step(
             opt_state,
             done,
             jnp.where(first, done, state.first_bad_step),
+            state.best,
         ), counted
 
     return step
+
+
+def _no_penalty(params: Any, model_state: Any) -> float:
+    return 0.0
 
 
 def make_evaluation_step(network: Network) -> Callable[..., tuple[jax.Array, Sums]]:

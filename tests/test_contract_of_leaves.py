@@ -55,7 +55,7 @@ def test_updates_and_state_keep_structure_shapes_and_dtypes(case, dtypes):
 @every_case
 def test_complex_leaves(case):
     real = tree(SMALL)
-    grads = gradients(real)
+    grads = gradients(real, 2)
     as_complex = functools.partial(jax.tree.map, lambda leaf: leaf + 0j)
     after, state = run(case.make(), as_complex(real), as_complex(grads))
     # Complex numbers that are real go where these go.
@@ -92,13 +92,13 @@ def test_blocks_of_zeros_stay_finite(case):
         return leaf.at[..., 0].set(0) if leaf.ndim > 1 else jnp.zeros_like(leaf)
 
     params = jax.tree.map(emptied, tree(FULL))
-    grads = [jax.tree.map(emptied, g) for g in gradients(params, 3)]
+    grads = [jax.tree.map(emptied, g) for g in gradients(params, 2)]
     # The hardest case for a division.
     optimizer = case.make(**({"eps": 0.0} if "eps" in case.options else {}))
     after, state = run(optimizer, params, grads)
     assert is_finite((after, state))
     chex.assert_trees_all_equal(jax.tree.map(emptied, after), after)
-    nothing = [optax.tree.zeros_like(params)] * 3
+    nothing = [optax.tree.zeros_like(params)] * 2
     assert is_finite(run(optimizer, params, nothing))
 
 
@@ -205,7 +205,7 @@ def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
         "nnx": nnx.state(Net(), nnx.Param),
         "equinox": eqx.partition(model, eqx.is_inexact_array)[0],
     }
-    grads = gradients(params)
+    grads = gradients(params, 1)
 
     def plain(containers):
         layer = containers["equinox"][0]

@@ -96,6 +96,7 @@ def test_wheel_depends_on_jax_and_optax_alone(wheel):
         "experiments",
         "test",
         "tpu",
+        "tpu-compile",
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import normopt
-from experiments.models import MODELS, resnet20
+from experiments.models import MODELS, resnet20, vgg
 from experiments.models.resnet import BasicBlock, Padding, Projection
 from experiments.steps import create
 
@@ -148,3 +148,43 @@ def test_images_are_normalised(grey):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def shapes_of_vgg16():
+    model = nnx.eval_shape(
+        lambda: MODELS["vgg16"](num_classes=10, channels=3, rngs=nnx.Rngs(0))
+    )
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def test_vgg16_has_thirteen_convolutions_and_one_linear_layer():
+    params = shapes_of_vgg16()
+    widths = (64, 64, 128, 128, 256, 256, 256, *(512,) * 6)
+    kernels = [(3, 3, a, b) for a, b in itertools.pairwise((3, *widths))]
+    found = [leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 4]
+    assert found == kernels
+    assert normopt.leaf_paths(params, "head") == ["head/bias", "head/kernel"]
+    assert params["head"]["kernel"].shape == (512, 10)
+    # Nothing else but two vectors a norm: no bias before one.
+    sizes = [leaf.size for leaf in jax.tree.leaves(params)]
+    convolutions = sum(9 * a * b for a, b in itertools.pairwise((3, *widths)))
+    assert sum(sizes) == convolutions + 2 * sum(widths) + 5130 == 14_724_042
+
+
+@pytest.mark.parametrize(
+    ("size", "sizes"), [(32, [32, 16, 8, 4, 2]), (7, [7, 4, 2, 1, 1])]
+)
+def test_vgg_halves_the_image_after_each_stage(monkeypatch, size, sizes):
+    pool, seen = nnx.max_pool, []
+
+    def recorded(x, *args, **kwargs):
+        seen.append(x.shape[1])
+        return pool(x, *args, **kwargs)
+
+    monkeypatch.setattr(vgg.nnx, "max_pool", recorded)
+
+    def logits(images):
+        return MODELS["vgg16"](num_classes=10, channels=3, rngs=nnx.Rngs(0))(images)
+
+    assert jax.eval_shape(logits, jnp.zeros((2, size, size, 3))).shape == (2, 10)
+    assert seen == sizes

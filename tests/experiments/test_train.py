@@ -36,7 +36,10 @@ from tests.experiments.small_runs import (
     config,
     copy_of,
     line_data,
+    line_folder,
     quiet,
+    saved,
+    train_line,
 )
 
 FILES = {
@@ -218,6 +221,17 @@ def test_learning_rate_defaults_to_the_optimizers_own(name, rate):
     assert optimizers.schedule_of(given)(0) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("kind", ["cosine_restarts", "WarmRestarts"])
+def test_recorded_rate_is_the_one_in_force(kind):
+    restarts = {"name": kind, "total_steps": 5, "eta_max": 2.0}
+    given = {"name": "adamw", "learning_rate": 0.1, "schedule": restarts}
+    rate = optimizers.schedule_of(completed(given, never))
+    eta = normopt.cosine_restarts(5, eta_max=2.0)
+    found = [float(rate(count)) for count in range(7)]
+    expected = [0.1 * float(eta(count)) for count in range(7)]
+    assert found == pytest.approx(expected) and found[0] == pytest.approx(0.2)
+
+
 def test_resuming_cuts_later_and_broken_records(tmp_path, finished, capsys):
     folder = copy_of(finished, tmp_path, steps=27)
     with (folder / "metrics.jsonl").open("a") as file:
@@ -333,7 +347,7 @@ def test_fresh_with_bad_input_removes_nothing(tmp_path, finished):
 @pytest.mark.parametrize(
     ("scales", "found"),
     [
-        ({"11": 1e30}, "a weight or statistic after step 18 is not finite"),
+        ({"11": 1e30}, "a weight, statistic or moment after step 18 is not finite"),
         ({"14": 1e30, "15": 1e30}, "the loss of step 17 is not finite"),
         (
             {"11": 1e30, "12": 1e30},
@@ -398,6 +412,16 @@ def test_cut_stretches_equal_a_whole_one():
     (cut, cut_sums), _ = line_run(scan=True, counts=(3, 4))
     np.testing.assert_array_equal(whole.params, cut.params)
     np.testing.assert_allclose(sums.loss, cut_sums.loss, rtol=1e-6)
+
+
+def test_moment_that_is_not_finite_is_not_saved(tmp_path):
+    """A gradient of 1e25 is finite, and so are loss and weights after it."""
+    too_large = optax.masked(optax.scale(1e25), lambda params: True)
+    once = optax.conditionally_transform(too_large, lambda step: step == 12)
+    optimizer = optax.chain(once, optax.adam(0.1))
+    with pytest.raises(TrainingDiverged, match="moment after step 18 is not finite"):
+        train_line(tmp_path, optimizer=optimizer)
+    assert saved(line_folder(tmp_path)) == {9}
 
 
 class Counts(Line):

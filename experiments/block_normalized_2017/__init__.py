@@ -1,0 +1,1 @@
+"""Yu et al., "Block-Normalized Gradient Method", 2017."""

@@ -1,0 +1,64 @@
+"""Train a small convolutional network on CIFAR-10, plain and normalized.
+
+Yu, Huang, Lin, Salakhutdinov, Carbonell, "Block-Normalized Gradient Method: An
+Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822, as in the
+example of the Keras implementation: convolutions of 32, 32, a pool, 64, 64, a pool, 512
+units, dropout 0.25, 0.25 and 0.5; batches of 128, 50 epochs. SGD with momentum 0.9 and
+Adam, each plain and with the gradient of each array divided by its length (`l2`). The
+rates, the borders and the images are not described: here it is 0.01 and 0.001 all the
+way, borders of zeros, and no augmentation.
+
+    python -m experiments block_normalized_2017.cifar_cnn --data-dir DIR
+
+takes about seven hours on two CPU cores, as far as its first steps tell: no whole run
+has been made yet, and none is stored. It writes `cifar_cnn.json`, `cifar_cnn_train.png`
+and `cifar_cnn_test.png`, and a folder for each optimizer; the same command again goes
+on where it stopped. All training images are trained on, and the test images are tested
+after each epoch; nothing is chosen by that.
+
+No value is published; there are two figures, of training and test, and the text makes
+no claim about them.
+"""
+
+from collections.abc import Sequence
+
+import tyro
+
+from experiments import data
+from experiments.block_normalized_2017.curves import (
+    CurvesConfig,
+    Task,
+    run,
+    with_test_curve,
+)
+from experiments.models.cnn import CNN
+
+NAME = "cifar_cnn"
+RATES = {"SGD": (1e-2,), "Adam": (1e-3,)}
+
+
+def main(args: Sequence[str]) -> None:
+    """Train four times, print the summary, and write records and figures."""
+    prog = "python -m experiments block_normalized_2017.cifar_cnn"
+    config = tyro.cli(CurvesConfig, args=args, prog=prog)
+    run(config, NAME, lambda: load(config))
+
+
+def load(config: CurvesConfig) -> Task:
+    """Return the task with its data: the paper's, or the small one of a smoke run."""
+    settings = {"widths": [32, 64], "hidden": 512, "dropout": [0.25, 0.5]}
+    if config.smoke:
+        images = data.load("digits")
+        settings |= {"widths": [4], "hidden": 16}
+    else:
+        images = data.load("cifar10", config.data_dir)
+    return Task(
+        name=NAME,
+        build=CNN,
+        settings=settings,
+        data=with_test_curve(images),
+        batch_size=128,
+        norm="l2",
+        rates=RATES,
+        epochs=3 if config.smoke else 50,
+    )

@@ -1,0 +1,285 @@
+"""A network trained by four optimizers, each a run that can be resumed, and its curves.
+
+The two networks of this paper share it: SGD with momentum and Adam, each plain and with
+normalized gradients, and one figure for the training and one for the test images.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from rich.console import Console
+
+import normopt
+from experiments import figures, provenance
+from experiments.augment import Augmentation
+from experiments.block_normalized_2017.curve_figures import SPLITS, draw, table
+from experiments.data import Dataset, Split
+from experiments.data.dataset import normalised
+from experiments.loop import Job, Loop, Plan, TrainingDiverged
+from experiments.preparation import Prepared
+from experiments.runs import Run, read_records, write_json
+from experiments.steps import Network, create, initial_state
+from experiments.train import train
+
+MOMENTUM = 0.9
+METHODS = ("SGD", "normalized SGD", "Adam", "normalized Adam")
+
+# A network, its parameters and its other state.
+Model = tuple[Network, Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CurvesConfig:
+    """What to read, where to write, and how much to compute."""
+
+    data_dir: Path | None = None
+    """The folder with the data set's official files, or its parent."""
+    out: Path = Path("runs/block_normalized_2017")
+    """The folder for the records, the figures and the runs."""
+    seed: int = 0
+    """For the initial weights, dropout and the order of the images."""
+    smoke: bool = False
+    """A small network on the digits that come with scikit-learn."""
+    redraw: bool = False
+    """Print and draw the stored records, without training."""
+    fresh: bool = False
+    """Train again what is finished or under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What all four optimizers train, and how.
+
+    Attributes:
+        name: of the experiment, part of the folders' names.
+        build: the network from the images' `size`, `num_classes`, `channels`, `rngs`.
+        settings: further arguments of `build`, which JSON can hold.
+        data: whose validation images are its test images; see `with_test_curve`.
+        batch_size: images in a step.
+        norm: of normopt, by which gradients are divided.
+        rates: the learning rates of the two kinds of optimizer, one after the other.
+        epochs: passes over the training images at each rate.
+    """
+
+    name: str
+    build: Callable[..., nnx.Module]
+    settings: dict[str, Any]
+    data: Dataset
+    batch_size: int
+    norm: str
+    rates: dict[str, tuple[float, ...]]
+    epochs: int
+
+    def described(self) -> dict[str, Any]:
+        """Return what JSON can hold of it."""
+        return {
+            "data": self.data.name,
+            "network": self.settings,
+            "batch_size": self.batch_size,
+            "norm": self.norm,
+            "learning_rates": {kind: list(rates) for kind, rates in self.rates.items()},
+            "epochs_per_rate": self.epochs,
+            "momentum": MOMENTUM,
+        }
+
+    @property
+    def plan(self) -> Plan:
+        """The length of a run, which has one record an epoch."""
+        images, stages = len(self.data.train), len(self.rates["SGD"])
+        per_epoch = images // self.batch_size
+        return Plan(images, self.batch_size, stages * self.epochs, per_epoch)
+
+
+def with_test_curve(data: Dataset) -> Dataset:
+    """Return the official splits: all training images, and those of the test twice.
+
+    The test images stand for the validation images as well, which is what gives a test
+    curve. Nothing is chosen by it: neither a rate nor the epoch to stop at.
+    """
+    train = Split(
+        np.concatenate([data.train.images, data.validation.images]),
+        np.concatenate([data.train.labels, data.validation.labels]),
+    )
+    return normalised(data.name, data.num_classes, train, data.test, data.test)
+
+
+def optimizer_of(
+    method: str, task: Task
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Return one of `METHODS` and its learning rate by count of updates."""
+    kind = method.removeprefix("normalized ")
+    steps = task.epochs * task.plan.steps_per_epoch
+    first, *others = task.rates[kind]
+    changes = {
+        steps * (rank + 1): rate / before
+        for rank, (before, rate) in enumerate(
+            zip([first, *others], others, strict=False)
+        )
+    }
+    schedule = optax.piecewise_constant_schedule(first, changes)
+    inner = optax.adam(schedule)
+    if kind == "SGD":
+        inner = optax.sgd(schedule, momentum=MOMENTUM)
+    if kind == method:
+        return inner, schedule
+    return normopt.normalized(inner, norm=task.norm), schedule
+
+
+def build(task: Task, seed: int) -> Model:
+    """Build the network that all optimizers begin with, taken apart.
+
+    Args:
+        task: whose network.
+        seed: for the initial weights and dropout.
+    """
+    images = task.data
+    _, size, _, channels = images.train.images.shape
+    return create(
+        lambda: task.build(
+            size,
+            **task.settings,
+            num_classes=images.num_classes,
+            channels=channels,
+            rngs=nnx.Rngs(seed),
+        ),
+        images.mean,
+        images.std,
+    )
+
+
+def prepare(
+    method: str, task: Task, model: Model, seed: int, runs_dir: Path
+) -> Prepared:
+    """Prepare the run of one optimizer, without writing anything.
+
+    Args:
+        method: one of `METHODS`.
+        task: what it trains.
+        model: what `build` returned.
+        seed: of the model, here for the order of the images.
+        runs_dir: where the run's folder goes.
+
+    Returns:
+        What `experiments.train.train` takes.
+    """
+    images, plan = task.data, task.plan
+    # Copies: a run takes the buffers that it begins with.
+    network, *arrays = model
+    params, model_state = jax.tree.map(jnp.copy, arrays)
+    optimizer, schedule = optimizer_of(method, task)
+    loop = Loop(
+        Job(
+            network=network,
+            optimizer=optimizer,
+            optimizer_name=method,
+            schedule=schedule,
+            data=images,
+            augmentation=Augmentation(),  # none, as in the original
+            plan=plan,
+            seed=seed,
+            scan=jax.default_backend() != "cpu",
+        )
+    )
+    state = initial_state(params, model_state, optimizer)
+    loop.check(state)
+    label = f"{images.name}-{task.name}-{method.replace(' ', '_').lower()}"
+    config = {
+        **task.described(),
+        "method": method,
+        "images": images.fingerprint(),
+        "seed": seed,
+    }
+    run = Run(runs_dir, label, config)
+    return Prepared(run, loop, plan, images, state, normopt.describe(params))
+
+
+def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
+    """Train all four, print the summary, and write records and figures.
+
+    Args:
+        config: from the command line.
+        name: of the records and figures.
+        load: gives the task, whose data may be missing or damaged.
+    """
+    console = Console()
+    folder = config.out / "smoke" if config.smoke else config.out
+    records = folder / f"{name}.json"
+    if config.redraw and not records.exists():
+        sys.exit(f"error: --redraw needs {records}, which a run without it writes")
+    try:
+        if not config.redraw:
+            task = load()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(records, measure(config, task, folder, console))
+    except (OSError, ValueError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    stored, paths = json.loads(records.read_text()), [records]
+    for split in SPLITS:
+        paths.append(folder / f"{name}_{split}.png")
+        draw(paths[-1], stored, split)
+    console.print(table(stored))
+    for path in paths:
+        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def measure(
+    config: CurvesConfig, task: Task, folder: Path, console: Console
+) -> dict[str, Any]:
+    """Train by each optimizer, or go on where an earlier command stopped.
+
+    Args:
+        config: `seed`, and whether to begin anew.
+        task: what to train.
+        folder: where the runs' folders go.
+        console: where progress goes.
+
+    Returns:
+        The settings and the curves: loss and accuracy by epoch, of each optimizer.
+    """
+    curves, runs, model = {}, {}, build(task, config.seed)
+    for method in METHODS:
+        console.print(f"[bold]{method}[/bold]")
+        prepared = prepare(method, task, model, config.seed, folder)
+        result = train(prepared, fresh=config.fresh, console=console)
+        curves[method] = curves_of(read_records(prepared.run.metrics_file))
+        runs[method] = {
+            "folder": prepared.run.folder.name,
+            "parameters": result["parameters"],
+            "steps": result["steps"],
+            "provenance": json.loads(
+                (prepared.run.folder / "provenance.json").read_text()
+            ),
+        }
+    return {
+        "config": {**task.described(), "seed": config.seed},
+        "published": "no value published",
+        "curves": curves,
+        "runs": runs,
+        "provenance": provenance.describe(),
+    }
+
+
+def curves_of(records: figures.Records) -> dict[str, list[float]]:
+    """Return loss and accuracy at the end of each epoch, rounded as figures show them.
+
+    Args:
+        records: of a run with one an epoch, whose validation images are its test's.
+    """
+    return {
+        f"{split}_{quantity}": [
+            float(f"{record[f'{source}_{quantity}']:.5g}") for record in records
+        ]
+        for split, source in (("train", "train"), ("test", "validation"))
+        for quantity in ("loss", "accuracy")
+    }

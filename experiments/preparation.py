@@ -1,0 +1,202 @@
+"""From the settings of a training run to all that it needs, checked."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import normopt
+from experiments import axes, data, optimizers
+from experiments.augment import AUGMENTATIONS
+from experiments.loop import Job, Loop, Plan
+from experiments.models import MODELS
+from experiments.runs import Run
+from experiments.selection import keep_best
+from experiments.skipping import skip_nonfinite
+from experiments.steps import (
+    Network,
+    TrainState,
+    arrays_of,
+    initial_state,
+    network_of,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What to train, on what, and how."""
+
+    dataset: Literal[data.names()] = "digits"  # type: ignore[valid-type]
+    """The data set; `digits` comes with scikit-learn."""
+    data_dir: Path | None = None
+    """The folder with the data set's official files, or its parent."""
+    model: Literal[tuple(MODELS)] = "resnet20"  # type: ignore[valid-type]
+    """The model."""
+    optimizer: str = "adamsrt"
+    """A name, a JSON configuration or a .json file, as `normopt.make` takes it; where
+    `channel_axes` is left out and null by default, the loss tells which they are."""
+    learning_rate: float | None = None
+    """Where the cosine decay starts, if the optimizer has no learning rate itself; left
+    out, it depends on the optimizer."""
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images in a step."""
+    seed: int = 0
+    """For the initial weights, the order of the images and the augmentation."""
+    log_every: int = 50
+    """The most steps between two records in metrics.jsonl."""
+    skip_nonfinite: bool = False
+    """Leave out a step whose loss or gradient is not finite, instead of stopping."""
+    test_best: bool = False
+    """Test the weights with the best validation accuracy after an epoch, not the last;
+    the first of equally good ones."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in; weights, optimizer state and batch statistics are
+    float32 either way."""
+    runs_dir: Path = Path("runs")
+    """Where the run's folder goes."""
+    fresh: bool = False
+    """Train again, though the run is finished or under way."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that has been checked and of which nothing is written yet.
+
+    Attributes:
+        run: the folder that it will have.
+        loop: what trains and evaluates.
+        plan: its length.
+        data: the images.
+        state: where it begins.
+        table: what each parameter will get from the optimizer, one line each.
+    """
+
+    run: Run
+    loop: Loop
+    plan: Plan
+    data: data.Dataset
+    state: TrainState
+    table: str
+
+
+def prepare(
+    config: TrainConfig,
+    images: data.Dataset | None = None,
+    *,
+    optimizer_name: str | None = None,
+) -> Prepared:
+    """Check a configuration and load what it names, without writing anything.
+
+    Args:
+        config: what to train.
+        images: in the place of those that `config.dataset` names, of the same kind:
+            a part of them, or other splits.
+        optimizer_name: what the folder and messages call the optimizer, if not as its
+            configuration does.
+
+    Returns:
+        What `train` takes.
+
+    Raises:
+        ValueError: an option is out of range, or a data file is damaged.
+        FileNotFoundError: a data file is missing.
+    """
+    for name, low in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("seed", 0)):
+        if getattr(config, name) < low:
+            raise ValueError(f"`{name}` must be >= {low}, got {getattr(config, name)}")
+    if images is None:
+        images = data.load(config.dataset, config.data_dir)
+    if config.batch_size > len(images.train):
+        raise ValueError(
+            f"`batch_size` must be at most the {len(images.train)} training images, "
+            f"got {config.batch_size}"
+        )
+    plan = Plan(len(images.train), config.batch_size, config.epochs, config.log_every)
+    requested = optimizers.read(
+        config.optimizer, config.learning_rate, plan.total_steps
+    )
+    network = _network(config.model, images)
+    initialise = _initialiser(config.model, *_shape(images))
+    params, model_state = initialise(jax.random.key(config.seed))
+    optimizer_config = optimizers.complete(
+        requested, lambda: axes.find(network, params, model_state, images.train)
+    )
+    optimizer = normopt.make(**optimizer_config)
+    name = optimizer_name or optimizer_config["name"]
+    # Named only where it is chosen, so that all other folders keep their names.
+    chosen = {}
+    if config.skip_nonfinite:
+        optimizer = skip_nonfinite(optimizer)
+        chosen["skip_nonfinite"] = True
+    if config.test_best:
+        chosen["test_best"] = True
+    # The axes are found before, from losses that are not rounded to eight bits.
+    if config.dtype != "float32":
+        network = _network(config.model, images, jnp.dtype(config.dtype))
+        chosen["dtype"] = config.dtype
+    loop = Loop(
+        Job(
+            network=network,
+            optimizer=optimizer,
+            optimizer_name=name,
+            schedule=optimizers.schedule_of(optimizer_config),
+            data=images,
+            augmentation=AUGMENTATIONS[config.dataset],
+            plan=plan,
+            seed=config.seed,
+            scan=jax.default_backend() != "cpu",
+        )
+    )
+    state = initial_state(params, model_state, optimizer)
+    if config.test_best:
+        state = keep_best(state)
+    loop.check(state)
+    run = Run(
+        config.runs_dir,
+        f"{config.dataset}-{config.model}-{name}",
+        {
+            "dataset": config.dataset,
+            "data": images.fingerprint(),
+            "model": config.model,
+            "optimizer": optimizer_config,
+            "epochs": config.epochs,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "log_every": config.log_every,
+            **chosen,
+        },
+    )
+    table = normopt.describe(params, **optimizers.described(optimizer_config))
+    return Prepared(run, loop, plan, images, state, table)
+
+
+def _network(model: str, images: data.Dataset, dtype: Any = None) -> Network:
+    build = _builder(model, *_shape(images))
+    key = jax.random.key(0)  # of arrays that are never made
+    return network_of(lambda: build(key), images.mean, images.std, dtype)
+
+
+@functools.cache
+def _initialiser(model: str, num_classes: int, channels: int) -> Callable[..., Any]:
+    """Compile initial weights once for all seeds: it takes as long as for a step."""
+    build = _builder(model, num_classes, channels)
+    return jax.jit(lambda key: arrays_of(lambda: build(key)))
+
+
+def _builder(
+    model: str, num_classes: int, channels: int
+) -> Callable[[jax.Array], nnx.Module]:
+    return lambda key: MODELS[model](
+        num_classes=num_classes, channels=channels, rngs=nnx.Rngs(key)
+    )
+
+
+def _shape(images: data.Dataset) -> tuple[int, int]:
+    return images.num_classes, images.train.images.shape[-1]

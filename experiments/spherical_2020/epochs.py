@@ -1,0 +1,87 @@
+"""Runs that pause after each epoch: resumable, for loops other than the general one.
+
+What they train is a `TrainState`, of one run or of several that are stacked, and maybe
+something beside it. The general loop never waits for a step; these wait once an epoch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments.checkpoints import Checkpoints
+from experiments.loop import Plan, TrainingDiverged
+from experiments.progress import TrainingProgress
+from experiments.runs import Run, append_record
+from experiments.steps import NEVER, TrainState
+
+# A run saves at most so often: the state of several large networks takes seconds.
+SAVES = 40
+
+Record = dict[str, Any]
+TrainEpoch = Callable[[TrainState, int], tuple[TrainState, Record]]
+
+
+def train_epochs(
+    run: Run, start: TrainState, plan: Plan, train_epoch: TrainEpoch, console: Console
+) -> TrainState:
+    """Train to the end of the plan, from the start or the last checkpoint.
+
+    Args:
+        run: the folder that gets records and checkpoints.
+        start: the state before the first step.
+        plan: of each of the runs that are stacked.
+        train_epoch: from a state and the number of an epoch, counted from 0, to the
+            next state and a record with the quantities that `metrics.jsonl` has; one
+            that differs between stacked runs is a list of numbers.
+        console: where progress goes.
+
+    Returns:
+        The state after the last epoch.
+
+    Raises:
+        TrainingDiverged: a loss is not finite.
+        OSError: a file cannot be written, or no checkpoint can be read.
+    """
+    run.open()
+    runs = np.size(start.step)
+    every = max(1, -(-plan.epochs // SAVES))
+    with Checkpoints(run.checkpoints_folder) as checkpoints:
+        restored = checkpoints.restore(start)
+        state = start if restored is None else restored
+        done = int(np.max(state.step))
+        run.cut_metrics(done)
+        verb = f"resuming after step {done} of" if done else "training into"
+        console.print(f"{verb} {run.folder}", highlight=False, soft_wrap=True)
+        images = plan.batch_size * runs
+        with TrainingProgress(console, plan.total_steps, done, images) as progress:
+            for epoch in range(done // plan.steps_per_epoch, plan.epochs):
+                state, record = train_epoch(state, epoch)
+                _check(state, checkpoints)
+                step = (epoch + 1) * plan.steps_per_epoch
+                record = {"step": step, "epoch": epoch + 1, **record}
+                append_record(run.metrics_file, record)
+                progress.advance(plan.steps_per_epoch)
+                progress.show({name: _mean(value) for name, value in record.items()})
+                if (epoch + 1) % every == 0 or epoch + 1 == plan.epochs:
+                    # A copy, because the next epoch may take the buffers.
+                    checkpoints.save(step, jax.tree.map(jnp.copy, state))
+    return state
+
+
+def _check(state: TrainState, checkpoints: Checkpoints) -> None:
+    bad = np.atleast_1d(np.asarray(state.first_bad_step))
+    if (bad != NEVER).any():
+        place = int(np.flatnonzero(bad != NEVER)[0])
+        where = f" of seed {place}" if bad.size > 1 else ""
+        raise TrainingDiverged(
+            f"the loss of step {bad[place]}{where} is not finite; "
+            f"{checkpoints.last_good()}"
+        )
+
+
+def _mean(value: Any) -> Any:
+    return float(np.mean(value)) if isinstance(value, list) else value

@@ -1,0 +1,127 @@
+"""One cell of the table: several seeds trained together under `jax.vmap`.
+
+The step, the evaluation and the choice of the best weights are those of the general
+loop, and so are the random numbers: seed k here is `spherical_2020.train --seed k`, up
+to the rounding of sums that are batched.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from experiments import devices
+from experiments.data import Split
+from experiments.loop import keys_of, on_device, order_of
+from experiments.preparation import Prepared
+from experiments.runs import Run
+from experiments.selection import chosen, select
+from experiments.spherical_2020.epochs import Record, train_epochs
+from experiments.steps import (
+    EVALUATION_BATCH,
+    Images,
+    Sums,
+    TrainState,
+    make_evaluation_step,
+    make_train_step,
+    repeat,
+)
+
+
+def train_seeds(
+    prepared: Sequence[Prepared], run: Run, console: Console
+) -> dict[str, Any]:
+    """Train runs that differ only in their seed, or go on, or read what is finished.
+
+    Args:
+        prepared: the runs, whose own folders stay unused.
+        run: the folder for all of them.
+        console: where progress goes.
+
+    Returns:
+        What stands in its `result.json`: lists with a number for each seed.
+
+    Raises:
+        TrainingDiverged: a loss is not finite.
+        OSError: a file cannot be written, or no checkpoint can be read.
+    """
+    if (result := run.result()) is not None:
+        return result
+    stack = _Stack(prepared)
+    plan = prepared[0].plan
+    state = train_epochs(run, stack.start, plan, stack.train_epoch, console)
+    best = jax.vmap(chosen)(state)
+    test = stack.evaluate(best, prepared[0].data.test)
+    result = {
+        "test_accuracy": _per_image(test.correct, test),
+        "tested_step": np.asarray(best.step).tolist(),
+        "epochs": plan.epochs,
+        "steps": plan.total_steps,
+        "device": devices.describe().splitlines()[0],
+    }
+    run.finish(result)
+    return result
+
+
+class _Stack:
+    """Runs whose states are stacked along a leading axis, one for each seed."""
+
+    def __init__(self, prepared: Sequence[Prepared]):
+        job = prepared[0].loop.job
+        self.start: TrainState = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(one.state for one in prepared)
+        )
+        self._seeds, self._plan = len(prepared), job.plan
+        self._train = on_device(job.data.train)
+        self._validation = on_device(job.data.validation)
+        keys = [keys_of(one.loop.job.seed) for one in prepared]
+        self._order_keys, self._step_keys = map(jnp.stack, zip(*keys, strict=True))
+        step = make_train_step(
+            job.network, job.optimizer, job.augmentation, job.plan.batch_size
+        )
+        over_seeds = jax.vmap(step, in_axes=(0, 0, 0, None))
+        self._run_steps = repeat(over_seeds, scan=job.scan)
+        evaluation = jax.vmap(
+            make_evaluation_step(job.network), in_axes=(0, 0, 0, None)
+        )
+        self._run_evaluation = repeat(evaluation, scan=job.scan)
+        self._select = jax.jit(jax.vmap(select))
+        self._orders = jax.jit(
+            lambda keys, epoch: jax.vmap(order_of, (0, None, None))(
+                keys, epoch, job.plan.images
+            ),
+        )
+
+    def train_epoch(self, state: TrainState, epoch: int) -> tuple[TrainState, Record]:
+        orders = self._orders(self._order_keys, epoch)
+        carry = (state, self._zeros())
+        arguments = (self._step_keys, orders, self._train)
+        state, sums = self._run_steps(carry, self._plan.steps_per_epoch, *arguments)
+        validation = self._evaluate(state, self._validation)
+        state = state._replace(best=self._select(state, validation))
+        return state, {
+            "train_loss": _per_image(sums.loss, sums),
+            "train_accuracy": _per_image(sums.correct, sums),
+            "validation_loss": _per_image(validation.loss, validation),
+            "validation_accuracy": _per_image(validation.correct, validation),
+        }
+
+    def evaluate(self, state: TrainState, split: Split) -> Sums:
+        return self._evaluate(state, on_device(split))
+
+    def _evaluate(self, state: TrainState, data: Images) -> Sums:
+        batches = math.ceil(len(data.labels) / EVALUATION_BATCH)
+        carry = (jnp.zeros(self._seeds, jnp.int32), self._zeros())
+        arguments = (state.params, state.model_state, data)
+        return self._run_evaluation(carry, batches, *arguments)[1]
+
+    def _zeros(self) -> Sums:
+        return jax.tree.map(lambda zero: jnp.stack([zero] * self._seeds), Sums.zeros())
+
+
+def _per_image(values: jax.Array, sums: Sums) -> list[float]:
+    return (np.asarray(values, float) / np.asarray(sums.images)).tolist()

@@ -1,0 +1,205 @@
+"""Train the cells of Table 1 over several seeds and print them beside the paper's.
+
+Roburin et al., "Spherical Perspective on Learning with Batch Norm", 2020, arXiv
+2006.13382, Table 1: test accuracy of seven optimizers for ResNet-20, ResNet-18 and
+VGG-16 on CIFAR-10, CIFAR-100 and SVHN; see `spherical_2020.train` for the protocol. The
+seeds of a cell are one computation under `jax.vmap`.
+
+    python -m experiments spherical_2020.table1 --data-dir DIR
+
+takes half a minute on two CPU cores with `--smoke`; a full run has not been made yet
+and wants an accelerator. `--columns` and `--optimizers` take a part of the grid,
+`--epochs` shortens the schedule and `--seeds` says how many. Each cell has a folder of
+its own: the same command again goes on where it stopped, and one that names more cells
+trains only those. `--redraw` prints `table1.json` again.
+
+Published: the paper's columns of the table. Seen: nothing yet.
+"""
+
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments import data, provenance
+from experiments.loop import TrainingDiverged
+from experiments.runs import Run, write_json
+from experiments.spherical_2020 import protocol
+from experiments.spherical_2020.seeds import train_seeds
+from experiments.spherical_2020.train import (
+    SMOKE_DATASET,
+    SphericalTrainConfig,
+    prepare,
+)
+
+# What a smoke run trains, unless told.
+SMOKE_COLUMNS, SMOKE_OPTIMIZERS, SMOKE_SEEDS = ("cifar10/resnet20",), ("adamsrt",), 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Table1Config:
+    """Which cells, how many seeds, and where to write."""
+
+    columns: tuple[Literal[protocol.COLUMNS], ...] = ()  # type: ignore[valid-type]
+    """The columns to train; none named: all."""
+    optimizers: tuple[Literal[protocol.OPTIMIZERS], ...] = ()  # type: ignore[valid-type]
+    """The rows to train; none named: all."""
+    seeds: int = 5
+    """Runs a cell, with seeds from 0 on."""
+    epochs: int = protocol.EPOCHS
+    """Passes over the training images; the steps of the rate keep their fractions."""
+    data_dir: Path | None = None
+    """The folder with the official files of the data sets, or its parent."""
+    channel_axes: Literal["paper", "auto"] = "paper"
+    """The blocks: the paper's rule, or what the loss tells."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the networks compute in."""
+    out: Path = Path("runs/spherical_2020")
+    """The folder for `table1.json` and, in `cells`, a folder a cell."""
+    smoke: bool = False
+    """One cell unless others are named, two seeds of a small network for three epochs
+    on scikit-learn's digits, beside the paper's numbers for another thing."""
+    redraw: bool = False
+    """Print the stored table, without training."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Train what is missing of the grid, store the table and print it."""
+    prog = "python -m experiments spherical_2020.table1"
+    config = tyro.cli(Table1Config, args=args, prog=prog)
+    if config.seeds < 1:
+        sys.exit(f"error: `seeds` must be at least 1, got {config.seeds}")
+    folder = config.out / "smoke" if config.smoke else config.out
+    records, console = folder / "table1.json", Console()
+    if config.redraw and not records.exists():
+        sys.exit(f"error: --redraw needs {records}, which a run without it writes")
+    if not config.redraw:
+        try:
+            measure(config, folder / "cells", records, console)
+        except (OSError, TrainingDiverged, TypeError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from the last checkpoint")
+    stored = json.loads(records.read_text())
+    console.print(table(stored))
+    console.print(f"{records}", markup=False, highlight=False, soft_wrap=True)
+
+
+def measure(
+    config: Table1Config, cells_folder: Path, records: Path, console: Console
+) -> None:
+    """Train every cell that is not finished, and store all of them.
+
+    Args:
+        config: which cells.
+        cells_folder: for their folders.
+        records: the JSON file, written after each cell.
+        console: where progress goes.
+    """
+    columns = config.columns or (SMOKE_COLUMNS if config.smoke else protocol.COLUMNS)
+    names = config.optimizers or (
+        SMOKE_OPTIMIZERS if config.smoke else protocol.OPTIMIZERS
+    )
+    cells = []
+    for column in columns:
+        dataset, model = column.split("/")
+        images = data.load(
+            SMOKE_DATASET if config.smoke else dataset,
+            None if config.smoke else config.data_dir,
+        )
+        for name in names:
+            result = _train_cell(config, column, name, images, cells_folder, console)
+            cells.append({"column": column, "optimizer": name, **result})
+            records.parent.mkdir(parents=True, exist_ok=True)
+            write_json(records, {"cells": cells, "provenance": provenance.describe()})
+
+
+def _train_cell(
+    config: Table1Config,
+    column: str,
+    optimizer: str,
+    images: data.Dataset,
+    cells_folder: Path,
+    console: Console,
+) -> dict[str, Any]:
+    dataset, model = column.split("/")
+    seeds = SMOKE_SEEDS if config.smoke else config.seeds
+    prepared = [
+        prepare(
+            SphericalTrainConfig(
+                dataset=dataset,
+                model=model,
+                optimizer=optimizer,
+                channel_axes=config.channel_axes,
+                epochs=config.epochs,
+                seed=seed,
+                dtype=config.dtype,
+                smoke=config.smoke,
+            ),
+            images,
+        )
+        for seed in range(seeds)
+    ]
+    # The seeds' own settings, but for what differs and what only a lone run has.
+    left_out = ("seed", "log_every")
+    common = {k: v for k, v in prepared[0].run.config.items() if k not in left_out}
+    label = f"{dataset}-{model}-{optimizer}"
+    run = Run(cells_folder, label, {**common, "seeds": list(range(seeds))})
+    return train_seeds(prepared, run, console)
+
+
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return the table of what is stored: ours, the paper's and the difference.
+
+    Args:
+        stored: what `table1.json` holds.
+    """
+    shown = Table(
+        title="test accuracy in percent, mean +- standard deviation (seeds)",
+        caption=_caption(stored["cells"]),
+        box=box.SIMPLE_HEAD,
+        # It fits a terminal of 80.
+        padding=(0, 1, 0, 0),
+    )
+    shown.add_column("data/network", no_wrap=True)
+    shown.add_column("optimizer", no_wrap=True)
+    for name in ("ours", "paper", "diff", "epochs"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for cell in stored["cells"]:
+        ours = [100 * accuracy for accuracy in cell["test_accuracy"]]
+        row = protocol.PAPER["test_accuracy_percent_mean_std"][cell["optimizer"]]
+        paper, deviation = row[cell["column"]]
+        difference = statistics.mean(ours) - paper
+        shown.add_row(
+            cell["column"],
+            cell["optimizer"] + ("*" if cell["optimizer"] == "adamg" else ""),
+            in_words(ours),
+            f"{paper:.2f} +- {deviation:.2f}",
+            f"{difference:+.2f}",
+            str(cell["epochs"]),
+        )
+    return shown
+
+
+def in_words(percents: Sequence[float]) -> str:
+    """Return mean, standard deviation of the sample, where it has one, and size."""
+    mean = f"{statistics.mean(percents):.2f}"
+    if len(percents) > 1:
+        mean += f" +- {statistics.stdev(percents):.2f}"
+    return f"{mean} ({len(percents)})"
+
+
+def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
+    lines = sorted({cell["device"] for cell in cells})
+    lines.append(f"the paper's epochs: {protocol.EPOCHS}")
+    if any(cell["optimizer"] == "adamg" for cell in cells):
+        lines.append(f"* {protocol.ADAMG_NOTE}")
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""What the four optimizers of a network share: rates, norms, data and resuming."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.block_normalized_2017 import cifar_cnn, curves, deep_mlp
+from experiments.block_normalized_2017.curves import CurvesConfig, optimizer_of
+from experiments.models.mlp import MLP
+from experiments.train import train
+from tests.experiments.small_runs import assert_same_run, copy_of, quiet
+
+GRADIENTS = {"kernel": jnp.array([[3.0, -4.0], [0.0, 12.0]]), "bias": jnp.array([0.5])}
+
+
+@pytest.fixture(scope="module")
+def task():
+    return deep_mlp.load(CurvesConfig(smoke=True))
+
+
+def first_update(method, task):
+    optimizer, _ = optimizer_of(method, task)
+    return optimizer.update(GRADIENTS, optimizer.init(GRADIENTS), GRADIENTS)[0]
+
+
+def test_the_first_step_of_normalized_sgd_is_as_long_as_the_rate(task):
+    """By the norm of each network: the largest element, or the length."""
+    for update in first_update("normalized SGD", task).values():
+        assert float(jnp.abs(update).max()) == pytest.approx(1e-2, rel=1e-6)
+    by_length = dataclasses.replace(task, norm="l2")
+    for update in first_update("normalized SGD", by_length).values():
+        assert float(jnp.linalg.norm(update)) == pytest.approx(1e-2, rel=1e-6)
+    plain = first_update("SGD", task)
+    np.testing.assert_allclose(plain["kernel"], -1e-2 * GRADIENTS["kernel"])
+
+
+def test_sgd_has_momentum(task):
+    optimizer, _ = optimizer_of("SGD", task)
+    _, state = optimizer.update(GRADIENTS, optimizer.init(GRADIENTS))
+    second, _ = optimizer.update(GRADIENTS, state)
+    np.testing.assert_allclose(second["kernel"], -1.9e-2 * GRADIENTS["kernel"])
+
+
+def test_adam_makes_steps_of_the_rate_either_way(task):
+    for method in ("Adam", "normalized Adam"):
+        update = first_update(method, task)["kernel"]
+        expected = -1e-2 * jnp.sign(GRADIENTS["kernel"])
+        np.testing.assert_allclose(update, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", curves.METHODS)
+def test_each_rate_lasts_ten_epochs(method, task):
+    longer = dataclasses.replace(task, epochs=10)
+    steps = longer.plan.steps_per_epoch
+    assert longer.plan.total_steps == 30 * steps
+    _, schedule = optimizer_of(method, longer)
+    counts = [0, 10 * steps - 1, 10 * steps, 20 * steps - 1, 20 * steps, 30 * steps - 1]
+    rates = [float(schedule(count)) for count in counts]
+    expected = np.repeat(deep_mlp.RATES, 2)
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_settings_of_the_full_runs(monkeypatch):
+    digits = data.load("digits")
+    asked = []
+    monkeypatch.setattr(data, "load", lambda *args: asked.append(args) or digits)
+    mlp, cnn = (module.load(CurvesConfig()) for module in (deep_mlp, cifar_cnn))
+    assert asked == [("mnist", None), ("cifar10", None)]
+    deep = {"layers": 30, "width": 128, "dropout": 0.2, "l2": 1e-5}
+    assert (mlp.settings, mlp.norm, mlp.epochs) == (deep, "max", 10)
+    assert mlp.rates["SGD"] == mlp.rates["Adam"] == (1e-2, 1e-3, 1e-4)
+    wide = {"widths": [32, 64], "hidden": 512, "dropout": [0.25, 0.5]}
+    assert (cnn.settings, cnn.norm, cnn.plan.epochs) == (wide, "l2", 50)
+    assert mlp.batch_size == cnn.batch_size == 128
+
+
+def test_all_training_images_are_trained_on_and_the_test_ones_only_tested(task):
+    whole = data.load("digits")
+    parts = (whole.train, whole.validation)
+    for name in ("images", "labels"):
+        both = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(getattr(task.data.train, name), both)
+    np.testing.assert_array_equal(task.data.test.images, whole.test.images)
+    assert task.data.validation is task.data.test
+    # Statistics are those of the images that are trained on.
+    np.testing.assert_allclose(task.data.mean, task.data.train.images.mean(), rtol=1e-5)
+
+
+def test_images_are_not_augmented(task, tmp_path):
+    model = curves.build(task, seed=0)
+    prepared = curves.prepare("SGD", task, model, 0, tmp_path)
+    augmentation = prepared.loop.job.augmentation
+    assert (augmentation.padding, augmentation.flip) == (0, False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_same_dropout(task, tmp_path):
+    model = curves.build(task, seed=0)
+
+    def run(folder):
+        prepared = curves.prepare("normalized Adam", task, model, 0, folder)
+        train(prepared, fresh=False, console=quiet())
+        return prepared.run.folder
+
+    finished = run(tmp_path / "whole")
+    per_epoch = task.plan.steps_per_epoch
+    resumed = copy_of(finished, tmp_path, steps=per_epoch)
+    assert run(tmp_path) == resumed
+    assert_same_run(finished, resumed)
+
+
+def test_what_a_network_is_called_tells_its_runs_apart(task, tmp_path):
+    model = curves.build(task, seed=0)
+    folders = {
+        curves.prepare(method, task, model, 0, tmp_path).run.folder.name
+        for method in curves.METHODS
+    }
+    assert len(folders) == 4
+    wider = dataclasses.replace(task, norm="l2")
+    other = curves.prepare("SGD", wider, model, 0, tmp_path).run.folder.name
+    assert other.startswith("digits-deep_mlp-sgd-") and other not in folders
+    assert task.build is MLP
+
+
+def test_missing_data_and_missing_records_are_said(tmp_path):
+    with pytest.raises(SystemExit, match="error: mnist.*--data-dir"):
+        deep_mlp.main(["--out", str(tmp_path / "absent")])
+    with pytest.raises(SystemExit, match="--redraw needs .*cifar_cnn.json"):
+        cifar_cnn.main(["--redraw", "--out", str(tmp_path / "absent")])
+    assert not (tmp_path / "absent").exists()
+
+
+def test_curves_are_those_of_the_records():
+    record = {"train_loss": 0.1234567, "train_accuracy": 0.5}
+    record |= {"validation_loss": 2.0, "validation_accuracy": 0.25}
+    found = curves.curves_of([record, record | {"train_loss": 1.0}])
+    assert found["train_loss"] == [0.12346, 1.0]
+    assert found["test_accuracy"] == [0.25, 0.25]
+    assert json.loads(json.dumps(found)) == found

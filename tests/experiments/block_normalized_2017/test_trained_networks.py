@@ -1,0 +1,95 @@
+"""The smoke runs of both networks: their curves, and figures from what is stored."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import discover
+from experiments.block_normalized_2017 import cifar_cnn, curves, deep_mlp
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module", params=[deep_mlp, cifar_cnn], ids=lambda m: m.NAME)
+def module(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(module, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "made"
+    module.main(["--smoke", "--out", str(out)])
+    return out / "smoke"
+
+
+def test_the_command_is_found_and_leaves_records_figures_and_runs(module, folder):
+    assert f"block_normalized_2017.{module.NAME}" in discover()
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    assert files == {
+        f"{module.NAME}{end}" for end in (".json", "_train.png", "_test.png")
+    }
+    assert sum(path.is_dir() for path in folder.iterdir()) == len(curves.METHODS)
+
+
+def test_every_curve_is_stored_and_teaches(stored):
+    assert stored["published"] == "no value published"
+    assert stored["config"]["data"] == "digits"
+    assert list(stored["curves"]) == list(curves.METHODS)
+    for found in stored["curves"].values():
+        for split in ("train", "test"):
+            accuracy = np.array(found[f"{split}_accuracy"])
+            assert len(accuracy) == len(found[f"{split}_loss"]) == EPOCHS
+            assert (accuracy >= 0).all() and (accuracy <= 1).all()
+        assert found["train_loss"][-1] < found["train_loss"][0]
+
+
+def test_the_four_curves_differ(stored):
+    last = [found["train_loss"][-1] for found in stored["curves"].values()]
+    assert len(set(last)) == len(last)
+
+
+def test_curves_and_provenance_are_those_of_the_runs(folder, stored):
+    assert set(stored["provenance"]) == {"commit", "versions", "devices"}
+    for method, run in stored["runs"].items():
+        result = json.loads((folder / run["folder"] / "result.json").read_text())
+        last = stored["curves"][method]["test_accuracy"][-1]
+        assert last == pytest.approx(result["test_accuracy"], rel=1e-4)
+        config = json.loads((folder / run["folder"] / "config.json").read_text())
+        assert config["method"] == method
+        provenance = folder / run["folder"] / "provenance.json"
+        assert run["provenance"] == json.loads(provenance.read_text())
+
+
+def test_a_finished_run_is_not_trained_again(module, folder, stored, monkeypatch):
+    monkeypatch.delattr("experiments.loop.Loop.run")
+    module.main(["--smoke", "--out", str(folder.parent)])
+    again = json.loads((folder / f"{module.NAME}.json").read_text())
+    assert again["curves"] == stored["curves"]
+
+
+def test_both_figures_are_redrawn_from_the_records(module, folder, monkeypatch):
+    figures = [folder / f"{module.NAME}_{split}.png" for split in ("train", "test")]
+    drawn = [figure.read_bytes() for figure in figures]
+    assert drawn[0] != drawn[1]
+    for figure in figures:
+        figure.unlink()
+    monkeypatch.delattr(curves, "measure")
+    module.main(["--redraw", "--smoke", "--out", str(folder.parent)])
+    assert [figure.read_bytes() for figure in figures] == drawn
+    changed = json.loads((folder / f"{module.NAME}.json").read_text())
+    changed["curves"]["Adam"]["test_loss"][1] *= 2
+    for figure, split in zip(figures, ("train", "test"), strict=True):
+        curves.draw(figure, changed, split)
+    assert figures[0].read_bytes() == drawn[0]
+    assert figures[1].read_bytes() != drawn[1]
+
+
+def test_the_table_fits_a_plain_terminal(module, folder, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    module.main(["--redraw", "--smoke", "--out", str(folder.parent)])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    lines = [line.strip() for line in printed.splitlines()]
+    for method in curves.METHODS:
+        assert sum(line.startswith(f"{method} ") for line in lines) == 1

@@ -1,0 +1,143 @@
+"""The table: a seed of a cell is that run alone, and rows say what is stored."""
+
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments.__main__ import discover
+from experiments.runs import Run, read_records
+from experiments.spherical_2020.seeds import train_seeds
+from experiments.spherical_2020.table1 import in_words, main, table
+from experiments.spherical_2020.train import SphericalTrainConfig, prepare
+from experiments.train import train
+from tests.experiments.small_runs import assert_same_run, copy_of, quiet
+
+
+def prepared(tmp_path, seed):
+    config = SphericalTrainConfig(
+        smoke=True, seed=seed, runs_dir=tmp_path, optimizer="adamsrt"
+    )
+    return prepare(config)
+
+
+@pytest.fixture(scope="module")
+def cell(folder):
+    """The folder of the only cell of a smoke run."""
+    (found,) = (folder / "cells").iterdir()
+    return found
+
+
+def test_the_command_is_found_and_stores_one_cell(folder, stored, cell):
+    assert "spherical_2020.table1" in discover()
+    assert {path.name for path in folder.iterdir()} == {"table1.json", "cells"}
+    (row,) = stored["cells"]
+    assert (row["column"], row["optimizer"]) == ("cifar10/resnet20", "adamsrt")
+    assert row["epochs"] == 3 and len(row["test_accuracy"]) == 2
+    assert "seed" not in json.loads((cell / "config.json").read_text())
+
+
+def test_a_seed_is_that_run_alone(stored, cell, tmp_path):
+    (row,), seed = stored["cells"], 1
+    alone = train(prepared(tmp_path, seed), fresh=False, console=quiet())
+    (folder,) = tmp_path.iterdir()
+    theirs = read_records(folder / "metrics.jsonl")
+    ours = read_records(cell / "metrics.jsonl")
+    assert [r["step"] for r in ours] == [r["step"] for r in theirs]
+    own = np.array([record["train_loss"] for record in ours])
+    lone = np.array([record["train_loss"] for record in theirs])
+    # Batched convolutions sum in another order, and a run amplifies what that rounds.
+    np.testing.assert_allclose(own[:, seed], lone, rtol=3e-3)
+    # The other seed is another run.
+    assert np.abs(own[:, 1 - seed] / lone - 1).max() > 6e-3
+    assert row["test_accuracy"][seed] == pytest.approx(alone["test_accuracy"], abs=0.01)
+    assert row["tested_step"][seed] == alone["tested_step"]
+
+
+def test_each_seed_is_tested_at_its_own_best_epoch(stored, cell):
+    (row,) = stored["cells"]
+    records = read_records(cell / "metrics.jsonl")
+    accuracies = np.array([record["validation_accuracy"] for record in records])
+    steps = np.array([record["step"] for record in records])
+    assert row["tested_step"] == steps[accuracies.argmax(axis=0)].tolist()
+
+
+def test_resumed_cell_is_the_same(cell, tmp_path, capsys):
+    folder = copy_of(cell, tmp_path, steps=9)
+    seeds = [prepared(tmp_path / "unused", seed) for seed in (0, 1)]
+    config = json.loads((cell / "config.json").read_text())
+    run = Run(tmp_path, folder.name.rpartition("-")[0], config)
+    assert run.folder == folder
+    train_seeds(seeds, run, Console())
+    assert "resuming after step 9 of" in capsys.readouterr().out
+    assert_same_run(folder, cell)
+
+
+def test_finished_cell_is_read(folder, monkeypatch, capsys):
+    before = (folder / "table1.json").read_text()
+    monkeypatch.setattr(
+        "experiments.spherical_2020.seeds.train_epochs",
+        lambda *args: pytest.fail("it was trained again"),
+    )
+    main(["--smoke", "--out", str(folder.parent)])
+    assert (
+        json.loads((folder / "table1.json").read_text())["cells"]
+        == (json.loads(before)["cells"])
+    )
+    capsys.readouterr()
+    main(["--smoke", "--redraw", "--out", str(folder.parent)])
+    assert "cifar10/resnet20" in capsys.readouterr().out
+
+
+def printed(cells):
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table({"cells": cells}))
+    return capture.get()
+
+
+def a_cell(optimizer, *accuracies):
+    return {
+        "column": "cifar100/resnet18",
+        "optimizer": optimizer,
+        "test_accuracy": list(accuracies),
+        "epochs": 60,
+        "device": "JAX on a device",
+    }
+
+
+def test_row_is_ours_theirs_and_the_difference():
+    text = printed([a_cell("adamsrt", 0.75, 0.76, 0.77), a_cell("sgd", 0.7)])
+    rows = [line.split() for line in text.splitlines() if "resnet18" in line]
+    theirs = "75.28 +- 0.35".split()
+    ours = "76.00 +- 1.00 (3)".split()
+    assert rows[0] == ["cifar100/resnet18", "adamsrt", *ours, *theirs, "+0.72", "60"]
+    lone = ["sgd", "70.00", "(1)", "77.08", "+-", "0.18", "-7.08", "60"]
+    assert rows[1] == ["cifar100/resnet18", *lone]
+    assert "JAX on a device" in text and "405" in text and "adamg" not in text
+
+
+def test_adamg_has_its_footnote():
+    text = " ".join(printed([a_cell("adamg", 0.7)]).split())
+    assert "adamg*" in text and "flag was inverted" in text
+
+
+def test_a_single_run_has_no_deviation():
+    assert in_words([90.0]) == "90.00 (1)"
+    assert in_words([90.0, 91.0]) == "90.50 +- 0.71 (2)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
+        (["--redraw"], "--redraw needs"),
+        (["--columns", "cifar10/vgg16"], "--data-dir"),
+    ],
+)
+def test_bad_input_is_an_error_of_one_line(tmp_path, arguments, message):
+    with pytest.raises(SystemExit, match="error: ") as error:
+        main(["--out", str(tmp_path / "out"), *arguments])
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
