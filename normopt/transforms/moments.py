@@ -236,7 +236,7 @@ def _step(
         root = positive_sqrt(second)
     else:
         w = accumulator(w)
-        # Each sum stands once: it then needs no loop of its own.
+        # `dot` and `square` stand once each: such a sum needs no loop of its own.
         dot = per_block(block_dot(past, w, axes), axes)
         w_square = squares(w, axes)
         radial = radial_quotient(dot, w_square)
