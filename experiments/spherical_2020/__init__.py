@@ -1,1 +1,1 @@
-"""Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020."""
+"""Roburin et al., "Spherical Perspective on Learning with Normalization Layers"."""
