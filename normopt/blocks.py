@@ -182,10 +182,16 @@ def positive_sqrt(x: jax.Array) -> jax.Array:
 def bounded_sqrt(x: jax.Array) -> jax.Array:
     """Takes the root of numbers of at least 0, bounded by the range from both sides.
 
-    Such roots can be divided by, and are at most `largest_root`.
+    Such roots can be divided by, and are at least `smallest_root` and at most
+    `largest_root`.
     """
     info = jnp.finfo(x.dtype)
     return jnp.sqrt(jnp.clip(x, info.tiny, info.max / 2))
+
+
+def smallest_root(dtype: Any) -> Any:
+    """Gives the least of those roots, which stands for zero."""
+    return np.sqrt(jnp.finfo(dtype).tiny)
 
 
 def largest_root(dtype: Any) -> Any:

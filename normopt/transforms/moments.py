@@ -25,9 +25,9 @@ from normopt.blocks import (
     largest_root,
     per_block,
     positive_sqrt,
-    radial_quotient,
     resolve_proper_axes,
     saturated,
+    smallest_root,
     squares,
 )
 from normopt.checks import check_flag, check_moment_dtype, check_number
@@ -236,46 +236,39 @@ def _step(
         root = positive_sqrt(second)
     else:
         w = accumulator(w)
-        # `dot` and `square` stand once each: such a sum needs no loop of its own.
+        # A sum that stands once needs no loop of its own: `dot`, `square`, and the
+        # length, whose bounded root is also looked at instead of the sum.
         dot = per_block(block_dot(past, w, axes), axes)
-        w_square = squares(w, axes)
-        radial = radial_quotient(dot, w_square)
-        length = _length(w_square)
-        # A block that has just lost its length has lost the unit of its moments too,
-        # and begins anew, the first average of its squares being the square itself.
-        is_lost = (nu > 0) & (length < 0)
-        share = jnp.where(is_lost, numbers.correction, numbers.b2_rest)
-        b1 = across_block(jnp.where(is_lost, 0, b1), axes, g.ndim)
+        length = bounded_sqrt(squares(w, axes))
+        # A block without length has no unit for what it was, and begins anew: no past,
+        # and the first average of its squares is the square itself.
+        is_lost = length <= smallest_root(length.dtype)
+        has_direction = ~is_lost & (length < largest_root(length.dtype))
+        radial = dot / jnp.where(has_direction, length * length, jnp.inf)
+        radial = jnp.where(jnp.isfinite(radial), radial, 0)
         past = past - across_block(radial, axes, g.ndim) * w
+        b1 = across_block(jnp.where(is_lost, 0, b1), axes, g.ndim)
         past_root = _read(nu, length)
-        second = numbers.b2 * past_root * past_root + share * square
-        nu = kept = bounded_sqrt(second) * length
+        second = numbers.b2 * past_root * past_root + numbers.b2_rest * square
+        second = jnp.where(is_lost, numbers.correction * square, second)
+        sign_or_length = jnp.where(is_lost, -1, length)
+        nu = kept = bounded_sqrt(second) * sign_or_length
         if nu_max is not None:
-            past_root = _read(nu_max, length)
+            past_root = jnp.where(is_lost, 0, _read(nu_max, length))
             second = larger(past_root * past_root, second)
-            nu_max = kept = bounded_sqrt(second) * length
-        root = kept / length
+            nu_max = kept = bounded_sqrt(second) * sign_or_length
+        root = _read(kept, length)
     mu = b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
     factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
     return (ahead * factor).astype(g.dtype), _Moments(mu, nu, nu_max)
 
 
-def _length(square: jax.Array) -> jax.Array:
-    """Gives the length of weights by its square; -1 for zero, which no length is.
-
-    Times it, the root of v is what the state keeps: that stays in range where v |w|^2
-    would not. Of a block without length it keeps the root itself, as a negative number.
-    """
-    has_length = square >= jnp.finfo(square.dtype).tiny
-    length = jnp.sqrt(jnp.where(has_length, square, 1))
-    return jnp.where(has_length, jnp.minimum(length, largest_root(square.dtype)), -1)
-
-
 def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
     """Gives the root of v in the unit of the gradient at the present length.
 
-    It is 0 for a block that has just lost its length.
+    What the state keeps is that root times the length, which stays in range where
+    v |w|^2 would not; of a block without length, the root itself as a negative number.
     """
     unit = jnp.where(kept < 0, -1, length)
-    return jnp.clip(kept / unit, 0, largest_root(length.dtype))
+    return jnp.minimum(kept / unit, largest_root(length.dtype))
