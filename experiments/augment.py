@@ -5,9 +5,12 @@ key alone, so that a resumed run repeats it.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+Augment = Callable[[jax.Array, jax.Array], jax.Array]  # (key, batch) -> batch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,8 @@ import optax
 from experiments.augment import Augmentation
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Split
+from experiments.placement import Placement
+from experiments.processes import are_many
 from experiments.progress import TrainingProgress
 from experiments.records import Numbers, Record, averages, problem, record_of
 from experiments.runs import Run, append_record
@@ -94,6 +96,7 @@ class Job:
         plan: the length of the run.
         seed: where the order of the images and the augmentation come from.
         scan: whether stretches of steps run inside one `lax.scan`.
+        placement: the devices.
     """
 
     network: Network
@@ -105,6 +108,7 @@ class Job:
     plan: Plan
     seed: int
     scan: bool
+    placement: Placement = Placement()
 
 
 @dataclasses.dataclass
@@ -127,30 +131,45 @@ class Loop:
     """
 
     def __init__(self, job: Job):
-        """Put the training and validation images on the device."""
-        self.job = job
-        self._train = on_device(job.data.train)
-        self._validation = on_device(job.data.validation)
-        order_key, self._step_key = keys_of(job.seed)
+        """Put the training and validation images on the devices."""
+        self.job, put = job, job.placement.put
+        self._train = put(on_device(job.data.train))
+        self._validation = put(on_device(job.data.validation))
+        order_key, step_key = keys_of(job.seed)
+        self._step_key = put(step_key)
+        network = job.placement.spread(job.network)
         step = make_train_step(
-            job.network, job.optimizer, job.augmentation, job.plan.batch_size
+            network,
+            job.optimizer,
+            job.placement.split_first(job.augmentation),
+            job.plan.batch_size,
         )
-        self._run_steps = repeat(step, scan=job.scan)
-        self._run_evaluation = repeat(make_evaluation_step(job.network), scan=job.scan)
+
+        def step_in_place(carry: tuple[TrainState, Sums], *args: Any) -> Any:
+            state, sums = step(carry, *args)
+            return job.placement.keep_state(state, job.optimizer), sums
+
+        self._run_steps = repeat(step_in_place, scan=job.scan)
+        evaluation = make_evaluation_step(network, job.placement.devices)
+        self._run_evaluation = repeat(evaluation, scan=job.scan)
         self._snapshot = jax.jit(_snapshot)
         self._select = jax.jit(select)
-        self._order = jax.jit(lambda epoch: order_of(order_key, epoch, job.plan.images))
+        self._order = jax.jit(
+            lambda epoch: order_of(order_key, epoch, job.plan.images),
+            out_shardings=job.placement.everywhere,
+        )
 
     def check(self, state: TrainState) -> None:
         """Trace a step, so that what cannot work fails before anything is written."""
         jax.eval_shape(
             lambda *args: self._run_steps(args[:2], 1, *args[2:]),
-            *(state, Sums.zeros(), self._step_key, self._order(0), self._train),
+            *(state, self._sums(), self._step_key, self._order(0), self._train),
         )
 
     def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
         """Return loss and accuracy on a split of the weights that a run tests."""
-        sums = self._evaluate(chosen(state), on_device(split))
+        images = self.job.placement.put(on_device(split))
+        sums = self._evaluate(chosen(state), images)
         return averages(jax.device_get(sums))
 
     def run(
@@ -196,7 +215,8 @@ class Loop:
 
         def tick(steps: int) -> None:
             progress.advance(steps)
-            if pending is not None and pending.is_ready():
+            # Processes that wait for one another must do so at the same steps.
+            if pending is not None and not are_many() and pending.is_ready():
                 settle()
 
         for start, stop in plan.intervals(int(state.step)):
@@ -204,7 +224,7 @@ class Loop:
             if order is None or not within:
                 order = self._order(epoch)
             state, sums = self._run_steps(
-                (state, Sums.zeros()),
+                (state, self._sums()),
                 stop - start,
                 *(self._step_key, order, self._train),
                 tick=tick,
@@ -232,9 +252,12 @@ class Loop:
 
     def _evaluate(self, state: TrainState, data: Images) -> Sums:
         batches = math.ceil(len(data.labels) / EVALUATION_BATCH)
-        carry = (jnp.zeros((), jnp.int32), Sums.zeros())
+        carry = self.job.placement.put((jnp.zeros((), jnp.int32), Sums.zeros()))
         arguments = (state.params, state.model_state, data)
         return self._run_evaluation(carry, batches, *arguments)[1]
+
+    def _sums(self) -> Sums:
+        return self.job.placement.put(Sums.zeros())
 
     def _learning_rate(self, step: int, skipped: jax.Array | None) -> jax.Array:
         """Return the rate of the last update: the count leaves out skipped steps."""

@@ -1,41 +1,28 @@
 """Training steps and optimizer steps on many devices, lowered from shapes alone.
 
-The mesh may be of devices that are not there. It has one axis, over which a batch is
-split; what lies where is in the sharding of each `jax.ShapeDtypeStruct`.
+The mesh, as `placement` makes it, may be of devices that are not there. What lies where
+is in the sharding of each `jax.ShapeDtypeStruct`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 import normopt
 from experiments import steps
 from experiments.augment import AUGMENTATIONS
 from experiments.models import MODELS
+from experiments.placement import Gathering, at, split_before, whole
 
 # Of CIFAR-10: what the shapes of the step hang on.
 TRAINING_IMAGES, IMAGE, CLASSES = 50_000, (32, 32, 3), 10
 COMPUTE = jnp.bfloat16
-
-
-class Gathering(NamedTuple):
-    """A network that computes on whole copies of the weights, in `COMPUTE`."""
-
-    network: steps.Network
-    everywhere: NamedSharding
-
-    def train(self, params: Any, model_state: Any, images: jax.Array):
-        """Return logits and the new model state, as `Network.train` does."""
-        # Cast first: what travels between the chips is half as large.
-        params = jax.tree.map(lambda leaf: leaf.astype(COMPUTE), params)
-        params = jax.lax.with_sharding_constraint(params, self.everywhere)
-        return self.network.train(params, model_state, images)
 
 
 def abstract_model(model: str) -> tuple[steps.Network, Any, Any]:
@@ -50,40 +37,6 @@ def abstract_model(model: str) -> tuple[steps.Network, Any, Any]:
     return network, *jax.eval_shape(lambda: steps.arrays_of(build))
 
 
-def replicated(params: Any, mesh: Any) -> Any:
-    """Return the parameters whole on each device, for data-parallel training."""
-    return at(params, NamedSharding(mesh, PartitionSpec()))
-
-
-def fully_sharded(params: Any, mesh: Any) -> Any:
-    """Return each parameter split along its longest axis that the devices divide.
-
-    Of equally long axes it is the last. Without one the parameter stays whole.
-    """
-
-    def place(leaf):
-        axes = [axis for axis in range(leaf.ndim) if leaf.shape[axis] % mesh.size == 0]
-        if not axes:
-            return NamedSharding(mesh, PartitionSpec())
-        longest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
-        return NamedSharding(mesh, PartitionSpec(*[None] * longest, *mesh.axis_names))
-
-    return at(params, jax.tree.map(place, params))
-
-
-def at(tree: Any, shardings: Any) -> Any:
-    """Return the shapes of a tree at the places of another one, or all at one."""
-    if isinstance(shardings, NamedSharding):
-        shardings = jax.tree.map(lambda _: shardings, tree)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding
-        ),
-        tree,
-        shardings,
-    )
-
-
 def lower_training_step(
     network: steps.Network,
     params: Any,
@@ -93,13 +46,7 @@ def lower_training_step(
     batch_size: int,
 ) -> jax.stages.Lowered:
     """Lower the training step of CIFAR-10, whose state is donated."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
-
-    def augmentation(key, images):
-        # All that follows from a batch is split as the batch is.
-        images = jax.lax.with_sharding_constraint(images, split)
-        return AUGMENTATIONS["cifar10"](key, images)
+    augmentation = split_before(AUGMENTATIONS["cifar10"], mesh)
 
     def arguments(params, model_state):
         return (
@@ -115,12 +62,12 @@ def lower_training_step(
         )
 
     (state, sums), others = at(
-        jax.eval_shape(arguments, params, model_state), everywhere
+        jax.eval_shape(arguments, params, model_state), whole(mesh)
     )
     opt_state = at(state.opt_state, normopt.state_sharding(optimizer, params))
     carry = state._replace(params=params, opt_state=opt_state), sums
     step = steps.make_train_step(
-        Gathering(network, everywhere), optimizer, augmentation, batch_size
+        Gathering(network, mesh, COMPUTE), optimizer, augmentation, batch_size
     )
     return lower(step, carry, *others)
 

@@ -4,10 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 from flax import nnx
 
 import normopt
@@ -15,6 +16,7 @@ from experiments import axes, data, optimizers
 from experiments.augment import AUGMENTATIONS
 from experiments.loop import Job, Loop, Plan
 from experiments.models import MODELS
+from experiments.placement import PlacementConfig
 from experiments.runs import Run
 from experiments.selection import keep_best
 from experiments.skipping import skip_nonfinite
@@ -59,6 +61,8 @@ class TrainConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, optimizer state and batch statistics are
     float32 either way."""
+    devices: Annotated[PlacementConfig, tyro.conf.OmitArgPrefixes] = PlacementConfig()
+    """Which devices train."""
     runs_dir: Path = Path("runs")
     """Where the run's folder goes."""
     fresh: bool = False
@@ -118,6 +122,12 @@ def prepare(
             f"`batch_size` must be at most the {len(images.train)} training images, "
             f"got {config.batch_size}"
         )
+    placement = config.devices.placement()
+    if config.batch_size % placement.devices:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {placement.devices} devices of "
+            f"the mesh, got {config.batch_size}"
+        )
     plan = Plan(len(images.train), config.batch_size, config.epochs, config.log_every)
     requested = optimizers.read(
         config.optimizer, config.learning_rate, plan.total_steps
@@ -152,11 +162,13 @@ def prepare(
             plan=plan,
             seed=config.seed,
             scan=jax.default_backend() != "cpu",
+            placement=placement,
         )
     )
     state = initial_state(params, model_state, optimizer)
     if config.test_best:
         state = keep_best(state)
+    state = placement.put_state(state, optimizer)
     loop.check(state)
     run = Run(
         config.runs_dir,

@@ -1,6 +1,7 @@
 """A run's folder: its name follows from the configuration, its files are never half.
 
-The same command finds the same folder again, which is what makes resuming safe.
+The same command finds the same folder again, which is what makes resuming safe. Of
+several processes the first one alone writes.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from experiments import provenance
+from experiments import processes, provenance
 
 
 class Run:
@@ -44,15 +45,24 @@ class Run:
 
     def remove(self) -> None:
         """Delete the folder, if there is one."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if processes.is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        processes.wait_for_all("the run's folder is removed")
         if self.folder.exists():
             raise OSError(f"cannot remove {self.folder}")
 
     def open(self) -> None:
         """Create the folder, with the configuration and where it runs in it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if processes.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "config.json", self.config)
         write_json(self.folder / "provenance.json", provenance.describe())
+        processes.wait_for_all("the run's folder is there")
+        if not self.folder.exists():
+            raise OSError(
+                f"{self.folder}, made by the first process, is not seen by this one: "
+                "it must be in a folder that all processes share"
+            )
 
     def cut_metrics(self, step: int) -> None:
         """Drop the metrics past `step`, which the resumed run will write again."""
@@ -114,6 +124,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add a record to a `.jsonl` file, on disk when this returns."""
+    if not processes.is_first():
+        return
     with _naming(path), path.open("ab") as file:
         file.write(_line(record).encode())
         file.flush()
@@ -132,6 +144,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
+    if not processes.is_first():
+        return
     unfinished = path.with_name(f".{path.name}.unfinished")
     with _naming(path):
         try:

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 
 from experiments import skipping
-from experiments.augment import Augmentation
+from experiments.augment import Augment
 
 EVALUATION_BATCH = 500
 NEVER = -1
@@ -145,7 +145,7 @@ def initial_state(
 def make_train_step(
     network: Network,
     optimizer: optax.GradientTransformation,
-    augmentation: Augmentation,
+    augmentation: Augment,
     batch_size: int,
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """Build one training step.
@@ -163,7 +163,6 @@ def make_train_step(
         model's state stays as it is, and the images do not count in the sums. Those are
         of the cross-entropy alone; the gradient is that of what the model adds, too.
     """
-    penalty = getattr(network, "penalty", _no_penalty)
 
     def step(carry, key, order, data):
         state, sums = carry
@@ -176,7 +175,7 @@ def make_train_step(
             logits, model_state = network.train(params, state.model_state, images)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             cross_entropy = losses.mean()
-            loss = cross_entropy + penalty(params, state.model_state)
+            loss = cross_entropy + network.penalty(params, state.model_state)
             return loss, (cross_entropy, logits, model_state)
 
         (loss, (cross_entropy, logits, model_state)), gradients = jax.value_and_grad(
@@ -214,19 +213,22 @@ def make_train_step(
     return step
 
 
-def _no_penalty(params: Any, model_state: Any) -> float:
-    return 0.0
-
-
-def make_evaluation_step(network: Network) -> Callable[..., tuple[jax.Array, Sums]]:
+def make_evaluation_step(
+    network: Network, multiple: int = 1
+) -> Callable[..., tuple[jax.Array, Sums]]:
     """Build `step((batch, sums), params, model_state, data) -> (batch + 1, sums)`.
 
     Batches have one shape: the last one repeats the last image and does not count it.
+
+    Args:
+        network: the model.
+        multiple: what the images in a batch are a multiple of.
     """
 
     def step(carry, params, model_state, data):
         batch, sums = carry
         size = min(EVALUATION_BATCH, len(data.labels))
+        size = -(-size // multiple) * multiple
         indices = batch * size + jnp.arange(size)
         counted = indices < len(data.labels)
         indices = jnp.minimum(indices, len(data.labels) - 1)

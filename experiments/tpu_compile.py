@@ -31,7 +31,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,12 +48,11 @@ from experiments import hlo, provenance
 from experiments.models import MODELS
 from experiments.placed_steps import (
     abstract_model,
-    fully_sharded,
     lower_optimizer_step,
     lower_training_step,
-    replicated,
     size_of_shard,
 )
+from experiments.placement import fully_sharded, replicated
 from experiments.runs import write_json
 from experiments.step_time import CASES
 
@@ -119,8 +118,8 @@ def main(args: Sequence[str]) -> None:
         )
         if config.json is not None:
             write_json(config.json, {"rows": rows, "provenance": origin})
-    for table in (_programs(rows), _traffic(rows), _exchanges(rows)):
-        console.print(table)
+    for table in (programs, traffic, exchanges):
+        console.print(table({"rows": rows}))
 
 
 def measure(config: TpuCompileConfig) -> Iterator[Row]:
@@ -184,13 +183,14 @@ def read(compiled: jax.stages.Compiled, chips: int) -> Row:
     }
 
 
-def _programs(rows: Sequence[Row]) -> Table:
+def programs(stored: Mapping[str, Any]) -> Table:
+    """Return seconds, memory, bytes and operations of each program."""
     table = _empty(
         "programs, a chip",
         "MB of arguments, of temporaries, at the peak, and accessed by XLA's count",
         ("s", "args", "temp", "peak", "all", "GFLOP"),
     )
-    for row in rows:
+    for row in stored["rows"]:
         memory = (row[f"{part}_bytes"] for part in ("argument", "temporary", "peak"))
         table.add_row(
             *_names(row),
@@ -202,14 +202,15 @@ def _programs(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _traffic(rows: Sequence[Row]) -> Table:
+def traffic(stored: Mapping[str, Any]) -> Table:
+    """Return the bytes that each optimizer's step moves, for each parameter."""
     table = _empty(
         "an optimizer's step, a chip",
         f"bytes a parameter there, and the ratio to {BASELINE}: of main memory alone, "
         "and accessed by XLA's count",
         ("parameters", "main", "ratio", "all", "ratio"),
     )
-    alone = {_names(row): row for row in rows if row["program"] != STEP}
+    alone = {_names(row): row for row in stored["rows"] if row["program"] != STEP}
     for (*where, program), row in alone.items():
         baseline, cells = alone[*where, BASELINE], []
         for count in ("main_memory_bytes", "bytes_accessed"):
@@ -219,9 +220,10 @@ def _traffic(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _exchanges(rows: Sequence[Row]) -> Table:
+def exchanges(stored: Mapping[str, Any]) -> Table:
+    """Return what the chips exchange in each program."""
     table = _empty("collectives", None, ("kind", "count", "MB"))
-    for row in rows:
+    for row in stored["rows"]:
         for found in row["collectives"] or [{"kind": "none", "count": 0, "bytes": 0}]:
             table.add_row(
                 *_names(row),

@@ -18,9 +18,10 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments import devices, figures
+from experiments import devices, figures, processes
 from experiments.checkpoints import Checkpoints
 from experiments.loop import TrainingDiverged
+from experiments.placement import PlacementConfig
 from experiments.preparation import Prepared, TrainConfig, prepare
 from experiments.progress import TrainingProgress
 from experiments.runs import append_record, read_records
@@ -30,17 +31,24 @@ from experiments.selection import chosen
 def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     config = tyro.cli(TrainConfig, args=args, prog="python -m experiments train")
-    command(lambda: prepare(config), fresh=config.fresh)
+    command(config.devices, lambda: prepare(config), fresh=config.fresh)
 
 
-def command(prepare: Callable[[], Prepared], *, fresh: bool) -> None:
+def command(
+    where: PlacementConfig, prepare: Callable[[], Prepared], *, fresh: bool
+) -> None:
     """Train as a command does: say what on, and end an error with a line.
 
     Args:
+        where: the devices, of which other processes may have some.
         prepare: gives what `train` takes, or raises what is wrong with the settings.
         fresh: remove what an earlier run wrote.
     """
-    console = Console()
+    try:
+        where.initialize()
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"error: --distributed: {error}")
+    console = Console(quiet=not processes.is_first())
     _say(console, devices.describe())
     try:
         prepared = prepare()
@@ -90,6 +98,7 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
         with TrainingProgress(console, total, done, images) as progress:
             state = loop.run(state, run, checkpoints, progress)
     test = loop.evaluate(state, prepared.data.test)
+    processes.wait_for_all("all records are written")
     records = read_records(run.metrics_file)
     step = int(chosen(state).step)
     (ours,) = [record for record in records if record["step"] == step]

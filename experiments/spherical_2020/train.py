@@ -1,7 +1,7 @@
 """Train one network as in the paper's Table 1, by any of its seven optimizers.
 
-Roburin et al., "Spherical Perspective on Learning with Batch Norm", 2020, arXiv
-2006.13382, Table 1: SGD, Adam, AdamW, AdamG, SGD-MRT, AdamS and AdamSRT with the
+Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020,
+arXiv 2006.13382, Table 1: SGD, Adam, AdamW, AdamG, SGD-MRT, AdamS and AdamSRT with the
 hyper-parameters that the paper tuned for each network and data set. The learning rate
 starts at the tuned value and is divided by ten after epochs 135, 225 and 315 of 405;
 with `--epochs` all of it shrinks in proportion. An epoch leaves out the images that
@@ -22,12 +22,13 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from experiments import data, preparation
 from experiments.loop import Plan
+from experiments.placement import PlacementConfig
 from experiments.preparation import Prepared, TrainConfig
 from experiments.spherical_2020 import protocol
 from experiments.train import command
@@ -59,6 +60,8 @@ class SphericalTrainConfig:
     """For the initial weights, the order of the images and the augmentation."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in."""
+    devices: Annotated[PlacementConfig, tyro.conf.OmitArgPrefixes] = PlacementConfig()
+    """Which devices train."""
     log_every: int = 100
     """The most steps between two records in metrics.jsonl."""
     skip_nonfinite: bool = False
@@ -76,7 +79,7 @@ def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     prog = "python -m experiments spherical_2020.train"
     config = tyro.cli(SphericalTrainConfig, args=args, prog=prog)
-    command(lambda: prepare(config), fresh=config.fresh)
+    command(config.devices, lambda: prepare(config), fresh=config.fresh)
 
 
 def prepare(
@@ -123,6 +126,7 @@ def prepare(
             skip_nonfinite=config.skip_nonfinite,
             test_best=True,
             dtype=config.dtype,
+            devices=config.devices,
             runs_dir=config.runs_dir,
         ),
         images,

@@ -70,6 +70,9 @@ class Line:
     def evaluate(self, params, model_state, images):
         return images.reshape(len(images), -1) @ params
 
+    def penalty(self, params, model_state):
+        return 0.0
+
 
 def line_data(n):
     rng = np.random.default_rng(0)
@@ -126,6 +129,7 @@ def train_line(folder, *, bad_steps=(), progress=None, **changes):
         }
     )
     start = initial_state(jnp.zeros((4, 3)), jnp.zeros(()), job.optimizer)
+    start = job.placement.put_state(start, job.optimizer)
     run = Run(folder, "line", {})
     run.open()
     with Checkpoints(run.checkpoints_folder) as checkpoints:

@@ -17,11 +17,10 @@ from experiments import tpu_compile
 from experiments.hlo import collectives, main_memory_bytes
 from experiments.placed_steps import (
     abstract_model,
-    fully_sharded,
     lower_training_step,
-    replicated,
     size_of_shard,
 )
+from experiments.placement import fully_sharded, replicated
 from experiments.step_time import CASES
 from experiments.tpu_compile import BASELINE, OPTIMIZERS, STEP, WAYS, main
 

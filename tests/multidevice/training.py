@@ -1,0 +1,73 @@
+"""The loop on four of eight devices follows the loop on one.
+
+Run as `python -m tests.multidevice.training FOLDER`.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+import normopt
+from experiments.augment import Augmentation
+from experiments.loop import Plan
+from experiments.placement import Placement, PlacementConfig
+from experiments.runs import read_records
+from experiments.skipping import skip_nonfinite
+from tests.experiments.small_runs import train_line
+
+# The matrix of a `Line` is (4, 3): its rows can be split, the numbers of its columns not.
+CASES = {
+    "data-parallel": ({}, PartitionSpec()),
+    "FSDP": ({"fsdp": True}, PartitionSpec("data")),
+}
+
+
+def main(folder: Path) -> None:
+    assert jax.device_count() == 8
+    alone, numbers, params = trained(folder / "one", Placement())
+    for name, (options, spec) in CASES.items():
+        placement = PlacementConfig(mesh="data=4", **options).placement()
+        state, others, _ = trained(folder / name, placement)
+        lies(state.params, spec)
+        lies(optax.tree.get(state.opt_state, "mu"), spec)
+        lies(optax.tree.get(state.opt_state, "nu").blocks[""], PartitionSpec())
+        np.testing.assert_allclose(state.params, params, rtol=2e-5, atol=2e-5)
+        assert [r["step"] for r in others] == [r["step"] for r in numbers]
+        for one, other in zip(numbers, others, strict=True):
+            for key in one:
+                if one[key] is not None:
+                    np.testing.assert_allclose(one[key], other[key], rtol=2e-5)
+        # What was saved from there is read back to there, and by one device.
+        resumed, *_ = trained(folder / name, placement)
+        lies(resumed.params, spec)
+        np.testing.assert_array_equal(resumed.params, state.params)
+        back, *_ = trained(folder / name, Placement())
+        np.testing.assert_array_equal(back.params, state.params)
+    print("ways of placing followed:", len(CASES))
+
+
+def trained(folder, placement):
+    optimizer = skip_nonfinite(normopt.adams(0.1, channel_axes=(-1,)))
+    run, state = train_line(
+        folder,
+        optimizer=optimizer,
+        placement=placement,
+        augmentation=Augmentation(padding=1, flip=True),
+        plan=Plan(images=36, batch_size=8, epochs=3, log_every=2),
+    )
+    return state, read_records(run.metrics_file), np.asarray(state.params)
+
+
+def lies(leaf, spec):
+    assert leaf.sharding.mesh.size == 4
+    assert leaf.sharding.is_equivalent_to(
+        jax.NamedSharding(leaf.sharding.mesh, spec), leaf.ndim
+    ), leaf.sharding
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
