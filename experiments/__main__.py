@@ -44,10 +44,18 @@ def discover() -> dict[str, Header]:
 
 
 def markdown() -> str:
-    """Return the table of experiments that README shows."""
-    rows = [f"| `{name}` | {h.summary} | {h.takes} |" for name, h in discover().items()]
-    head = "| `python -m experiments` | what it does | takes |\n|---|---|---|"
-    return "\n".join([head, *rows]) + "\n"
+    """Return the table of experiments that README shows, one row for each paper."""
+    rows: dict[str, list[str]] = {}
+    for name, header in discover().items():
+        folder, _, file = name.rpartition(".")
+        cell = f"`{'.' * bool(folder)}{file}` {header.summary} *{header.takes}*"
+        rows.setdefault(folder, []).append(cell)
+    lines = ["| `python -m experiments` | what it does, and *how long that takes* |"]
+    lines.append("|---|---|")
+    for folder, cells in sorted(rows.items()):
+        title = f"`{folder}` {_paper(folder)}" if folder else "ours"
+        lines.append(f"| {title} | {'<br>'.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -76,6 +84,11 @@ def _header(name: str, docstring: str) -> Header:
         " ".join(takes[1].split()) if takes else "",
         stored.exists(),
     )
+
+
+def _paper(folder: str) -> str:
+    source = (_root() / folder / "__init__.py").read_text()
+    return (ast.get_docstring(ast.parse(source)) or "").rstrip(".")
 
 
 def _root() -> Path:

@@ -56,6 +56,21 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
 
+    def first(self, images: int) -> "Dataset":
+        """Return the data set with the first training images alone, and their mean.
+
+        Raises:
+            ValueError: there are not so many, or none are asked for.
+        """
+        if not 1 <= images <= len(self.train):
+            raise ValueError(
+                f"`images` must be from 1 to {len(self.train)}, got {images}"
+            )
+        train = self.train.take(np.arange(images))
+        return normalised(
+            self.name, self.num_classes, train, self.validation, self.test
+        )
+
     def fingerprint(self) -> dict[str, str | int]:
         """Return sizes and a digest, which tell a partial copy from the whole set."""
         splits = {

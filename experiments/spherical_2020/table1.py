@@ -1,9 +1,9 @@
 """Train the cells of Table 1 over several seeds and print them beside the paper's.
 
-Roburin et al., "Spherical Perspective on Learning with Batch Norm", 2020, arXiv
-2006.13382, Table 1: test accuracy of seven optimizers for ResNet-20, ResNet-18 and
-VGG-16 on CIFAR-10, CIFAR-100 and SVHN; see `spherical_2020.train` for the protocol. The
-seeds of a cell are one computation under `jax.vmap`.
+Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020,
+arXiv 2006.13382, Table 1: test accuracy of seven optimizers for ResNet-20, ResNet-18
+and VGG-16 on CIFAR-10, CIFAR-100 and SVHN; see `spherical_2020.train` for the protocol.
+The seeds of a cell are one computation under `jax.vmap`.
 
     python -m experiments spherical_2020.table1 --data-dir DIR
 
@@ -56,6 +56,8 @@ class Table1Config:
     """Runs a cell, with seeds from 0 on."""
     epochs: int = protocol.EPOCHS
     """Passes over the training images; the steps of the rate keep their fractions."""
+    images: int | None = None
+    """Train on so many of the training images, the first ones; left out, on all."""
     data_dir: Path | None = None
     """The folder with the official files of the data sets, or its parent."""
     channel_axes: Literal["paper", "auto"] = "paper"
@@ -115,9 +117,13 @@ def measure(
             SMOKE_DATASET if config.smoke else dataset,
             None if config.smoke else config.data_dir,
         )
+        if config.images is not None:
+            images = images.first(config.images)
         for name in names:
             result = _train_cell(config, column, name, images, cells_folder, console)
-            cells.append({"column": column, "optimizer": name, **result})
+            trained_on = len(images.train)
+            cell = {"column": column, "optimizer": name, "images": trained_on}
+            cells.append({**cell, **result})
             records.parent.mkdir(parents=True, exist_ok=True)
             write_json(records, {"cells": cells, "provenance": provenance.describe()})
 
@@ -200,6 +206,8 @@ def in_words(percents: Sequence[float]) -> str:
 def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
     lines = sorted({cell["device"] for cell in cells})
     lines.append(f"the paper's epochs: {protocol.EPOCHS}")
+    trained_on = ", ".join(f"{n:,}" for n in sorted({cell["images"] for cell in cells}))
+    lines.append(f"training images: {trained_on}")
     if any(cell["optimizer"] == "adamg" for cell in cells):
         lines.append(f"* {protocol.ADAMG_NOTE}")
     return "\n".join(lines)

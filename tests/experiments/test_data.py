@@ -113,6 +113,21 @@ def test_splits_are_disjoint_fixed_and_cover_everything(tmp_path):
     assert len({image.tobytes() for image in images}) == 40
 
 
+def test_the_first_images_alone_have_their_own_mean():
+    digits = data.load("digits")
+    part = digits.first(100)
+    np.testing.assert_array_equal(part.train.images, digits.train.images[:100])
+    np.testing.assert_allclose(part.mean, digits.train.images[:100].mean(), rtol=1e-6)
+    assert len(part.test) == len(digits.test)
+    assert len(part.validation) == len(digits.validation)
+
+
+@pytest.mark.parametrize("images", [0, 1258])
+def test_a_part_is_no_more_than_the_whole(images):
+    with pytest.raises(ValueError, match=f"`images` must be .* 1257, got {images}"):
+        data.load("digits").first(images)
+
+
 def test_cifar_planes_become_channels(tmp_path):
     write_cifar10(tmp_path)
     record = cifar_records(7, 1)[3]
