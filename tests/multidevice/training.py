@@ -19,7 +19,7 @@ from experiments.runs import read_records
 from experiments.skipping import skip_nonfinite
 from tests.experiments.small_runs import train_line
 
-# The matrix of a `Line` is (4, 3): its rows can be split, the numbers of its columns not.
+# The matrix of a `Line` is (4, 3): its rows can be split, the numbers of columns not.
 CASES = {
     "data-parallel": ({}, PartitionSpec()),
     "FSDP": ({"fsdp": True}, PartitionSpec("data")),

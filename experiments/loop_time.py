@@ -1,0 +1,150 @@
+"""Time a step of the training loop beside the same step in a bare Python loop.
+
+Both train the same network on the same images by a step of the same source, by turns.
+The bare loop calls it and looks at nothing until the end. The training loop also makes
+records, which it fetches while later steps run; counted are its steps between the first
+record of an epoch and the last one before the validation.
+
+    python -m experiments loop_time --json experiments/results/loop_time.json
+
+takes two minutes on two CPU cores. The bar: at most 1.1 times the bare step.
+"""
+
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+
+from experiments import devices, provenance
+from experiments.checkpoints import Checkpoints
+from experiments.loop import keys_of, on_device, order_of
+from experiments.models import MODELS
+from experiments.preparation import Prepared, TrainConfig, prepare
+from experiments.progress import TrainingProgress
+from experiments.runs import Run, read_records, write_json
+from experiments.steps import Sums, make_train_step, repeat
+
+BAR = 1.1
+# So that an epoch of the digits has five records.
+LOG_EVERY = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopTimeConfig:
+    """What to train, and how often."""
+
+    model: Literal[tuple(MODELS)] = "resnet20"  # type: ignore[valid-type]
+    """The network, on scikit-learn's digits."""
+    rounds: int = 8
+    """Epochs of each loop, after one that compiles."""
+    smoke: bool = False
+    """ResNet-8 and one round."""
+    json: Path | None = None
+    """A file for the records."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Print both times and their ratio."""
+    prog = "python -m experiments loop_time"
+    config = tyro.cli(LoopTimeConfig, args=args, prog=prog)
+    if config.smoke:
+        config = dataclasses.replace(config, model="resnet8", rounds=1)
+    if config.rounds < 1:
+        sys.exit(f"error: `rounds` must be >= 1, got {config.rounds}")
+    console = Console()
+    console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
+    stored = {
+        "model": config.model,
+        "rounds": config.rounds,
+        **measure(config.model, config.rounds),
+        "provenance": provenance.describe(),
+    }
+    console.print(in_words(stored), highlight=False, soft_wrap=True)
+    if config.json is not None:
+        write_json(config.json, stored)
+
+
+def measure(model: str, rounds: int) -> dict[str, float]:
+    """Time both loops by turns.
+
+    Args:
+        model: the network.
+        rounds: turns of each that count, after one that compiles.
+
+    Returns:
+        Milliseconds of a step in each, and their ratio, medians over the rounds.
+    """
+    settings = TrainConfig(
+        model=model, optimizer="adamw", epochs=1, log_every=LOG_EVERY
+    )
+    prepared = prepare(settings)
+    bare = _Bare(prepared)
+    pairs = []
+    for turn in range(rounds + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            pair = _in_loop(prepared, Path(folder)), bare.seconds()
+        if turn:
+            pairs.append(pair)
+    return {
+        "loop_ms": 1e3 * statistics.median(loop for loop, _ in pairs),
+        "bare_ms": 1e3 * statistics.median(bare for _, bare in pairs),
+        "ratio": statistics.median(loop / bare for loop, bare in pairs),
+    }
+
+
+def _in_loop(prepared: Prepared, folder: Path) -> float:
+    """Return the seconds of a step of the training loop, in an epoch from the start."""
+    run, plan = Run(folder, "loop", {}), prepared.plan
+    run.open()
+    # The loop takes the buffers of its state.
+    state = jax.tree.map(jnp.copy, prepared.state)
+    console = Console(quiet=True)
+    with (
+        Checkpoints(run.checkpoints_folder) as checkpoints,
+        TrainingProgress(console, plan.total_steps) as progress,
+    ):
+        prepared.loop.run(state, run, checkpoints, progress)
+    first, *_, last, _ = read_records(run.timing_file)
+    return (last["seconds"] - first["seconds"]) / (last["step"] - first["step"])
+
+
+class _Bare:
+    """The step without the loop, compiled once."""
+
+    def __init__(self, prepared: Prepared):
+        job = prepared.loop.job
+        step = make_train_step(
+            job.network, job.optimizer, job.augmentation, prepared.plan.batch_size
+        )
+        order_key, step_key = keys_of(job.seed)
+        order = order_of(order_key, 0, job.plan.images)
+        self._arguments = step_key, order, on_device(job.data.train)
+        self._run = repeat(step, scan=job.scan)
+        self._start, self._steps = prepared.state, prepared.plan.steps_per_epoch
+
+    def seconds(self) -> float:
+        """Return the seconds of one of its steps, in an epoch from the start."""
+        carry = jax.tree.map(jnp.copy, (self._start, Sums.zeros()))
+        jax.block_until_ready(carry)
+        began = time.perf_counter()
+        jax.block_until_ready(self._run(carry, self._steps, *self._arguments))
+        return (time.perf_counter() - began) / self._steps
+
+
+def in_words(stored: Mapping[str, Any]) -> str:
+    """Return a line with both times, their ratio and the bar."""
+    verdict = "holds" if stored["ratio"] <= BAR else "missed"
+    return (
+        f"a step of {stored['model']}: {stored['loop_ms']:.1f} ms in the training "
+        f"loop, {stored['bare_ms']:.1f} ms bare, ratio {stored['ratio']:.3f} "
+        f"(median of {stored['rounds']} rounds); the bar of {BAR} {verdict}"
+    )
