@@ -5,7 +5,7 @@ state donated, for 1,002 float32 leaves, two thirds of them kernels that have bl
 Tracing is what JAX does until XLA has the program, compiling what XLA does then. The
 optimizers take turns in one run, and a ratio is that of two times of the same round.
 
-    python -m experiments compile_time
+    python -m experiments compile_time --json experiments/results/compile_time.json
 
 takes four minutes on two CPU cores. There NovoGrad took 1.1 times optax.adamw's trace
 and compile, AdamW with ten rules 1.0 and AdamSRT 2.2 times, with rules as long
@@ -17,7 +17,7 @@ import dataclasses
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import normopt
-from experiments import devices
+from experiments import devices, provenance
 from experiments.runs import write_json
 
 RATE = 1e-3
@@ -91,7 +91,7 @@ class CompileTimeConfig:
     smoke: bool = False
     """Twelve layers and one round."""
     json: Path | None = None
-    """A file for the rows."""
+    """A file for the records."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -106,10 +106,16 @@ def main(args: Sequence[str]) -> None:
             sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
-    rows = measure(config.layers, config.rounds)
-    console.print(_table(rows, f"a step of {3 * config.layers:,} leaves"))
+    stored = {
+        "device": devices.describe(),
+        "layers": config.layers,
+        "rounds": config.rounds,
+        "rows": measure(config.layers, config.rounds),
+        "provenance": provenance.describe(),
+    }
+    console.print(table(stored))
     if config.json is not None:
-        write_json(config.json, {"device": devices.describe(), "rows": rows})
+        write_json(config.json, stored)
 
 
 def measure(layers: int, rounds: int) -> list[Row]:
@@ -180,11 +186,17 @@ def _row(name: str, seconds: dict[str, list[tuple[float, float]]]) -> Row:
     return row
 
 
-def _table(rows: Sequence[Row], title: str) -> Table:
-    table = Table("optimizer", title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return a row for each optimizer, with its ratio and its bar."""
+    shown = Table(
+        "optimizer",
+        title=f"a step of {3 * stored['layers']:,} leaves",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for name in ("trace s", "compile s", "ratio", "of", "bar"):
-        table.add_column(name, justify="right")
-    for row in rows:
+        shown.add_column(name, justify="right")
+    for row in stored["rows"]:
         cells = ["-", "-", "-"]
         if row["ratio"] is not None:
             verdict = "holds" if row["holds"] else "missed"
@@ -194,5 +206,5 @@ def _table(rows: Sequence[Row], title: str) -> Table:
                 f"{row['bar']:g} {verdict}",
             ]
         times = (f"{row[f'{part}_seconds']:.2f}" for part in ("trace", "compile"))
-        table.add_row(row["optimizer"], *times, *cells)
-    return table
+        shown.add_row(row["optimizer"], *times, *cells)
+    return shown

@@ -168,8 +168,7 @@ class Loop:
 
     def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
         """Return loss and accuracy on a split of the weights that a run tests."""
-        images = self.job.placement.put(on_device(split))
-        sums = self._evaluate(chosen(state), images)
+        sums = self._evaluate(chosen(state), self.job.placement.put(on_device(split)))
         return averages(jax.device_get(sums))
 
     def run(

@@ -6,7 +6,7 @@ gradients are an input. Blocks are the output channels of the convolutions. The
 optimizers take turns in one run, in a new order each round, and a ratio is that of two
 times of the same round: another load on the machine slows both.
 
-    python -m experiments step_time
+    python -m experiments step_time --json experiments/results/step_time.json
 
 takes two to four minutes on two CPU cores. There AdamS took 0.85 times optax.adamw's
 step, AdamSRT 1.5, AdamW 1.0 and NadamW 1.1 times; NovoGrad took 0.8 times
@@ -20,7 +20,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 import normopt
-from experiments import devices
+from experiments import devices, provenance
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
 from experiments.runs import write_json
@@ -115,7 +115,7 @@ class StepTimeConfig:
     seed: int = 0
     """For the order of the turns."""
     json: Path | None = None
-    """A file for the rows."""
+    """A file for the records."""
 
 
 class Stepper:
@@ -161,11 +161,17 @@ def main(args: Sequence[str]) -> None:
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     params = random_parameters(config.model)
-    rows = measure(config, params)
-    title = f"a step of {config.model}, {optax.tree.size(params):,} parameters"
-    console.print(_table(rows, title))
+    stored = {
+        "device": devices.describe(),
+        "model": config.model,
+        "parameters": optax.tree.size(params),
+        "rounds": config.rounds,
+        "rows": measure(config, params),
+        "provenance": provenance.describe(),
+    }
+    console.print(table(stored))
     if config.json is not None:
-        write_json(config.json, {"device": devices.describe(), "rows": rows})
+        write_json(config.json, stored)
 
 
 def measure(config: StepTimeConfig, params: Any) -> list[Row]:
@@ -222,18 +228,19 @@ def _row(
     return row
 
 
-def _table(rows: Sequence[Row], title: str) -> Table:
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return a row for each optimizer, with its ratio and its bar."""
     # Without rules between columns it fits a terminal of 80.
-    table = Table(
+    shown = Table(
         "optimizer",
-        title=title,
+        title=f"a step of {stored['model']}, {stored['parameters']:,} parameters",
         caption="state and least traffic in bytes a parameter",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
     for name in ("ms", "ratio", "quartiles", "bar", "state", "traffic", "GB/s"):
-        table.add_column(name, justify="right")
-    for row in rows:
+        shown.add_column(name, justify="right")
+    for row in stored["rows"]:
         ratio = quartiles = bar = "-"
         if row["ratio"] is not None:
             ratio = f"{row['ratio']:.2f}"
@@ -243,7 +250,7 @@ def _table(rows: Sequence[Row], title: str) -> Table:
         numbers = (f"{row['state_bytes']:.1f}", str(row["least_traffic_bytes"]))
         speed = f"{row['gigabytes_per_second']:.1f}"
         milliseconds = f"{row['milliseconds']:.2f}"
-        table.add_row(
+        shown.add_row(
             row["optimizer"], milliseconds, ratio, quartiles, bar, *numbers, speed
         )
-    return table
+    return shown

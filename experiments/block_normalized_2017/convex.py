@@ -123,7 +123,7 @@ def main(args: Sequence[str]) -> None:
     if config.steps < EVERY or config.steps % EVERY:
         sys.exit(f"error: `steps` must be a multiple of {EVERY}, got {config.steps}")
     measured = functools.partial(measure, config)
-    measure_and_show(config, "convex", measured, draw, _table)
+    measure_and_show(config, "convex", measured, draw, table)
 
 
 def reduced(config: ConvexConfig) -> ConvexConfig:
@@ -258,9 +258,10 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figures.save(figure, path)
 
 
-def _table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return the gaps that each method ends with, a row a learning rate."""
     every, steps = stored["config"]["record_every"], stored["config"]["steps"]
-    table = Table(
+    shown = Table(
         "rate",
         title=f"the largest L(x) - L(x*) of the last {every} of {steps} steps",
         caption=f"{next(iter(stored['gaps'].values()))[0][0]:.3g} at the start; "
@@ -268,11 +269,11 @@ def _table(stored: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
     )
     for name in stored["gaps"]:
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for rank, rate in enumerate(stored["learning_rates"]):
         last = (runs[rank][-1] for runs in stored["gaps"].values())
-        table.add_row(f"{rate:.2g}", *(f"{gap:.2g}" for gap in last))
-    return table
+        shown.add_row(f"{rate:.2g}", *(f"{gap:.2g}" for gap in last))
+    return shown
 
 
 def _short(gap: Any) -> float:

@@ -49,14 +49,14 @@ def draw(path: Path, stored: Mapping[str, Any], split: str) -> None:
             frameon=False,
         )
         under = ", under dropout" if split == "train" else ""
-        figure.suptitle(f"{stored['config']['data']}, {SPLITS[split]} images{under}")
+        figure.suptitle(f"{_trained_on(stored)}; {SPLITS[split]} images{under}")
         figures.save(figure, path)
 
 
 def table(stored: Mapping[str, Any]) -> Table:
     """Return a row for each optimizer, after the last epoch and at its best."""
     shown = Table(
-        title=f"{stored['config']['data']}, after the last epoch",
+        title=f"{_trained_on(stored)}; after the last epoch",
         caption=stored["published"],
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -74,3 +74,7 @@ def table(stored: Mapping[str, Any]) -> Table:
             f"{max(curves['test_accuracy']):.2%}",
         )
     return shown
+
+
+def _trained_on(stored: Mapping[str, Any]) -> str:
+    return f"{stored['config']['data']}, {stored['config']['images']:,} to train on"

@@ -47,6 +47,10 @@ class CurvesConfig:
     """The folder for the records, the figures and the runs."""
     seed: int = 0
     """For the initial weights, dropout and the order of the images."""
+    images: int | None = None
+    """Train on so many of the training images, the first ones; left out, on all."""
+    epochs: int | None = None
+    """Passes over the training images at each rate; left out, the example's."""
     smoke: bool = False
     """A small network on the digits that come with scikit-learn."""
     redraw: bool = False
@@ -83,6 +87,7 @@ class Task:
         """Return what JSON can hold of it."""
         return {
             "data": self.data.name,
+            "images": len(self.data.train),
             "network": self.settings,
             "batch_size": self.batch_size,
             "norm": self.norm,
@@ -110,6 +115,15 @@ def with_test_curve(data: Dataset) -> Dataset:
         np.concatenate([data.train.labels, data.validation.labels]),
     )
     return normalised(data.name, data.num_classes, train, data.test, data.test)
+
+
+def shortened(task: Task, config: CurvesConfig) -> Task:
+    """Return the part of a task that the command line asks for."""
+    epochs = task.epochs if config.epochs is None else config.epochs
+    if epochs < 1:
+        raise ValueError(f"`epochs` must be >= 1, got {epochs}")
+    part = task.data if config.images is None else task.data.first(config.images)
+    return dataclasses.replace(task, data=part, epochs=epochs)
 
 
 def optimizer_of(
@@ -195,7 +209,7 @@ def prepare(
     config = {
         **task.described(),
         "method": method,
-        "images": images.fingerprint(),
+        "images": images.fingerprint(),  # in the place of their number
         "seed": seed,
     }
     run = Run(runs_dir, label, config)
@@ -217,7 +231,7 @@ def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
         sys.exit(f"error: --redraw needs {records}, which a run without it writes")
     try:
         if not config.redraw:
-            task = load()
+            task = shortened(load(), config)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(records, measure(config, task, folder, console))
     except (OSError, ValueError, TrainingDiverged) as error:

@@ -67,7 +67,7 @@ def main(args: Sequence[str]) -> None:
         "learning_rate_sensitivity",
         functools.partial(measure, config),
         draw,
-        _table,
+        table,
     )
 
 
@@ -156,8 +156,9 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figures.save(figure, path)
 
 
-def _table(stored: Mapping[str, Any]) -> Table:
-    table = Table(
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return the steps that each method takes to arrive, a row a learning rate."""
+    shown = Table(
         "rate",
         title=f"steps to {ARRIVED:.0%} of the gap at the start, of "
         f"{stored['config']['steps']}",
@@ -165,8 +166,8 @@ def _table(stored: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
     )
     for name in stored["methods"]:
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for rank, rate in enumerate(stored["learning_rates"]):
         steps = (m["arrived_after"][rank] for m in stored["methods"].values())
-        table.add_row(f"{rate:.2g}", *("-" if n is None else str(n) for n in steps))
-    return table
+        shown.add_row(f"{rate:.2g}", *("-" if n is None else str(n) for n in steps))
+    return shown

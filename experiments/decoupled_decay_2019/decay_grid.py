@@ -121,7 +121,7 @@ def main(args: Sequence[str]) -> None:
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
     measured = functools.partial(measure, config)
-    measure_and_show(config, "grid", measured, draw, _table)
+    measure_and_show(config, "grid", measured, draw, table)
 
 
 def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
@@ -245,9 +245,10 @@ def _in_words(grid: Mapping[str, Any]) -> str:
     )
 
 
-def _table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return the best cell and the alignment of each method."""
     # Without rules between columns it fits a terminal of 80.
-    table = Table(
+    shown = Table(
         "method",
         title="learning rate and weight decay in powers of 2",
         caption=f"cells up to {100 * MARGIN:g} points above the best; "
@@ -256,7 +257,7 @@ def _table(stored: Mapping[str, Any]) -> Table:
         padding=0,
     )
     for name in ("best", "rate", "decay", "cells", "rho", "slope"):
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for name, grid in stored["grids"].items():
         rates, decays = grid["learning_rates"], grid["decays"]
         seeds = np.asarray(grid["errors"])
@@ -267,7 +268,7 @@ def _table(stored: Mapping[str, Any]) -> Table:
             alignment(np.delete(seeds, seed, axis=0).mean(axis=0), rates, decays)
             for seed in range(len(seeds))
         ]
-        table.add_row(
+        shown.add_row(
             name,
             f"{errors.min():.2%}",
             str(rates[row]),
@@ -276,7 +277,7 @@ def _table(stored: Mapping[str, Any]) -> Table:
             f"{_shown(found.rho)} ({_span(one.rho for one in without)})",
             f"{_shown(found.slope)} ({_span(one.slope for one in without)})",
         )
-    return table
+    return shown
 
 
 def _span(values: Any) -> str:

@@ -100,7 +100,7 @@ def main(args: Sequence[str]) -> None:
         "warm_restarts",
         lambda console: measure(length, config.seed),
         draw,
-        _table,
+        table,
     )
 
 
@@ -248,20 +248,21 @@ def _draw_run(above: Any, below: Any, records: Records) -> None:
             above.text(record["step"] + 1, 1.16, f"restart({asked})", **place)
 
 
-def _table(stored: Mapping[str, Any]) -> Table:
-    table = Table("run", title=f"lr = {LEARNING_RATE:g}, LSTM at half of it")
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return the ends of eta_t and the mean loss of each cycle."""
+    shown = Table("run", title=f"lr = {LEARNING_RATE:g}, LSTM at half of it")
     for name in ("updates", "first eta_t", "last eta_t", "mean loss"):
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for name in ("automatic", "by_hand"):
         for cycle in _cycles(stored[name]):
-            table.add_row(
+            shown.add_row(
                 name.replace("_", " "),
                 f"{cycle[0]['step']}-{cycle[-1]['step']}",
                 f"{cycle[0]['eta']:.3f}",
                 f"{cycle[-1]['eta']:.3f}",
                 f"{statistics.mean(record['loss'] for record in cycle):.3f}",
             )
-    return table
+    return shown
 
 
 def _cycles(records: Records) -> list[Records]:

@@ -7,7 +7,8 @@ float32 and in bfloat16, makes one step, and the bytes of the arrays in its stat
 counted. Blocks are the output channels of the convolutions where an optimizer has none
 unless told; NovoGrad has one a layer.
 
-    python -m experiments novograd_2019.memory
+    python -m experiments novograd_2019.memory \
+        --json experiments/results/novograd_2019/memory.json
 
 takes a minute on two CPU cores. There, on ResNet-18, NovoGrad and AdamSRT kept 4.0
 bytes for each float32 parameter, and optax.adamw 8.0. For a bfloat16 parameter NovoGrad
@@ -16,7 +17,7 @@ are float32, because 0.999 v rounds to v in bfloat16.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import normopt
+from experiments import provenance
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
 from experiments.runs import write_json
@@ -50,7 +52,7 @@ class MemoryConfig:
     smoke: bool = False
     """Whether to take the smallest network instead."""
     json: Path | None = None
-    """A file for the rows."""
+    """A file for the records."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -59,11 +61,15 @@ def main(args: Sequence[str]) -> None:
     config = tyro.cli(MemoryConfig, args=args, prog=command)
     model = "resnet8" if config.smoke else config.model
     params = random_parameters(model)
-    rows = measure(params)
-    title = f"state on {model}, {optax.tree.size(params):,} parameters"
-    Console().print(_table(rows, title))
+    stored = {
+        "model": model,
+        "parameters": optax.tree.size(params),
+        "rows": measure(params),
+        "provenance": provenance.describe(),
+    }
+    Console().print(table(stored))
     if config.json is not None:
-        write_json(config.json, {"model": model, "rows": rows})
+        write_json(config.json, stored)
 
 
 def optimizers() -> dict[str, Callable[[], optax.GradientTransformation]]:
@@ -127,16 +133,22 @@ def _bytes_a_parameter(optimizer: optax.GradientTransformation, params: Any) -> 
     return held / optax.tree.size(params)
 
 
-def _table(rows: Sequence[Row], title: str) -> Table:
-    caption = "bytes a parameter, by the dtype of the parameters"
-    table = Table("optimizer", title=title, caption=caption, box=box.SIMPLE_HEAD)
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return a row for each optimizer, those with the least state first."""
+    shown = Table(
+        "optimizer",
+        title=f"state on {stored['model']}, {stored['parameters']:,} parameters",
+        caption="bytes a parameter, by the dtype of the parameters",
+        box=box.SIMPLE_HEAD,
+    )
     for name in ("float32", "bfloat16", f"of {BASELINE}"):
-        table.add_column(name, justify="right")
-    for row in sorted(rows, key=lambda row: (row["float32"], row["optimizer"])):
-        table.add_row(
+        shown.add_column(name, justify="right")
+    rows = sorted(stored["rows"], key=lambda row: (row["float32"], row["optimizer"]))
+    for row in rows:
+        shown.add_row(
             row["optimizer"],
             f"{row['float32']:.2f}",
             f"{row['bfloat16']:.2f}",
             f"{row['ratio']:.2f}",
         )
-    return table
+    return shown

@@ -134,7 +134,7 @@ def main(args: Sequence[str]) -> None:
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=2)
     measured = functools.partial(measure, config)
-    measure_and_show(config, "modes", measured, draw, _table)
+    measure_and_show(config, "modes", measured, draw, table)
 
 
 def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
@@ -258,10 +258,11 @@ def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
     axes.set_ylim(bottom=0.02)
 
 
-def _table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return the best error and the width of the valley of each optimizer."""
     seeds = len(next(iter(stored["curves"].values()))["errors"])
     # Without rules between columns it fits a terminal of 80.
-    table = Table(
+    shown = Table(
         "optimizer",
         title=f"test error and the rates up to {100 * MARGIN:g} point above the best",
         caption=f"{seeds} seeds; in brackets, one seed left out",
@@ -269,7 +270,7 @@ def _table(stored: Mapping[str, Any]) -> Table:
         padding=0,
     )
     for name in ("best error", "at", "from - to", "decades"):
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for name, curve in stored["curves"].items():
         errors, exponents = np.array(curve["errors"]), curve["exponents"]
         mean = errors.mean(axis=0)
@@ -278,14 +279,14 @@ def _table(stored: Mapping[str, Any]) -> Table:
             near_best(np.delete(errors, seed, axis=0).mean(axis=0), exponents).decades
             for seed in range(seeds)
         ]
-        table.add_row(
+        shown.add_row(
             name,
             f"{mean[best]:.2%} ± {errors[:, best].std(ddof=1):.2%}",
             f"{10 ** exponents[best]:.2g}",
             f"{10**found.low:.2g} - {10**found.high:.2g}",
             f"{_in_words(found)} ({min(without):.2f}, {max(without):.2f})",
         )
-    return table
+    return shown
 
 
 def _in_words(found: NearBest) -> str:

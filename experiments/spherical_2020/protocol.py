@@ -1,8 +1,8 @@
 """The paper's protocol, tuned hyper-parameters and table, from `paper.json`.
 
-Roburin et al., "Spherical Perspective on Learning with Batch Norm", 2020, arXiv
-2006.13382. The baselines `sgd`, `adam` and `adamw` are torch's: decay is L2 in the
-gradient for the first two, and times the learning rate, 0.01 unless given, for the
+Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020,
+arXiv 2006.13382. The baselines `sgd`, `adam` and `adamw` are torch's: decay is L2 in
+the gradient for the first two, and times the learning rate, 0.01 unless given, for the
 third. AdamG keeps the convolutions on the sphere, as its paper and this one mean it.
 """
 

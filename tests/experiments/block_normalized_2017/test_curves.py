@@ -134,6 +134,27 @@ def test_missing_data_and_missing_records_are_said(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "0"], "`epochs` must be >= 1, got 0"),
+        (["--images", "0"], "`images` must be from 1 to 1437, got 0"),
+    ],
+)
+def test_no_part_is_refused(options, message, tmp_path):
+    with pytest.raises(SystemExit, match=message):
+        deep_mlp.main(["--smoke", *options, "--out", str(tmp_path / "absent")])
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_part_is_trained_on_for_so_long(task):
+    config = curves.CurvesConfig(images=256, epochs=2)
+    part = curves.shortened(task, config)
+    assert (len(part.data.train), part.epochs) == (256, 2)
+    assert len(part.data.test) == len(task.data.test)
+    assert curves.shortened(task, curves.CurvesConfig()) == task
+
+
 def test_curves_are_those_of_the_records():
     record = {"train_loss": 0.1234567, "train_accuracy": 0.5}
     record |= {"validation_loss": 2.0, "validation_accuracy": 0.25}

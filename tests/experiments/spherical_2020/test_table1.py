@@ -101,6 +101,7 @@ def a_cell(optimizer, *accuracies):
     return {
         "column": "cifar100/resnet18",
         "optimizer": optimizer,
+        "images": 5120,
         "test_accuracy": list(accuracies),
         "epochs": 60,
         "device": "JAX on a device",
@@ -116,6 +117,7 @@ def test_row_is_ours_theirs_and_the_difference():
     lone = ["sgd", "70.00", "(1)", "77.08", "+-", "0.18", "-7.08", "60"]
     assert rows[1] == ["cifar100/resnet18", *lone]
     assert "JAX on a device" in text and "405" in text and "adamg" not in text
+    assert "training images: 5,120" in text
 
 
 def test_adamg_has_its_footnote():

@@ -1,0 +1,131 @@
+"""The bars that this library sets itself: what takes how long, and what a TPU does."""
+
+import functools
+from types import ModuleType
+
+from experiments import compile_time, loop_time, step_time, tpu_compile
+from experiments.claims import NO_VALUE, Chapter, Claim, Exhibit, Finding, Stored
+
+OURS = tuple(name for name in tpu_compile.OPTIMIZERS if name != tpu_compile.BASELINE)
+
+
+def _keeps(name: str, bar: float, stored: Stored) -> Finding:
+    row = next((row for row in stored["rows"] if row["optimizer"] == name), None)
+    if row is None:
+        return Finding(None, f"{name}: not run")
+    return Finding(row["ratio"] <= bar, f"{row['ratio']:.2f} times")
+
+
+def _keeps_up(stored: Stored) -> Finding:
+    return Finding(
+        stored["ratio"] <= loop_time.BAR,
+        f"{stored['ratio']:.3f} times: {stored['loop_ms']:.1f} ms in the training "
+        f"loop, {stored['bare_ms']:.1f} ms bare",
+    )
+
+
+def _bar_claims(module: ModuleType, what: str) -> tuple[Claim, ...]:
+    return tuple(
+        Claim(
+            f"{name} takes at most {case.bar:g} times {case.baseline}'s {what}.",
+            functools.partial(_keeps, name, case.bar),
+            published=f"{NO_VALUE}; the bar is {case.bar:g}",
+        )
+        for name, case in module.CASES.items()
+        if case.bar is not None
+    )
+
+
+def _traffic(name: str, stored: Stored) -> Finding:
+    """Compare the bytes a parameter of main memory, wherever both were compiled."""
+    found = {}
+    for row in stored["rows"]:
+        if row["main_memory_bytes"] is not None:
+            bytes_each = row["main_memory_bytes"] / row["parameters_of_chip"]
+            found[row["topology"], row["way"], row["program"]] = bytes_each
+    pairs = [
+        (ours, found[*where, tpu_compile.BASELINE])
+        for (*where, program), ours in found.items()
+        if program == name
+    ]
+    most, least = max(ours for ours, _ in pairs), min(theirs for _, theirs in pairs)
+    return Finding(
+        all(ours <= theirs for ours, theirs in pairs),
+        f"at most {most:.1f} bytes a parameter, {tpu_compile.BASELINE} {least:.1f} and "
+        f"more, in {len(pairs)} layouts",
+    )
+
+
+def _alone(names: tuple[str, ...], way: str, stored: Stored) -> Finding:
+    """Check that the step of an optimizer waits for no other chip."""
+    rows = [r for r in stored["rows"] if r["way"] == way and r["program"] in names]
+    sent = sum(found["bytes"] for row in rows for found in row["collectives"])
+    return Finding(sent == 0, f"{sent} bytes in {len(rows)} programs")
+
+
+def _rounds_extent(stored: Stored) -> str:
+    return f"n = {stored['rounds']} rounds, medians"
+
+
+def _tpu_extent(stored: Stored) -> str:
+    topologies = dict.fromkeys(row["topology"] for row in stored["rows"])
+    return (
+        f"compiled for {' and '.join(topologies)} with libtpu "
+        f"{stored['provenance']['versions']['libtpu']}; nothing is run or random"
+    )
+
+
+CHAPTER = Chapter(
+    title="The library's own bars",
+    source="Set for normopt itself; no paper has them.",
+    exhibits={
+        "step_time": Exhibit(
+            claims=_bar_claims(step_time, "step"),
+            extent=_rounds_extent,
+            tables=(step_time.table,),
+        ),
+        "compile_time": Exhibit(
+            claims=_bar_claims(compile_time, "tracing and compiling"),
+            extent=_rounds_extent,
+            tables=(compile_time.table,),
+        ),
+        "loop_time": Exhibit(
+            claims=(
+                Claim(
+                    f"A step in the training loop takes at most {loop_time.BAR:g} "
+                    "times the bare step.",
+                    _keeps_up,
+                    published=f"{NO_VALUE}; the bar is {loop_time.BAR:g}",
+                ),
+            ),
+            extent=_rounds_extent,
+        ),
+        "tpu_compile": Exhibit(
+            claims=(
+                *(
+                    Claim(
+                        f"On a TPU, {name}'s step moves no more bytes to and from main "
+                        f"memory than {tpu_compile.BASELINE}'s.",
+                        functools.partial(_traffic, name),
+                        published=f"{NO_VALUE}; the bar is {tpu_compile.BASELINE}",
+                    )
+                    for name in OURS
+                ),
+                Claim(
+                    "Data-parallel, no optimizer's step exchanges anything between "
+                    "chips.",
+                    functools.partial(_alone, OURS, "data-parallel"),
+                    published=f"{NO_VALUE}; the bar is 0",
+                ),
+                Claim(
+                    "Under FSDP, neither adamsrt's step nor adams's exchanges anything "
+                    "between chips.",
+                    functools.partial(_alone, ("adamsrt", "adams"), "FSDP"),
+                    published=f"{NO_VALUE}; the bar is 0",
+                ),
+            ),
+            extent=_tpu_extent,
+            tables=(tpu_compile.programs, tpu_compile.traffic, tpu_compile.exchanges),
+        ),
+    },
+)

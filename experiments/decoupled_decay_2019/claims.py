@@ -1,0 +1,155 @@
+"""What the paper and the Keras implementation claim of decay and warm restarts."""
+
+import functools
+import itertools
+import math
+
+import numpy as np
+
+from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
+from experiments.decoupled_decay_2019 import decay_grid, warm_restarts
+from experiments.decoupled_decay_2019.decay_grid import Alignment, alignment
+
+# Of eta_t, which float32 rounds.
+TOLERANCE = 1e-6
+
+
+def _uncouples(coupled: str, decoupled: str, stored: Stored) -> Finding:
+    """Compare how far the valleys lean, whichever seed is left out."""
+    holds, words = True, []
+    for measure in ("rho", "slope"):
+        lean = {}
+        for name in (coupled, decoupled):
+            # None: the best cells lie along an axis, or are one.
+            found = [getattr(a, measure) or 0.0 for a in _alignments(name, stored)]
+            lean[name] = [abs(value) for value in found]
+            span = f"{min(found[1:]):.2f} to {max(found[1:]):.2f}"
+            words.append(f"{measure} {found[0]:.2f} ({span}) for {name}")
+        holds = holds and max(lean[decoupled]) < min(lean[coupled])
+    return Finding(holds, "; ".join(words))
+
+
+def _alignments(name: str, stored: Stored) -> list[Alignment]:
+    """Return how a grid lies to its axes: with all seeds, then with each left out."""
+    grid = stored["grids"][name]
+    errors = np.asarray(grid["errors"])
+    left = [np.delete(errors, seed, axis=0) for seed in range(len(errors))]
+    return [
+        alignment(some.mean(axis=0), grid["learning_rates"], grid["decays"])
+        for some in (errors, *left)
+    ]
+
+
+def _generalizes(coupled: str, decoupled: str, stored: Stored) -> Finding:
+    best = {
+        name: np.mean(stored["grids"][name]["errors"], axis=0).min()
+        for name in (coupled, decoupled)
+    }
+    words = ", ".join(f"{name} {error:.2%}" for name, error in best.items())
+    return Finding(bool(best[decoupled] < best[coupled]), f"best test error: {words}")
+
+
+def _is_cosine(run: str, stored: Stored) -> Finding:
+    """Compare eta_t with the cosine, begun anew where it ends or the loop says so."""
+    records, off = stored[run], 0.0
+    t_cur, length = 0, warm_restarts.CYCLE
+    for record in records:
+        asked = record["restart"]
+        if asked:
+            t_cur, length = asked.get("t_cur", 0), asked.get("total_steps", length)
+        elif t_cur == length:
+            t_cur = 0
+        eta = (1 + math.cos(math.pi * t_cur / (length - 1))) / 2
+        off, t_cur = max(off, abs(record["eta"] - eta)), t_cur + 1
+    pairs = itertools.pairwise(records)
+    # A run begins with a cycle, and each restart begins one.
+    starts = [1] + [b["step"] for a, b in pairs if b["restart"] or b["eta"] > a["eta"]]
+    etas = [f"{records[step - 1]['eta']:.3f} at update {step}" for step in starts]
+    return Finding(
+        off <= TOLERANCE and len(starts) == 3,
+        f"cycles begin with {', '.join(etas)}; the last has {records[-1]['eta']:.3f}; "
+        f"at most {off:.0e} off the cosine",
+    )
+
+
+def _grid_claims(coupled: str, decoupled: str, kind: str) -> tuple[Claim, Claim]:
+    return (
+        Claim(
+            f"L2 in the gradient couples decay and rate of {kind}; decoupled decay "
+            "does less so.",
+            functools.partial(_uncouples, coupled, decoupled),
+            "the best cells of the map lean less, by rho and by slope, whichever seed "
+            "is left out",
+        ),
+        Claim(
+            f"{decoupled} generalizes better than {kind} with L2 in the gradient.",
+            functools.partial(_generalizes, coupled, decoupled),
+            "the best test error of its map is lower",
+        ),
+    )
+
+
+def _grid_extent(stored: Stored) -> str:
+    errors = np.shape(next(iter(stored["grids"].values()))["errors"])
+    return (
+        f"n = {errors[0]} seeds for each of {errors[1]} x {errors[2]} cells, "
+        f"{stored['epochs']} epochs of 200 digits"
+    )
+
+
+def _restarts_extent(stored: Stored) -> str:
+    updates = " and ".join(str(len(stored[run])) for run in ("automatic", "by_hand"))
+    return f"n = 1 (seed {stored['seed']}), {updates} updates"
+
+
+CHAPTER = Chapter(
+    title="Decoupled Weight Decay Regularization",
+    source="Loshchilov and Hutter, 2019, arXiv 1711.05101, and its Keras "
+    "implementation. No value is published: there are figures and words.",
+    exhibits={
+        "decoupled_decay_2019.decay_grid": Exhibit(
+            claims=(
+                *_grid_claims("SGD, L2", "SGDW", "SGD"),
+                *_grid_claims("Adam, L2", "AdamW", "Adam"),
+            ),
+            extent=_grid_extent,
+            tables=(decay_grid.table,),
+            pictures=(
+                Picture(
+                    "decay_grid",
+                    "Maps of the test error over learning rate and decay, with the ten "
+                    "best cells marked, for SGD and Adam with L2, SGDW and AdamW.",
+                    decay_grid.draw,
+                ),
+            ),
+        ),
+        "decoupled_decay_2019.warm_restarts": Exhibit(
+            claims=(
+                Claim(
+                    "eta_t restarts by itself, without a word from the training loop.",
+                    functools.partial(_is_cosine, "automatic"),
+                    "it is three equal cosines from 1 to 0",
+                ),
+                Claim(
+                    "The loop can restart eta_t by hand, at any point of the cosine "
+                    "and with another length.",
+                    functools.partial(_is_cosine, "by_hand"),
+                    "it is the cosine from where the loop asks for it",
+                ),
+                Claim(
+                    "Warm restarts converge faster and generalize better.", find=None
+                ),
+            ),
+            extent=_restarts_extent,
+            tables=(warm_restarts.table,),
+            pictures=(
+                Picture(
+                    "warm_restarts",
+                    "eta_t and the learning rates in force over the updates: on the "
+                    "left three equal cosines, on the right cosines begun by hand.",
+                    warm_restarts.draw,
+                ),
+            ),
+        ),
+    },
+)

@@ -1,0 +1,128 @@
+"""Report what the stored results say: a verdict for every claim, tables and figures.
+
+It reads the JSON files under `experiments/results`, each named as its experiment, and
+trains nothing: figures and tables are made again by the experiments' own functions, and
+each verdict is found in the numbers. What has no file is reported as not run, with the
+command that runs it.
+
+    python -m experiments report
+
+takes ten seconds on two CPU cores. It writes `RESULTS.md` with the figures in a folder
+beside it, and `index.html`, which has them inside and opens without a network.
+"""
+
+import dataclasses
+import importlib
+import io
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from PIL import Image
+from rich.console import Console
+
+from experiments import bars, report_markdown, report_page
+from experiments.__main__ import RESULTS, discover
+from experiments.block_normalized_2017 import claims as block_normalized
+from experiments.claims import Picture, Stored
+from experiments.decoupled_decay_2019 import claims as decoupled_decay
+from experiments.novograd_2019 import claims as novograd
+from experiments.report_parts import Part, Report, Section
+from experiments.runs import write_bytes, write_text
+from experiments.spherical_2020 import claims as spherical
+
+CHAPTERS = (
+    block_normalized.CHAPTER,
+    decoupled_decay.CHAPTER,
+    spherical.CHAPTER,
+    novograd.CHAPTER,
+    bars.CHAPTER,
+)
+FOLDER = Path(__file__).parent / RESULTS
+FIGURES = "figures"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What to read, and where to write."""
+
+    results: Path = FOLDER
+    """The folder with the stored results."""
+    out: Path = FOLDER
+    """The folder for `RESULTS.md`, `figures` and `index.html`."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Write the report that the command line asks for, and say how it turned out."""
+    config = tyro.cli(ReportConfig, args=args, prog="python -m experiments report")
+    report = gather(config.results)
+    figures = config.out / FIGURES
+    figures.mkdir(parents=True, exist_ok=True)
+    images = draw_all(report)
+    for name, image in images.items():
+        write_bytes(figures / f"{name}.png", image)
+    write_text(config.out / "RESULTS.md", report_markdown.render(report, FIGURES))
+    write_text(config.out / "index.html", report_page.render(report, images))
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"claims: {counts}")
+    console.print(f"{config.out / 'RESULTS.md'}\n{config.out / 'index.html'}")
+
+
+def gather(results: Path) -> Report:
+    """Return what is shown of every experiment, with the results that are there.
+
+    Args:
+        results: the folder with the stored results.
+    """
+    headers, parts = discover(), []
+    for chapter in CHAPTERS:
+        sections = [
+            Section(name, headers[name].summary, command_of(name), exhibit, stored)
+            for name, exhibit in chapter.exhibits.items()
+            for stored in [_read(results / f"{name.replace('.', '/')}.json")]
+        ]
+        parts.append(Part(chapter, sections))
+    shown = {name for chapter in CHAPTERS for name in chapter.exhibits}
+    others = {name: h.summary for name, h in headers.items() if name not in shown}
+    return Report(parts, others)
+
+
+def command_of(name: str) -> str:
+    """Return the command that the head of an experiment's file gives for it."""
+    start = re.escape(f"python -m experiments {name}")
+    text = importlib.import_module(f"experiments.{name}").__doc__ or ""
+    found = re.search(rf"^ +({start}\b.*)$", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"the head of experiments.{name} has no command")
+    return " ".join(found[1].split())
+
+
+def draw_all(report: Report) -> dict[str, bytes]:
+    """Return the PNG of each picture whose results are stored, by its name."""
+    return {
+        picture.name: draw(picture, section.stored)
+        for section in report.sections
+        if section.stored is not None
+        for picture in section.exhibit.pictures
+    }
+
+
+def draw(picture: Picture, stored: Stored) -> bytes:
+    """Return a picture as a small PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        picture.draw(path, stored)
+        # Lines and their edges need no more colours, and a third of the bytes.
+        with Image.open(path) as full:
+            small = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = io.BytesIO()
+    small.save(image, format="png", optimize=True)
+    return image.getvalue()
+
+
+def _read(path: Path) -> Stored | None:
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,140 @@
+"""What a report is made of, whatever it is written as."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+
+from experiments.claims import Chapter, Exhibit, Judged, Stored, Verdict
+
+
+class Grid(NamedTuple):
+    """A table as plain text.
+
+    Attributes:
+        title: above it.
+        caption: below it, a paragraph a line, or empty.
+        header: a cell a column.
+        right: whether a column is aligned to the right.
+        rows: cells.
+    """
+
+    title: str
+    caption: str
+    header: list[str]
+    right: list[bool]
+    rows: list[tuple[str, ...]]
+
+
+class Section(NamedTuple):
+    """One experiment, its results and what they say.
+
+    Attributes:
+        name: that the command line knows.
+        summary: what the experiment does.
+        command: runs it.
+        exhibit: what is shown of it.
+        stored: its results; None where there are none.
+    """
+
+    name: str
+    summary: str
+    command: str
+    exhibit: Exhibit
+    stored: Stored | None
+
+    @property
+    def judged(self) -> list[Judged]:
+        """Its claims with their verdicts."""
+        return [claim.judge(self.stored) for claim in self.exhibit.claims]
+
+    @property
+    def grids(self) -> list[Grid]:
+        """Its tables, but those that have no rows."""
+        stored = self.exhibit.without_results if self.stored is None else self.stored
+        if stored is None:
+            return []
+        grids = [grid_of(table(stored)) for table in self.exhibit.tables]
+        return [grid for grid in grids if grid.rows]
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """How much was run, on what, with what and how."""
+        command = f"`{self.command}`"
+        if self.stored is None:
+            return {"results": "none are stored: not run", "command": command}
+        source = self.stored["provenance"]
+        devices = (f"{count} × {kind}" for kind, count in source["devices"].items())
+        versions = (f"{name} {at}" for name, at in source["versions"].items())
+        return {
+            "extent": self.exhibit.extent(self.stored),
+            "device": ", ".join(devices),
+            "commit": _short(source["commit"]),
+            "versions": ", ".join(versions),
+            "command": command,
+        }
+
+
+class Part(NamedTuple):
+    """A chapter and its experiments' sections."""
+
+    chapter: Chapter
+    sections: Sequence[Section]
+
+
+class Report(NamedTuple):
+    """All parts, and the commands that no claim hangs on.
+
+    Attributes:
+        parts: in the order of the page.
+        others: summaries by name.
+    """
+
+    parts: Sequence[Part]
+    others: dict[str, str]
+
+    @property
+    def sections(self) -> list[Section]:
+        """Those of all parts."""
+        return [section for part in self.parts for section in part.sections]
+
+    @property
+    def counts(self) -> dict[Verdict, int]:
+        """How many claims have each verdict."""
+        found = Counter(j.verdict for section in self.sections for j in section.judged)
+        return {verdict: found[verdict] for verdict in Verdict}
+
+
+INTRODUCTION = (
+    "What the papers behind this library claim, and what was seen here. Every verdict, "
+    "figure and table is made from the results that are stored in the repository, by "
+    "`python -m experiments report`; nothing is trained for it. A commit with a + had "
+    "changed files. For what is not run, the command stands there; the JSON file that "
+    "it writes belongs under `experiments/results`, named as the experiment."
+)
+OTHERS = "Commands without claims of their own"
+MARKS = {Verdict.REPRODUCED: "✓", Verdict.NOT_REPRODUCED: "✗", Verdict.NOT_RUN: "–"}
+
+
+def grid_of(table: Table) -> Grid:
+    """Take a table of the terminal apart."""
+    cells = ([_plain(cell) for cell in column.cells] for column in table.columns)
+    return Grid(
+        _plain(table.title or ""),
+        _plain(table.caption or ""),
+        [_plain(column.header) for column in table.columns],
+        [column.justify == "right" for column in table.columns],
+        list(zip(*cells, strict=True)),
+    )
+
+
+def _plain(text: object) -> str:
+    # The terminal's tables keep to ASCII where they can.
+    return str(text).replace("+-", "±").replace("->", "→")
+
+
+def _short(commit: str | None) -> str:
+    if commit is None:
+        return "not known"
+    return commit[:10] + ("+" if commit.endswith("+") else "")

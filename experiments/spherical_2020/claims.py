@@ -1,0 +1,207 @@
+"""What the paper's table claims, cell by cell and column by column."""
+
+import functools
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
+from experiments.spherical_2020 import effective_learning_rate, protocol, table1
+
+PUBLISHED = protocol.PAPER["test_accuracy_percent_mean_std"]
+ORDER = ("adam", "adams", "adamsrt")
+# Two means agree within so many standard deviations of their difference.
+DEVIATIONS = 2
+# All training images but the 5 % that are for validation.
+IMAGES = {"cifar10": 47_500, "cifar100": 47_500, "svhn": 69_594}
+# Of the logarithms of angle and predicted rate, fixed before a full run.
+CORRELATION = 0.9
+
+Cells = Mapping[str, Sequence[float]]
+
+
+def _order(column: str, stored: Stored) -> Finding:
+    cells = _column(column, stored)
+    if missing := [name for name in ORDER if name not in cells]:
+        return Finding(None, f"{', '.join(missing)}: not run")
+    means = [statistics.mean(cells[name]) for name in ORDER]
+    return Finding(
+        means[0] < means[1] < means[2],
+        ", ".join(f"{name} {_in_words(cells[name])}" for name in ORDER)
+        + f", after {_effort(stored['cells'], column)}",
+    )
+
+
+def _values(column: str, stored: Stored) -> Finding:
+    cells = _column(column, stored)
+    if len(cells) < len(PUBLISHED):
+        return Finding(None, f"{len(cells)} of {len(PUBLISHED)} optimizers are run")
+    differences, off = {}, []
+    for name, percents in cells.items():
+        paper, deviation = PUBLISHED[name][column]
+        differences[name] = statistics.mean(percents) - paper
+        ours = statistics.stdev(percents) if len(percents) > 1 else 0.0
+        if abs(differences[name]) > DEVIATIONS * math.hypot(deviation, ours):
+            off.append(name)
+    words = ", ".join(f"{name} {more:+.2f}" for name, more in differences.items())
+    words += f", after {_effort(stored['cells'], column)}"
+    images = IMAGES[column.partition("/")[0]]
+    whole = {"epochs": protocol.EPOCHS, "images": images}
+    if any(_numbers(stored["cells"], k, column) != {n} for k, n in whole.items()):
+        paper = f"where the paper has {protocol.EPOCHS} of {images:,}"
+        return Finding(None, f"{words}, {paper}")
+    return Finding(not off, words)
+
+
+def _in_words(percents: Sequence[float]) -> str:
+    return table1.in_words(percents).replace("+-", "±")
+
+
+def _column(column: str, stored: Stored) -> Cells:
+    """Return the percents of each seed, by optimizer."""
+    return {
+        cell["optimizer"]: [100 * accuracy for accuracy in cell["test_accuracy"]]
+        for cell in stored["cells"]
+        if cell["column"] == column
+    }
+
+
+def _effort(cells: Sequence[Mapping[str, Any]], column: str | None = None) -> str:
+    """Say how long cells were trained, on what: those of a column, or all."""
+    epochs, images = (_numbers(cells, key, column) for key in ("epochs", "images"))
+    return f"{_span(epochs)} epochs of {_span(images)} images"
+
+
+def _numbers(
+    cells: Sequence[Mapping[str, Any]], key: str, column: str | None
+) -> set[int]:
+    return {cell[key] for cell in cells if column in (None, cell["column"])}
+
+
+def _span(numbers: Collection[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def grid(stored: Stored) -> Table:
+    """Return the paper's table with ours below each row."""
+    shown = Table(
+        "optimizer",
+        "",
+        title="Table 1: test accuracy in percent, mean +- standard deviation (seeds)",
+        caption=protocol.ADAMG_NOTE,
+        box=box.SIMPLE_HEAD,
+    )
+    for column in protocol.COLUMNS:
+        shown.add_column(column, justify="right")
+    columns = {column: _column(column, stored) for column in protocol.COLUMNS}
+    for name, row in PUBLISHED.items():
+        published = (row[column] for column in protocol.COLUMNS)
+        cells = (columns[column].get(name) for column in protocol.COLUMNS)
+        shown.add_row(name, "paper", *(f"{m:.2f} +- {d:.2f}" for m, d in published))
+        ours = ("not run" if c is None else table1.in_words(c) for c in cells)
+        shown.add_row("", "ours", *ours)
+    return shown
+
+
+def _table_extent(stored: Stored) -> str:
+    cells = stored["cells"]
+    seeds = _span([len(cell["test_accuracy"]) for cell in cells])
+    devices = "; ".join(sorted({cell["device"] for cell in cells}))
+    return (
+        f"n = {seeds} seeds a cell, {len(cells)} of "
+        f"{len(PUBLISHED) * len(protocol.COLUMNS)} cells, {_effort(cells)}, where the "
+        f"paper has {protocol.EPOCHS} epochs; {devices}"
+    )
+
+
+def _follows(optimizer: str, stored: Stored) -> Finding:
+    records = stored["runs"].get(optimizer)
+    if records is None:
+        return Finding(None, f"{optimizer}: not run")
+    # Within an epoch: else the steps of the rate, which both share, are all there is.
+    angles, rates = (
+        logs - logs.mean(axis=1, keepdims=True)
+        for logs in (
+            np.log([list(record[quantity].values()) for record in records])
+            for quantity in ("angle", "rate")
+        )
+    )
+    found = float(np.corrcoef(angles.ravel(), rates.ravel())[0, 1])
+    return Finding(
+        found >= CORRELATION,
+        f"correlation {found:.3f} over {angles.shape[1]} layers in each of "
+        f"{angles.shape[0]} epochs",
+    )
+
+
+def _ordered(column: str) -> str:
+    return " < ".join(f"{PUBLISHED[name][column][0]:.2f}" for name in ORDER)
+
+
+def _published(column: str) -> str:
+    return ", ".join(f"{name} {row[column][0]:.2f}" for name, row in PUBLISHED.items())
+
+
+CHAPTER = Chapter(
+    title="Spherical Perspective on Learning with Normalization Layers",
+    source="Roburin et al., 2020, arXiv 2006.13382: the table of the published code, "
+    "whose seven optimizers and seven settings are 49 cells.",
+    exhibits={
+        "spherical_2020.table1": Exhibit(
+            claims=tuple(
+                claim
+                for column in protocol.COLUMNS
+                for claim in (
+                    Claim(
+                        f"{column}: Adam-S is more accurate than Adam, and Adam-SRT "
+                        "than Adam-S.",
+                        functools.partial(_order, column),
+                        published=_ordered(column),
+                    ),
+                    Claim(
+                        f"{column}: the accuracies of the seven optimizers.",
+                        functools.partial(_values, column),
+                        f"after {protocol.EPOCHS} epochs of all images, each is the "
+                        f"paper's within {DEVIATIONS} standard deviations of the "
+                        "difference",
+                        published=_published(column),
+                    ),
+                )
+            ),
+            extent=_table_extent,
+            tables=(grid, table1.table),
+            without_results={"cells": []},
+        ),
+        "spherical_2020.effective_learning_rate": Exhibit(
+            claims=tuple(
+                Claim(
+                    f"With {name}, the effective learning rate goes as lr √d / |w|: "
+                    "the rate, the size of a block and the length of its weights.",
+                    functools.partial(_follows, name),
+                    "over the layers, epoch by epoch, the logarithms of that and of "
+                    f"the angle of a step correlate by {CORRELATION} and more",
+                )
+                for name in effective_learning_rate.OPTIMIZERS
+            ),
+            extent=lambda stored: (
+                f"n = 1 seed, {stored['epochs']} epochs of {stored['model']} on "
+                f"{stored['dataset']}"
+            ),
+            tables=(effective_learning_rate.table,),
+            pictures=(
+                Picture(
+                    "effective_learning_rate",
+                    "Length of the weights, angle of a step and learning rate over "
+                    "length by epoch, a line a layer and a column an optimizer.",
+                    effective_learning_rate.draw,
+                ),
+            ),
+        ),
+    },
+)

@@ -1,0 +1,247 @@
+"""Each claim is decided by the numbers: there are some that make it hold, and fail."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from experiments import bars, compile_time, report_parts, step_time
+from experiments.decoupled_decay_2019.decay_grid import MARGIN
+from experiments.novograd_2019.claims import BASELINES, MODES
+from experiments.report import CHAPTERS, FOLDER
+from experiments.spherical_2020 import protocol
+from experiments.spherical_2020.claims import IMAGES, PUBLISHED
+
+EXHIBITS = {
+    name: exhibit for chapter in CHAPTERS for name, exhibit in chapter.exhibits.items()
+}
+
+
+# For each experiment, results with which all its claims hold, and none.
+
+
+def convex():
+    return [
+        {
+            "gaps": {f"normalized {kind}": [[100, end]] for kind in ("SGD", "Adam")},
+            "learning_rates": [0.1],
+        }
+        for end in (0.5, 200)
+    ]
+
+
+def learning_rate_sensitivity():
+    arrived = [[30, 20, 10], [None, 20, None]]
+    return [
+        {
+            "learning_rates": [0.01, 0.1, 1.0],
+            "methods": {
+                "normalized Adam": {
+                    "gap_at_end": [1e-4, 1e-3, 1e-2],
+                    "arrived_after": a,
+                }
+            },
+        }
+        for a in arrived
+    ]
+
+
+def curves():
+    """Of a network; normalized SGD is ahead of normalized Adam as well."""
+    slow = {"train_loss": [3.0, 2.0], "test_accuracy": [0.1, 0.2]}
+    fast = {"train_loss": [2.0, 1.0], "test_accuracy": [0.1, 0.7]}
+    faster = {"train_loss": [1.5, 0.5], "test_accuracy": [0.1, 0.8]}
+    good = {
+        "SGD": slow,
+        "normalized SGD": faster,
+        "Adam": slow,
+        "normalized Adam": fast,
+    }
+    bad = {
+        "SGD": faster,
+        "normalized SGD": slow,
+        "Adam": faster,
+        "normalized Adam": fast,
+    }
+    return [{"curves": good}, {"curves": bad}]
+
+
+def decay_grid():
+    rates, decays = np.meshgrid(range(9), range(9), indexing="ij")
+    shapes = {
+        # A valley along the diagonal, and one that leans less and is deeper.
+        True: 0.06 + MARGIN / 2 * abs(rates + decays - 8) + 1e-5 * abs(rates - 4),
+        False: 0.05 + MARGIN / 2 * abs(decays - 4) + 1e-5 * abs(rates - 4),
+    }
+    axes = {"learning_rates": list(range(9)), "decays": list(range(9))}
+    forms = {"SGD, L2": True, "SGDW": False, "Adam, L2": True, "AdamW": False}
+    return [
+        {
+            "grids": {
+                name: {**axes, "errors": [shapes[coupled is right]] * 2}
+                for name, coupled in forms.items()
+            }
+        }
+        for right in (True, False)
+    ]
+
+
+def warm_restarts():
+    good = json.loads((FOLDER / "decoupled_decay_2019/warm_restarts.json").read_text())
+    bad = copy.deepcopy(good)
+    for run in ("automatic", "by_hand"):
+        # Still falling, but off the cosine.
+        bad[run][5]["eta"] -= 0.01
+    return [good, bad]
+
+
+def table1():
+    def stored(accuracy):
+        return {
+            "cells": [
+                {
+                    "column": column,
+                    "optimizer": name,
+                    "test_accuracy": [accuracy(row[column][0])] * 2,
+                    "epochs": protocol.EPOCHS,
+                    "images": IMAGES[column.partition("/")[0]],
+                }
+                for name, row in PUBLISHED.items()
+                for column in protocol.COLUMNS
+            ]
+        }
+
+    # Upside down, the order is the other way round.
+    return [stored(lambda mean: mean / 100), stored(lambda mean: 1 - mean / 100)]
+
+
+def effective_learning_rate():
+    rates = {"a": 1e-3, "b": 2e-3, "c": 5e-3}
+
+    def stored(power):
+        angles = {layer: rate**power for layer, rate in rates.items()}
+        records = [{"rate": rates, "angle": angles}] * 2
+        return {"runs": dict.fromkeys(("adam", "adams", "adamsrt"), records)}
+
+    return [stored(1), stored(-1)]
+
+
+def memory():
+    def stored(size):
+        sizes = {"novograd": size, "optax.adamw": 8.0}
+        rows = [
+            {"optimizer": name, "float32": held, "bfloat16": held}
+            for name, held in sizes.items()
+        ]
+        return {"rows": rows}
+
+    return [stored(4.01), stored(6.0)]
+
+
+def modes():
+    def curve(best, decades):
+        exponents = np.linspace(-2, 2, 9)
+        errors = best + 0.01 * abs(exponents) / (decades / 2)
+        # Seeds that differ, so that there is a deviation.
+        seeds = [errors - 1e-3, errors, errors + 1e-3]
+        return {"exponents": list(exponents), "errors": np.array(seeds)}
+
+    good, bad = curve(0.05, 2.0), curve(0.08, 1.0)
+    return [
+        {"curves": {**dict.fromkeys(MODES, a), **dict.fromkeys(BASELINES, b)}}
+        for a, b in ((good, bad), (bad, good))
+    ]
+
+
+def ratios(cases):
+    largest = {name: case.bar for name, case in cases.items() if case.bar is not None}
+    return [
+        {
+            "rows": [
+                {"optimizer": name, "ratio": bar + more}
+                for name, bar in largest.items()
+            ]
+        }
+        for more in (0.0, 0.01)
+    ]
+
+
+def loop():
+    times = {"loop_ms": 11.0, "bare_ms": 10.0}
+    return [{**times, "ratio": 1.1}, {**times, "ratio": 1.11}]
+
+
+def tpu_compile():
+    def stored(size, collectives):
+        rows = [
+            {
+                "topology": "v5e:2x2",
+                "way": way,
+                "program": program,
+                "parameters_of_chip": 10,
+                "main_memory_bytes": 280 if program == "optax.adamw" else size,
+                "collectives": [] if program == "optax.adamw" else collectives,
+            }
+            for way in ("data-parallel", "FSDP")
+            for program in ("optax.adamw", *bars.OURS)
+        ]
+        return {"rows": rows}
+
+    return [stored(280, []), stored(281, [{"bytes": 4}])]
+
+
+GOOD_AND_BAD = {
+    "block_normalized_2017.convex": convex,
+    "block_normalized_2017.learning_rate_sensitivity": learning_rate_sensitivity,
+    "block_normalized_2017.deep_mlp": curves,
+    "block_normalized_2017.cifar_cnn": curves,
+    "decoupled_decay_2019.decay_grid": decay_grid,
+    "decoupled_decay_2019.warm_restarts": warm_restarts,
+    "spherical_2020.table1": table1,
+    "spherical_2020.effective_learning_rate": effective_learning_rate,
+    "novograd_2019.memory": memory,
+    "novograd_2019.modes": modes,
+    "step_time": lambda: ratios(step_time.CASES),
+    "compile_time": lambda: ratios(compile_time.CASES),
+    "loop_time": loop,
+    "tpu_compile": tpu_compile,
+}
+
+
+@pytest.mark.parametrize("name", EXHIBITS)
+def test_every_claim_can_hold_and_can_fail(name):
+    good, bad = GOOD_AND_BAD[name]()
+    for claim in EXHIBITS[name].claims:
+        if claim.find is None:
+            assert claim.judge(good).verdict == claim.judge(bad).verdict == "not run"
+            continue
+        assert claim.judge(good).verdict == "reproduced", claim
+        assert claim.judge(bad).verdict == "not reproduced", claim
+        assert claim.judge(good).ours != claim.judge(bad).ours
+
+
+def test_table_of_fewer_epochs_or_cells_decides_what_it_can():
+    whole, _ = table1()
+    columns = [c for c in whole["cells"] if c["column"] == "cifar10/resnet20"]
+    order, values, *others = EXHIBITS["spherical_2020.table1"].claims
+    short = {"cells": [{**cell, "epochs": 60} for cell in columns]}
+    assert order.judge(short).verdict == "reproduced"
+    assert values.judge(short).verdict == "not run"
+    part = {"cells": [{**cell, "images": 500} for cell in columns]}
+    assert values.judge(part).verdict == "not run"
+    after = "after 60 epochs of 47,500 images, where the paper has 405 of 47,500"
+    assert after in values.judge(short).ours
+    assert {claim.judge(short).verdict for claim in others} == {"not run"}
+    fewer = {"cells": [c for c in columns if c["optimizer"] in ("sgd", "adam")]}
+    assert order.judge(fewer).verdict == values.judge(fewer).verdict == "not run"
+    assert values.judge(fewer).ours == "2 of 7 optimizers are run"
+
+
+def test_published_values_stand_beside_ours():
+    short = {"cells": table1()[0]["cells"][:1]}
+    grid = report_parts.grid_of(EXHIBITS["spherical_2020.table1"].tables[0](short))
+    assert grid.header[2:] == list(protocol.COLUMNS)
+    assert grid.rows[0][:4] == ("sgd", "paper", "92.39 ± 0.12", "95.10 ± 0.04")
+    assert grid.rows[1][:4] == ("", "ours", "92.39 ± 0.00 (2)", "not run")
+    assert len(grid.rows) == 2 * len(PUBLISHED) and len(grid.rows[0]) == 9
