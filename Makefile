@@ -66,9 +66,10 @@ install: $(STAMP) ## set up .venv (the other targets do it by themselves)
 train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS says otherwise
 	@$(PY) -m experiments train $(ARGS)
 
-# Test processes share a GPU only if none of them reserves its whole memory first.
+# Test processes share a GPU only if none of them reserves its whole memory first. The
+# tests of a file stay in one of them: what they share is made once.
 test: check ## check, then the whole test suite with its coverage
-	XLA_PYTHON_CLIENT_PREALLOCATE=false $(PY) -m pytest -n $(WORKERS) --cov
+	XLA_PYTHON_CLIENT_PREALLOCATE=false $(PY) -m pytest -n $(WORKERS) --dist loadfile --cov
 
 # pyright runs its bundled checker on the Node of its wheel and asks no network.
 check: $(STAMP) ## formatting, lint and types

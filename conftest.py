@@ -1,11 +1,34 @@
 """Settings of all tests and doctests."""
 
+import gc
+import os
+
+import jax
 import pytest
 
 import normopt
 
 # What runs the library for long without being the test of a line of it.
-_UNTRACED = ("tests/experiments", "tests/test_optax_suite", "tests/test_properties")
+_UNTRACED = (
+    "tests/experiments",
+    "tests/test_contract",
+    "tests/test_invariance.py::test_finds_the_truth",
+    "tests/test_optax_suite",
+    "tests/test_properties",
+    "tests/test_readme",
+)
+_LOCATIONS = "jax_traceback_in_locations_limit"
+
+
+def pytest_configure() -> None:
+    """Spares JAX what takes a seventh of the time of tracing and is looked at nowhere.
+
+    That is the line of code of each operation, and a search through all objects for
+    unused cycles at each 700 new ones.
+    """
+    gc.set_threshold(100_000, 50, 100)
+    jax.config.update(_LOCATIONS, 0)
+    os.environ[_LOCATIONS.upper()] = "0"  # of child processes
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Every optimizer and link of the library, as data, and the trees they are run on."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -266,7 +267,7 @@ def tree(shapes: Any, dtypes: Sequence[Any] = (jnp.float32,), seed: int = 0) -> 
     )
 
 
-def gradients(params: Any, steps: int = 3) -> list[Any]:
+def gradients(params: Any, steps: int = 2) -> list[Any]:
     leaves, treedef = jax.tree.flatten(params)
     return [
         treedef.unflatten(
@@ -313,6 +314,13 @@ def run(optimizer, params, grads, state=None):
     assert kinds(stepped) == kinds(state)
     with jax.disable_jit():
         return follow(optimizer.update, params, state, grads)
+
+
+@functools.cache
+def expected(case, steps=2):
+    """Params and state after some steps on `SMALL`, which many tests compare with."""
+    params = tree(SMALL)
+    return run(case.make(), params, gradients(params, steps))
 
 
 def assert_close(actual, expected, tolerance=1e-5):

@@ -521,7 +521,7 @@ NETWORKS = [
         ),
         {"conv1": (3,), "conv2": (3,)},
     ),
-    Network("dense_bn", linen(dense_bn), DENSE_BN, keys=3),
+    Network("dense_bn", linen(dense_bn), DENSE_BN, keys=2),
     Network("dense_bn_squared", linen(dense_bn, score=squared), DENSE_BN),
     Network("loss_1e-6", linen(dense_bn, score=one_scale(1e-6)), DENSE_BN),
     Network("loss_1e6", linen(dense_bn, score=one_scale(1e6)), DENSE_BN),
@@ -535,7 +535,7 @@ NETWORKS = [
         linen(two_dense_ln),
         {"Dense_0/kernel": (), "Dense_1/kernel": ()},
     ),
-    Network("mlp", linen(mlp), {}, keys=3),
+    Network("mlp", linen(mlp), {}, keys=2),
     Network("mlp_pixels", linen(mlp, pixels), {}),
     Network("mlp_without_biases", linen(mlp_without_biases), {}),
     Network(
@@ -558,11 +558,9 @@ NETWORKS = [
     ),
     Network("pre_ln", linen(pre_ln, sequences), {}),
     Network("post_ln", linen(post_ln, sequences), {}),
-    Network("lstm", linen(lstm, sequences), {}, keys=3, scans=True),
+    Network("lstm", linen(lstm, sequences), {}, scans=True),
     Network("simple_rnn", linen(simple_rnn, sequences), {}, scans=True),
-    Network(
-        "embedding_ln", linen(embedding_ln, tokens), {"Embed_0/embedding": (0,)}, keys=3
-    ),
+    Network("embedding_ln", linen(embedding_ln, tokens), {"Embed_0/embedding": (0,)}),
     Network(
         "tied",
         plain(lambda key: normal(key, embed=(12, 8), kernel=(8, 8)), tied, tokens),
@@ -600,7 +598,7 @@ NETWORKS = [
         "bfloat16",
         lambda key: low_precision(key, jnp.bfloat16, jnp.bfloat16),
         {"conv": (1,), "middle": ()},
-        keys=3,
+        keys=2,
     ),
 ]
 

@@ -19,6 +19,7 @@ from tests.contract_cases import (
     assert_close,
     differs,
     every_case,
+    expected,
     follow,
     gradients,
     is_finite,
@@ -59,7 +60,7 @@ def test_complex_leaves(case):
     as_complex = functools.partial(jax.tree.map, lambda leaf: leaf + 0j)
     after, state = run(case.make(), as_complex(real), as_complex(grads))
     # Complex numbers that are real go where these go.
-    assert_close(after, as_complex(run(case.make(), real, grads)[0]))
+    assert_close(after, as_complex(expected(case)[0]))
     turned = functools.partial(jax.tree.map, lambda leaf: leaf * (0.6 + 0.8j))
     # A phase that weights and gradients share changes no angle and no length.
     assert_close(run(case.make(), turned(real), turned(grads))[0], turned(after))
@@ -104,7 +105,7 @@ def test_blocks_of_zeros_stay_finite(case):
 
 @every_case
 def test_derivatives_at_blocks_of_zeros_are_finite(case):
-    params = tree(SMALL)
+    params = tree({"body": SMALL["body"]})
     params["body"]["kernel"] = params["body"]["kernel"].at[:, 0].set(0)
     grads = optax.tree.zeros_like(params)
     optimizer = case.make(**({"eps": 0.0} if "eps" in case.options else {}))
@@ -196,15 +197,20 @@ def mesh():
         yield of_one
 
 
-@every_case
-def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
+@functools.cache
+def layers_of_every_framework():
     key = jax.random.key(0)
     model = eqx.nn.Sequential([eqx.nn.Linear(4, 3, key=key), eqx.nn.Lambda(jnp.tanh)])
-    params = {
+    return {
         "linen": nn.Dense(4).init(key, jnp.ones(3))["params"],
         "nnx": nnx.state(Net(), nnx.Param),
         "equinox": eqx.partition(model, eqx.is_inexact_array)[0],
     }
+
+
+@every_case
+def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
+    params = layers_of_every_framework()
     grads = gradients(params, 1)
 
     def plain(containers):
@@ -217,8 +223,8 @@ def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
 
     after, _ = run(case.make(), params, grads)
     assert jax.tree.structure(after) == jax.tree.structure(params)
-    expected, _ = run(case.make(), plain(params), [plain(g) for g in grads])
-    chex.assert_trees_all_equal(plain(after), expected)
+    in_dicts, _ = run(case.make(), plain(params), [plain(g) for g in grads])
+    chex.assert_trees_all_equal(plain(after), in_dicts)
 
 
 @needs_masks_in_nnx
