@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from experiments.processes import are_many
 from experiments.steps import TrainState
 
 KEPT = 3
@@ -101,8 +102,9 @@ class Checkpoints:
             The state, or None if there are no checkpoints.
 
         Raises:
-            OSError: there are checkpoints and none of them can be read. Nothing is
-                deleted then: the cause may be the program, not the files.
+            OSError: there are checkpoints and none of them can be read, or of several
+                processes one cannot read the newest. Nothing is deleted then: the cause
+                may be the program, not the files.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         unreadable: dict[int, str] = {}
@@ -114,6 +116,13 @@ class Checkpoints:
             # Damage surfaces as any of several types, by which file of it is hit.
             except Exception as error:
                 unreadable[step] = f"{type(error).__name__}: {_first_line(error)}"
+                # Others have read other files of it, and go on.
+                if are_many():
+                    raise OSError(
+                        f"the checkpoint of step {step} in {self._folder} cannot be "
+                        f"read by one of the processes ({unreadable[step]}); delete it "
+                        "and they go on from the one before it"
+                    ) from error
                 continue
             for newer, reason in unreadable.items():
                 warnings.warn(

@@ -154,16 +154,20 @@ class Loop:
         self._run_evaluation = repeat(evaluation, scan=job.scan)
         self._snapshot = jax.jit(_snapshot)
         self._select = jax.jit(select)
+        everywhere = job.placement.everywhere
         self._order = jax.jit(
             lambda epoch: order_of(order_key, epoch, job.plan.images),
-            out_shardings=job.placement.everywhere,
+            out_shardings=everywhere,
+        )
+        self._zeros = jax.jit(
+            lambda: (jnp.zeros((), jnp.int32), Sums.zeros()), out_shardings=everywhere
         )
 
     def check(self, state: TrainState) -> None:
         """Trace a step, so that what cannot work fails before anything is written."""
         jax.eval_shape(
             lambda *args: self._run_steps(args[:2], 1, *args[2:]),
-            *(state, self._sums(), self._step_key, self._order(0), self._train),
+            *(state, self._zeros()[1], self._step_key, self._order(0), self._train),
         )
 
     def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
@@ -223,7 +227,7 @@ class Loop:
             if order is None or not within:
                 order = self._order(epoch)
             state, sums = self._run_steps(
-                (state, self._sums()),
+                (state, self._zeros()[1]),
                 stop - start,
                 *(self._step_key, order, self._train),
                 tick=tick,
@@ -251,12 +255,8 @@ class Loop:
 
     def _evaluate(self, state: TrainState, data: Images) -> Sums:
         batches = math.ceil(len(data.labels) / EVALUATION_BATCH)
-        carry = self.job.placement.put((jnp.zeros((), jnp.int32), Sums.zeros()))
         arguments = (state.params, state.model_state, data)
-        return self._run_evaluation(carry, batches, *arguments)[1]
-
-    def _sums(self) -> Sums:
-        return self.job.placement.put(Sums.zeros())
+        return self._run_evaluation(self._zeros(), batches, *arguments)[1]
 
     def _learning_rate(self, step: int, skipped: jax.Array | None) -> jax.Array:
         """Return the rate of the last update: the count leaves out skipped steps."""

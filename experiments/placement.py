@@ -48,16 +48,24 @@ class PlacementConfig:
                 self.coordinator_address, self.num_processes, self.process_id
             )
 
-    def placement(self) -> "Placement":
+    def placement(self, dtype: Any = None) -> "Placement":
         """Return where arrays go.
 
+        Args:
+            dtype: what the layers compute in, if not in that of their kernels.
+
         Raises:
-            ValueError: the mesh has another form, or more devices than there are.
+            ValueError: the mesh has another form, or more devices than there are; or
+                an option is there without the one that it needs.
         """
-        if self.mesh is None and not processes.are_many():
-            if self.fsdp:
-                raise ValueError("`fsdp` needs a mesh: add --mesh data")
-            return Placement()
+        if not self.distributed:
+            for name in ("coordinator_address", "num_processes", "process_id"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` needs --distributed")
+            if self.mesh is None:
+                if self.fsdp:
+                    raise ValueError("`fsdp` needs a mesh: add --mesh data")
+                return Placement()
         found = re.fullmatch(rf"{AXIS}(?:=([1-9]\d*))?", self.mesh or AXIS)
         if not found:
             raise ValueError(
@@ -73,7 +81,7 @@ class PlacementConfig:
         mesh = jax.make_mesh(
             (wanted,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices
         )
-        return Placement(mesh, fsdp=self.fsdp)
+        return Placement(mesh, fsdp=self.fsdp, dtype=dtype)
 
 
 class Gathering(NamedTuple):
@@ -81,7 +89,7 @@ class Gathering(NamedTuple):
 
     network: Network
     mesh: Mesh
-    dtype: Any = None  # of the parameters while they travel; None: their own
+    dtype: Any = None  # what the layers cast kernels to; None: nothing
 
     def train(self, params: Any, model_state: Any, images: jax.Array):
         """Return logits and the new model state, as `Network.train` does."""
@@ -97,9 +105,12 @@ class Gathering(NamedTuple):
         return self.network.penalty(params, model_state)
 
     def _whole(self, params: Any) -> Any:
-        # Cast first: what travels between the devices is smaller then.
+        # What a layer casts anyway is cast first, as what travels is smaller then. The
+        # scales and biases of a norm stay what they are in float32.
         if self.dtype is not None:
-            params = jax.tree.map(lambda leaf: leaf.astype(self.dtype), params)
+            params = jax.tree.map(
+                lambda leaf: leaf.astype(self.dtype) if leaf.ndim > 1 else leaf, params
+            )
         return jax.lax.with_sharding_constraint(params, whole(self.mesh))
 
     def _parts(self, images: jax.Array) -> jax.Array:
@@ -113,9 +124,11 @@ class Placement:
         devices: over how many each batch is split.
     """
 
-    def __init__(self, mesh: Mesh | None = None, *, fsdp: bool = False):
+    def __init__(
+        self, mesh: Mesh | None = None, *, fsdp: bool = False, dtype: Any = None
+    ):
         """Take the devices of a mesh; without one, the default device."""
-        self._mesh, self._fsdp = mesh, fsdp
+        self._mesh, self._fsdp, self._dtype = mesh, fsdp, dtype
         self.devices = 1 if mesh is None else mesh.size
 
     @property
@@ -148,7 +161,9 @@ class Placement:
 
     def spread(self, network: Network) -> Any:
         """Return the network for batches that are split."""
-        return network if self._mesh is None else Gathering(network, self._mesh)
+        if self._mesh is None:
+            return network
+        return Gathering(network, self._mesh, self._dtype)
 
     def split_first(self, augmentation: Augment) -> Augment:
         """Return the augmentation for batches that are split before it."""
@@ -228,6 +243,9 @@ def _put(leaf: Any, sharding: Any) -> jax.Array:
         data = jax.random.key_data(leaf)
         kind = jax.random.key_impl(leaf)
         return jax.random.wrap_key_data(_put(data, sharding), impl=kind)
-    # From the host: an array of one process cannot go to another one's devices. A copy,
-    # because the device may else take the buffer itself, which the next step donates.
-    return jax.device_put(jax.device_get(leaf).copy(), sharding)
+    # From the host, and by each process for its own devices: nothing is sent. Copies,
+    # because a device may else take the buffer itself, which the next step donates.
+    host = jax.device_get(leaf)
+    return jax.make_array_from_callback(
+        host.shape, sharding, lambda index: host[index].copy()
+    )

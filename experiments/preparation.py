@@ -122,7 +122,8 @@ def prepare(
             f"`batch_size` must be at most the {len(images.train)} training images, "
             f"got {config.batch_size}"
         )
-    placement = config.devices.placement()
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    placement = config.devices.placement(dtype)
     if config.batch_size % placement.devices:
         raise ValueError(
             f"`batch_size` must be a multiple of the {placement.devices} devices of "
@@ -148,8 +149,8 @@ def prepare(
     if config.test_best:
         chosen["test_best"] = True
     # The axes are found before, from losses that are not rounded to eight bits.
-    if config.dtype != "float32":
-        network = _network(config.model, images, jnp.dtype(config.dtype))
+    if dtype is not None:
+        network = _network(config.model, images, dtype)
         chosen["dtype"] = config.dtype
     loop = Loop(
         Job(

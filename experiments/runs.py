@@ -37,10 +37,12 @@ class Run:
         self.checkpoints_folder = self.folder / "checkpoints"
         self._result_file = self.folder / "result.json"
 
-    def result(self) -> dict[str, Any] | None:
-        """Return what a finished run wrote last, None for any other."""
-        if not self._result_file.exists():
-            return None
+    def is_finished(self) -> bool:
+        """Say whether the run has its result."""
+        return self._result_file.exists()
+
+    def result(self) -> dict[str, Any]:
+        """Return what a finished run wrote last."""
         return json.loads(self._result_file.read_text())
 
     def remove(self) -> None:

@@ -47,20 +47,24 @@ def command(
     try:
         where.initialize()
     except (RuntimeError, ValueError) as error:
-        sys.exit(f"error: --distributed: {error}")
+        sys.exit(
+            f"error: --distributed: {error}; where no cluster tells, it needs "
+            "--coordinator-address, --num-processes and --process-id"
+        )
     console = Console(quiet=not processes.is_first())
     _say(console, devices.describe())
-    try:
-        prepared = prepare()
-    except (OSError, TypeError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    _say(console, prepared.table)
-    try:
-        train(prepared, fresh=fresh, console=console)
-    except (OSError, TrainingDiverged) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    with processes.failing_at_once():
+        try:
+            prepared = prepare()
+        except (OSError, TypeError, ValueError) as error:
+            sys.exit(f"error: {error}")
+        _say(console, prepared.table)
+        try:
+            train(prepared, fresh=fresh, console=console)
+        except (OSError, TrainingDiverged) as error:
+            sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from the last checkpoint")
 
 
 def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
         console: where progress goes; the last line is the test accuracy.
 
     Returns:
-        What stands in `result.json`.
+        What stands in `result.json`; of several processes the first one alone knows.
 
     Raises:
         TrainingDiverged: the loss or a weight is not finite.
@@ -81,7 +85,8 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
     run, loop, total = prepared.run, prepared.loop, prepared.plan.total_steps
     if fresh:
         run.remove()
-    if (result := run.result()) is not None:
+    if processes.first_says(run.is_finished):
+        result = run.result()
         _say(console, f"{run.folder} is finished; --fresh trains again")
         _say_result(console, result)
         return result
@@ -98,7 +103,8 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
         with TrainingProgress(console, total, done, images) as progress:
             state = loop.run(state, run, checkpoints, progress)
     test = loop.evaluate(state, prepared.data.test)
-    processes.wait_for_all("all records are written")
+    if not processes.is_first():
+        return {}
     records = read_records(run.metrics_file)
     step = int(chosen(state).step)
     (ours,) = [record for record in records if record["step"] == step]

@@ -1,11 +1,6 @@
 """Leaves on many devices: the same numbers, and no exchange larger than block sums."""
 
 import functools
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,32 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import normopt
+from tests.multidevice.running import EIGHT, finish, free_address, start
 from tests.versions import needs_masks_in_nnx, needs_shard_map
-
-ROOT = Path(__file__).parents[1]
-EIGHT = "--xla_force_host_platform_device_count=8"
-
-
-def start(script, *args, flags=""):
-    """A script of `tests/multidevice` in a process of its own, on the CPU."""
-    return subprocess.Popen(
-        [sys.executable, "-m", f"tests.multidevice.{script}", *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    """What a script has printed, as soon as it has ended well."""
-    try:
-        printed, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    return printed
 
 
 @pytest.mark.parametrize(
@@ -52,15 +23,13 @@ def finish(process):
     ],
 )
 def test_eight_devices_give_the_numbers_of_one(script, least):
-    printed = finish(start(script, flags=EIGHT))
+    printed = finish(start(f"tests.multidevice.{script}", flags=EIGHT))
     assert int(printed.rsplit(":", 1)[1]) >= least
 
 
 def test_two_processes_give_the_numbers_of_one():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = "{}:{}".format(*probe.getsockname())
-    processes = [start("processes", address, index) for index in range(2)]
+    module, address = "tests.multidevice.processes", free_address()
+    processes = [start(module, address, index) for index in range(2)]
     # Each looks at all parameters after its half of the work.
     for printed in [finish(process) for process in processes]:
         assert int(printed.rsplit(":", 1)[1]) == len(normopt.names())

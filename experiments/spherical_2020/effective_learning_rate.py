@@ -46,6 +46,7 @@ from rich.table import Table
 
 import normopt
 from experiments import data, devices, figures, preparation
+from experiments.claims import NO_VALUE
 from experiments.loop import Job, Plan, keys_of, on_device, order_of
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig
@@ -139,7 +140,7 @@ def measure(config: EffectiveLearningRateConfig, console: Console) -> dict[str, 
 
 def _records(prepared: Prepared, console: Console) -> list[Record]:
     run: Run = prepared.run
-    if run.result() is None:
+    if not run.is_finished():
         train_epoch = make_train_epoch(prepared.loop.job)
         train_epochs(run, prepared.state, prepared.plan, train_epoch, console)
         run.finish({"steps": prepared.plan.total_steps})
@@ -232,7 +233,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figure.suptitle(
             f"{stored['model']} on {stored['dataset']}, mean over the channels"
         )
-        figures.save(figure, path)
+        figures.save(figure, path, NO_VALUE)
 
 
 def _draw_layers(axes: Any, records: Sequence[Record], quantity: str) -> None:
@@ -246,7 +247,11 @@ def _draw_layers(axes: Any, records: Sequence[Record], quantity: str) -> None:
             linewidth=1.4,
             label=layer.removesuffix("/kernel"),
         )
-    axes.set_yscale("log")
+    # The norms stay within a decade.
+    if quantity == "norm":
+        figures.log_scale(axes)
+    else:
+        axes.set_yscale("log")
 
 
 def table(stored: Mapping[str, Any]) -> Table:

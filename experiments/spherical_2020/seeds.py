@@ -49,8 +49,8 @@ def train_seeds(
         TrainingDiverged: a loss is not finite.
         OSError: a file cannot be written, or no checkpoint can be read.
     """
-    if (result := run.result()) is not None:
-        return result
+    if run.is_finished():
+        return run.result()
     stack = _Stack(prepared)
     plan = prepared[0].plan
     state = train_epochs(run, stack.start, plan, stack.train_epoch, console)

@@ -83,7 +83,10 @@ def scale_by_block_adam(
 
     `w_last` are the weights at the last update. P removes what of m is radial at the
     present weights, and r keeps :math:`v \|w\|^2` an average over the steps: both make
-    the trajectory on the sphere independent of the length of the weights.
+    the trajectory on the sphere independent of the length of the weights. A block whose
+    weights are all zero begins anew at each step, as what its moments were has no unit
+    there: :math:`m \leftarrow (1 - b_1) g`, and the root is that of
+    :math:`\|g\|^2` alone.
 
     Args:
       b1: decay of the first moment, in [0, 1).
@@ -242,7 +245,7 @@ def _step(
         length = bounded_sqrt(squares(w, axes))
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
-        is_lost = length <= smallest_root(length.dtype)
+        is_lost = length < 2 * smallest_root(length.dtype)
         has_direction = ~is_lost & (length < largest_root(length.dtype))
         radial = dot / jnp.where(has_direction, length * length, jnp.inf)
         radial = jnp.where(jnp.isfinite(radial), radial, 0)

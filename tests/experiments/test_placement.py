@@ -3,59 +3,38 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.placement import PlacementConfig
 from experiments.preparation import prepare
 from experiments.runs import read_records
-from tests.experiments.small_runs import ROOT, arguments, config
+from experiments.train import train
+from tests.experiments.small_runs import arguments, config, quiet
+from tests.multidevice.running import EIGHT, finish, free_address, start
 
 EPOCHS = 2
 
 
-def start(*command, flags=""):
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, command)],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def printed_by(process):
-    try:
-        printed, errors = process.communicate(timeout=300)
-    finally:
-        process.kill()
-    assert process.returncode == 0, errors
-    return printed
-
-
 def test_four_of_eight_devices_follow_one(tmp_path):
-    eight = "--xla_force_host_platform_device_count=8"
-    printed = printed_by(start("tests.multidevice.training", tmp_path, flags=eight))
+    printed = finish(start("tests.multidevice.training", tmp_path, flags=EIGHT))
     assert printed == "ways of placing followed: 2\n"
+
+
+def start_two_processes(runs_dir):
+    command = [
+        *("experiments", "train", "--distributed", "--fsdp"),
+        *("--coordinator-address", free_address(), "--num-processes", "2"),
+        *arguments(runs_dir, epochs=EPOCHS),
+    ]
+    return [start(*command, "--process-id", index) for index in range(2)]
 
 
 def train_in_two_processes(runs_dir):
     """What each of both has printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = "{}:{}".format(*probe.getsockname())
-    command = [
-        *("experiments", "train", "--distributed", "--fsdp"),
-        *("--coordinator-address", address, "--num-processes", "2"),
-        *arguments(runs_dir, epochs=EPOCHS),
-    ]
-    processes = [start(*command, "--process-id", index) for index in range(2)]
-    return [printed_by(process) for process in processes]
+    return [finish(process) for process in start_two_processes(runs_dir)]
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +49,9 @@ def together(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The folder of the same run in one process."""
-    runs_dir = tmp_path_factory.mktemp("alone")
-    printed_by(start("experiments", "train", *arguments(runs_dir, epochs=EPOCHS)))
-    (folder,) = runs_dir.iterdir()
-    return folder
+    prepared = prepare(config(tmp_path_factory.mktemp("alone"), epochs=EPOCHS))
+    train(prepared, fresh=False, console=quiet())
+    return prepared.run.folder
 
 
 def test_two_processes_train_to_the_numbers_of_one(together, alone):
@@ -97,22 +75,54 @@ def test_the_first_process_alone_writes_and_prints(together):
     assert len(timing) == len(read_records(folder / "metrics.jsonl")) + 1
 
 
-def test_two_processes_go_on_from_their_checkpoint(together, tmp_path):
-    finished, _ = together
-    runs_dir = tmp_path / "runs"
+def unfinished(finished, runs_dir):
+    """A copy of the run without its end, and its newest checkpoint."""
     folder = shutil.copytree(finished, runs_dir / finished.name)
     (folder / "result.json").unlink()
-    last = max((folder / "checkpoints").glob("[0-9]*"), key=lambda f: int(f.name))
-    shutil.rmtree(last)
-    first, _ = train_in_two_processes(runs_dir)
-    assert f"resuming after step {int(last.name) // EPOCHS} of" in first
+    newest = max((folder / "checkpoints").glob("[0-9]*"), key=lambda f: int(f.name))
+    return folder, newest
+
+
+def test_two_processes_go_on_from_their_checkpoint(together, tmp_path):
+    finished, _ = together
+    folder, newest = unfinished(finished, tmp_path)
+    shutil.rmtree(newest)
+    first, _ = train_in_two_processes(tmp_path)
+    assert f"resuming after step {int(newest.name) // EPOCHS} of" in first
     for name in ("metrics.jsonl", "result.json"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def ends_of(processes):
+    """How each has ended, and its last words."""
+    errors = [process.communicate(timeout=200)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    return codes, [lines.splitlines()[-1] for lines in errors]
+
+
+def test_what_one_process_cannot_read_stops_both(together, tmp_path):
+    _, newest = unfinished(together[0], tmp_path)
+    for part in (newest / "default" / "ocdbt.process_1").rglob("*"):
+        if part.is_file():
+            os.truncate(part, part.stat().st_size // 2)
+    (first, second), (_, words) = ends_of(start_two_processes(tmp_path))
+    assert first != 0 and second == 1
+    assert f"error: the checkpoint of step {newest.name} in" in words
+    assert "delete it and they go on from the one before" in words
+
+
+def test_what_one_process_cannot_write_stops_both(together, tmp_path):
+    # A folder where the first process wants to write a file, while the other waits.
+    (tmp_path / together[0].name / "config.json").mkdir(parents=True)
+    (first, second), (words, _) = ends_of(start_two_processes(tmp_path))
+    assert first == 1 and second != 0
+    assert "error: cannot write" in words
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_processes": 2}, "`num_processes` needs --distributed"),
         ({"mesh": "8"}, "`mesh` must be data=N .* or data for all, got 8"),
         ({"mesh": "data=0"}, "`mesh` must be data=N .* got data=0"),
         ({"mesh": "data=4096"}, "`mesh` must take at most .* devices, got 4096"),
@@ -125,9 +135,14 @@ def test_what_is_no_mesh_is_refused(options, message):
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(PlacementConfig, "placement", lambda _: Three())
+    monkeypatch.setattr(PlacementConfig, "placement", lambda *_: Three())
     with pytest.raises(ValueError, match="a multiple of the 3 devices .* got 128"):
         prepare(config(tmp_path))
+
+
+def test_all_devices_train_where_a_single_process_is_told_of_others():
+    assert PlacementConfig(distributed=True).placement().devices == len(jax.devices())
+    assert PlacementConfig(distributed=True).placement().everywhere is not None
 
 
 class Three:

@@ -373,7 +373,7 @@ def test_divergence_names_step_optimizer_and_last_good_checkpoint(
     assert found in message
     assert "optimizer sgd" in message
     assert "last good checkpoint is that of step 9" in message
-    assert not prepared.run.result()
+    assert not prepared.run.is_finished()
     steps = [r["step"] for r in read_records(prepared.run.metrics_file)]
     assert steps in ([4, 9], [4, 9, 13])
     with Checkpoints(prepared.run.checkpoints_folder) as checkpoints:

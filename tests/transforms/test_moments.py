@@ -188,6 +188,33 @@ def test_zero_blocks_and_their_derivatives_are_finite(tangent):
         assert jnp.isfinite(derivative).all()
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_block_without_length_begins_anew_at_each_step(amsgrad):
+    b1, b2 = 0.8, 0.99
+    link = normopt.scale_by_block_adam(
+        b1, b2, 0.0, channel_axes=(), tangent=True, amsgrad=amsgrad
+    )
+    w, lost = normal(KEYS[0]), jnp.zeros(SHAPE)
+    # Of a size that would still be seen, had it not been forgotten.
+    _, state, _ = follow(link, w, [normal(key, 10.0) for key in KEYS[1:4]])
+    for t, key in ((4, KEYS[4]), (5, KEYS[5])):
+        g = normal(key)
+        direction, state = link.update(g, state, lost)
+        length = (1 - b1) / (1 - b1**t)
+        expected = length * g / jnp.linalg.norm(g)
+        np.testing.assert_allclose(direction, expected, rtol=1e-5, atol=1e-7)
+
+    # Where it has a length again, the last of them is its past.
+    m, v = (1 - b1) * g, (1 - b2**5) * jnp.sum(g * g)
+    m = m - jnp.sum(m * w) / jnp.sum(w * w) * w
+    g = normal(KEYS[6])
+    m, v_new = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * jnp.sum(g * g)
+    v = jnp.maximum(v, v_new) if amsgrad else v_new
+    direction, _ = link.update(g, state, w)
+    expected = m / (1 - b1**6) / jnp.sqrt(v / (1 - b2**6))
+    np.testing.assert_allclose(direction, expected, rtol=1e-5, atol=1e-7)
+
+
 def test_low_precision_keeps_its_second_moment():
     """In bfloat16, 0.999 v would round to v: it could never decay."""
     params = {
