@@ -1,6 +1,8 @@
 """The bars that this library sets itself: what takes how long, and what a TPU does."""
 
 import functools
+import itertools
+from collections.abc import Iterable
 from types import ModuleType
 
 from experiments import compile_time, loop_time, step_time, tpu_compile
@@ -37,12 +39,14 @@ def _bar_claims(module: ModuleType, what: str) -> tuple[Claim, ...]:
 
 
 def _traffic(name: str, stored: Stored) -> Finding:
-    """Compare the bytes a parameter of main memory, wherever both were compiled."""
-    found = {}
-    for row in stored["rows"]:
-        if row["main_memory_bytes"] is not None:
-            bytes_each = row["main_memory_bytes"] / row["parameters_of_chip"]
-            found[row["topology"], row["way"], row["program"]] = bytes_each
+    """Compare the bytes a parameter of main memory, in every layout."""
+    rows = _compiled(stored, tpu_compile.WAYS, (name, tpu_compile.BASELINE))
+    if rows is None:
+        return Finding(None, f"{name} or {tpu_compile.BASELINE}: not run everywhere")
+    found = {
+        where: row["main_memory_bytes"] / row["parameters_of_chip"]
+        for where, row in rows.items()
+    }
     pairs = [
         (ours, found[*where, tpu_compile.BASELINE])
         for (*where, program), ours in found.items()
@@ -58,9 +62,23 @@ def _traffic(name: str, stored: Stored) -> Finding:
 
 def _alone(names: tuple[str, ...], way: str, stored: Stored) -> Finding:
     """Check that the step of an optimizer waits for no other chip."""
-    rows = [r for r in stored["rows"] if r["way"] == way and r["program"] in names]
-    sent = sum(found["bytes"] for row in rows for found in row["collectives"])
+    rows = _compiled(stored, (way,), names)
+    if rows is None:
+        return Finding(None, f"{', '.join(names)}: not run everywhere")
+    sent = sum(found["bytes"] for row in rows.values() for found in row["collectives"])
     return Finding(sent == 0, f"{sent} bytes in {len(rows)} programs")
+
+
+def _compiled(
+    stored: Stored, ways: Iterable[str], names: Iterable[str]
+) -> dict[tuple[str, str, str], tpu_compile.Row] | None:
+    """Return the rows of optimizers on all topologies, or None if one is missing."""
+    rows = {
+        (row["topology"], row["way"], row["program"]): row for row in stored["rows"]
+    }
+    wanted = list(itertools.product(tpu_compile.IMAGES_PER_CHIP, ways, names))
+    # An interrupted run, or one of some topologies, proves nothing of the others.
+    return {key: rows[key] for key in wanted} if rows.keys() >= set(wanted) else None
 
 
 def _rounds_extent(stored: Stored) -> str:
@@ -69,6 +87,8 @@ def _rounds_extent(stored: Stored) -> str:
 
 def _tpu_extent(stored: Stored) -> str:
     topologies = dict.fromkeys(row["topology"] for row in stored["rows"])
+    if not topologies:
+        return "nothing is compiled"
     return (
         f"compiled for {' and '.join(topologies)} with libtpu "
         f"{stored['provenance']['versions']['libtpu']}; nothing is run or random"

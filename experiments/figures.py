@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from experiments.runs import write_bytes
 
@@ -18,6 +18,8 @@ STYLE = {
     "font.size": 10,
 }
 _TRAIN, _VALIDATION = "#1f6fb2", "#d9601a"
+# Of the strip for a note, in inches.
+_STRIP = 0.25
 
 Records = list[dict[str, Any]]
 
@@ -44,16 +46,44 @@ def learning_curve(path: Path, records: Records, title: str) -> None:
         save(figure, path)
 
 
-def save(figure: Figure, path: Path) -> None:
+def log_scale(axes: Any) -> None:
+    """Make the y axis logarithmic, with numbers such as 0.5 at the ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write a figure as a PNG, whole or not at all.
 
     Args:
         figure: what to draw; inside the `rc_context` that it was made in.
         path: the PNG to write.
+        note: small and grey at the bottom right, in a strip that is added below all
+            else; needs a constrained layout.
     """
+    if note:
+        _add_strip(figure, note)
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=150)
     write_bytes(path, image.getvalue())
+
+
+def _add_strip(figure: Figure, note: str) -> None:
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + _STRIP)
+    strip = _STRIP / (height + _STRIP)
+    above = (0, strip, 1, 1 - strip)
+    figure.get_layout_engine().set(rect=above)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    # The layout keeps room for a legend that is outside, unless that has an anchor, but
+    # the legend lies at the very edge of the figure, unless it has one.
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor(above, figure.transSubfigure)
+    place = {"ha": "right", "va": "center", "size": 8, "color": "#777777"}
+    figure.text(1 - 0.1 / width, strip / 2, note, **place)
 
 
 def _draw(axes: Any, records: Records, quantity: str) -> None:

@@ -16,8 +16,8 @@ and `cifar_cnn_test.png`, and a folder for each optimizer; the same command agai
 on where it stopped. All training images are trained on, and the test images are tested
 after each epoch; nothing is chosen by that.
 
-No value is published; there are two figures, of training and test, and the text makes
-no claim about them.
+No value is published; there are two figures, of training and test. The example's text
+makes no claim about them: those that RESULTS.md judges are of the paper's abstract.
 """
 
 from collections.abc import Sequence

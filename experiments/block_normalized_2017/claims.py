@@ -132,8 +132,9 @@ def _network(name: str, network: str, *more: Claim) -> Exhibit:
         pictures=tuple(
             Picture(
                 f"{name}_{split}",
-                f"Loss and accuracy on {images} images over the epochs for {network}, "
-                "by SGD and Adam, each plain and normalized.",
+                f"Loss, on a log scale, and accuracy on {images} images over the "
+                f"epochs for {network}, by SGD and Adam, each plain and normalized; "
+                "dotted lines where the learning rate changes.",
                 functools.partial(_draw_split, split=split),
             )
             for split, images in curve_figures.SPLITS.items()
@@ -223,6 +224,11 @@ CHAPTER = Chapter(
                 "SGD than with Adam.",
                 functools.partial(_more_accurate, "normalized SGD", "normalized Adam"),
                 "it ends with the higher test accuracy",
+            ),
+            Claim(
+                "On recurrent networks, the normalized gradient does better with "
+                "adaptive step sizes, such as Adam's.",
+                find=None,
             ),
         ),
     },

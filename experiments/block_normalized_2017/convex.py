@@ -255,7 +255,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         )
         size = stored["config"]["size"]
         figure.suptitle(f"a convex quadratic in {size} unknowns")
-        figures.save(figure, path)
+        figures.save(figure, path, stored["published"])
 
 
 def table(stored: Mapping[str, Any]) -> Table:

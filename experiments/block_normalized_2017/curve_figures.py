@@ -1,6 +1,6 @@
 """The figures and the table of curves that four optimizers left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ def draw(path: Path, stored: Mapping[str, Any], split: str) -> None:
             for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
                 values = curves[f"{split}_{quantity}"]
                 axes.plot(range(1, len(values) + 1), values, **line)
+        _mark_rates((loss, accuracy), stored["config"])
         loss.set(xlabel="epoch", ylabel="cross-entropy (nats)")
+        figures.log_scale(loss)
         accuracy.set(xlabel="epoch", ylabel="accuracy")
         for axes in (loss, accuracy):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -45,12 +47,23 @@ def draw(path: Path, stored: Mapping[str, Any], split: str) -> None:
         figure.legend(
             *loss.get_legend_handles_labels(),
             loc="outside lower center",
-            ncols=len(stored["curves"]),
+            ncols=len(stored["curves"]) + 1,
             frameon=False,
         )
         under = ", under dropout" if split == "train" else ""
         figure.suptitle(f"{_trained_on(stored)}; {SPLITS[split]} images{under}")
-        figures.save(figure, path)
+        figures.save(figure, path, stored["published"])
+
+
+def _mark_rates(panels: Sequence[Any], config: Mapping[str, Any]) -> None:
+    """Draw a line between the epochs where the learning rate changes."""
+    changes = max(len(rates) for rates in config["learning_rates"].values()) - 1
+    line = {"color": "#888888", "lw": 1, "linestyle": ":", "zorder": 1}
+    for rank in range(1, changes + 1):
+        # One of them is in the legend, which is that of the first panel.
+        named = {"label": "a new learning rate"} if rank == 1 else {}
+        for axes in panels:
+            axes.axvline(rank * config["epochs_per_rate"] + 0.5, **line, **named)
 
 
 def table(stored: Mapping[str, Any]) -> Table:

@@ -16,8 +16,9 @@ command again goes on where it stopped. All training images are trained on, and 
 images are tested after each epoch; nothing is chosen by that. The loss on record is the
 cross-entropy, without the L2 term.
 
-No value is published; there are two figures, of training and test, and the text makes
-no claim about them. Seen, one run of each:
+No value is published; there are two figures, of training and test. The example's text
+makes no claim about them: those that RESULTS.md judges are of the paper's abstract.
+Seen, one run of each:
 
                      test accuracy after epoch 10     20     30  training loss
     SGD                                     69.4%  71.8%  71.8%           1.03

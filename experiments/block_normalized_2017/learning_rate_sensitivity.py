@@ -153,7 +153,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             f"a convex quadratic in {settings['size']} unknowns, "
             f"{settings['steps']} steps"
         )
-        figures.save(figure, path)
+        figures.save(figure, path, stored["published"])
 
 
 def table(stored: Mapping[str, Any]) -> Table:

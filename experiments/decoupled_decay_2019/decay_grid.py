@@ -57,6 +57,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import devices, figures
+from experiments.claims import NO_VALUE
 from experiments.decoupled_decay_2019.grid_training import (
     METHODS,
     grid_errors,
@@ -213,7 +214,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             ncols=2,
             frameon=False,
         )
-        figures.save(figure, path)
+        figures.save(figure, path, NO_VALUE)
 
 
 def _draw_map(axes: Any, grid: Mapping[str, Any], best: float) -> Any:

@@ -40,6 +40,7 @@ from rich.table import Table
 
 import normopt
 from experiments import figures
+from experiments.claims import NO_VALUE
 from experiments.runs import measure_and_show
 
 LEARNING_RATE = 1e-4
@@ -221,7 +222,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             ncols=3,
             frameon=False,
         )
-        figures.save(figure, path)
+        figures.save(figure, path, NO_VALUE)
 
 
 def _draw_run(above: Any, below: Any, records: Records) -> None:

@@ -59,6 +59,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import devices, figures
+from experiments.claims import NO_VALUE
 from experiments.novograd_2019.modes_training import (
     B1,
     B2,
@@ -227,7 +228,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figure.suptitle(f"{images} digits for {epochs} epochs, {seeds} seeds")
         lines = left.get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
-        figures.save(figure, path)
+        figures.save(figure, path, NO_VALUE)
 
 
 def _draw_curve(left: Any, right: Any, name: str, curve: Mapping[str, Any]) -> None:

@@ -13,7 +13,13 @@ and wants an accelerator. `--columns` and `--optimizers` take a part of the grid
 its own: the same command again goes on where it stopped, and one that names more cells
 trains only those. `--redraw` prints `table1.json` again.
 
-Published: the paper's columns of the table. Seen: nothing yet.
+Published: the paper's columns of the table. Seen, on two CPU cores: ResNet-20 after 9
+epochs of the first 1,280 images, one seed, with all seven between 32.6 and 34.3 % of
+the test images (SGD 33.6, Adam 34.3, AdamW 34.2, AdamG 33.3, SGD-MRT 33.9, AdamS 32.6,
+AdamSRT 33.6): nothing that tells them apart. It took twenty minutes:
+
+    python -m experiments spherical_2020.table1 --data-dir DIR --seeds 1 --epochs 9 \
+        --columns cifar10/resnet20 --images 1280
 """
 
 import dataclasses
