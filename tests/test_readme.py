@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import normopt
-from tests.versions import NNX_KEEPS_MASKS
+from tests.versions import HAS_SHARD_MAP, NNX_KEEPS_MASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,6 +25,8 @@ BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 def test_code_block_runs(block):
     if "nnx" in block and not NNX_KEEPS_MASKS:
         pytest.skip("README's NNX is that of flax 0.12")
+    if "jax.shard_map" in block and not HAS_SHARD_MAP:
+        pytest.skip("jax.shard_map came with jax 0.6.1")
     names = {}
     exec(compile(block, "README.md", "exec"), names)
     assert "normopt" in block

@@ -25,6 +25,7 @@ needs_masks_in_nnx = pytest.mark.skipif(
     not NNX_KEEPS_MASKS, reason="nnx.Optimizer keeps optax.MaskedNode from flax 0.12 on"
 )
 
+HAS_SHARD_MAP = hasattr(jax, "shard_map")
 needs_shard_map = pytest.mark.skipif(
-    not hasattr(jax, "shard_map"), reason="jax.shard_map came with jax 0.6.1"
+    not HAS_SHARD_MAP, reason="jax.shard_map came with jax 0.6.1"
 )

@@ -19,7 +19,7 @@ EPOCHS = 2
 
 
 def test_four_of_eight_devices_follow_one(tmp_path):
-    printed = finish(start("tests.multidevice.training", tmp_path, flags=EIGHT))
+    printed = finish(start("tests.experiments.placed_training", tmp_path, flags=EIGHT))
     assert printed == "ways of placing followed: 2\n"
 
 

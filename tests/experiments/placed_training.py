@@ -1,6 +1,6 @@
 """The loop on four of eight devices follows the loop on one.
 
-Run as `python -m tests.multidevice.training FOLDER`.
+Run as `python -m tests.experiments.placed_training FOLDER`.
 """
 
 import sys
