@@ -11,13 +11,16 @@ way, borders of zeros, and no augmentation.
     python -m experiments block_normalized_2017.cifar_cnn --data-dir DIR
 
 takes about seven hours on two CPU cores, as far as its first steps tell: no whole run
-has been made yet, and none is stored. It writes `cifar_cnn.json`, `cifar_cnn_train.png`
-and `cifar_cnn_test.png`, and a folder for each optimizer; the same command again goes
-on where it stopped. All training images are trained on, and the test images are tested
-after each epoch; nothing is chosen by that.
+has been made yet. Stored is one of `--images 5000 --epochs 10`. It writes
+`cifar_cnn.json`, `cifar_cnn_train.png` and `cifar_cnn_test.png`, and a folder for each
+optimizer; the same command again goes on where it stopped. All training images are
+trained on, and the test images are tested after each epoch; nothing is chosen by that.
 
 No value is published; there are two figures, of training and test. The example's text
 makes no claim about them: those that RESULTS.md judges are of the paper's abstract.
+Seen, after ten epochs of the first 5,000 images, one run of each, is a test accuracy of
+51.2 % by SGD and 50.6 % normalized, of 57.0 % by Adam and 57.3 % normalized: a run so
+short tells the kinds apart, and not what normalizing does.
 """
 
 from collections.abc import Sequence

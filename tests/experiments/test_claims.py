@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import bars, compile_time, report_parts, step_time
+from experiments.block_normalized_2017 import claims as block_normalized
+from experiments.block_normalized_2017.claims import WHOLE
+from experiments.claims import Verdict
 from experiments.decoupled_decay_2019.decay_grid import MARGIN
 from experiments.novograd_2019.claims import BASELINES, MODES
 from experiments.report import CHAPTERS, FOLDER
@@ -64,7 +67,9 @@ def curves():
         "Adam": faster,
         "normalized Adam": fast,
     }
-    return [{"curves": good}, {"curves": bad}]
+    images, epochs = WHOLE["cifar10"]
+    config = {"data": "cifar10", "images": images, "epochs_per_rate": epochs}
+    return [{"curves": curves, "config": config} for curves in (good, bad)]
 
 
 def decay_grid():
@@ -342,3 +347,12 @@ def test_published_values_stand_beside_ours():
     assert grid.rows[0][:4] == ("sgd", "paper", "92.39 ± 0.12", "95.10 ± 0.04")
     assert grid.rows[1][:4] == ("", "ours", "92.39 ± 0.00 (2)", "not run")
     assert len(grid.rows) == 2 * len(PUBLISHED) and len(grid.rows[0]) == 9
+
+
+@pytest.mark.parametrize("part", [{"images": 5000}, {"epochs_per_rate": 10}])
+def test_networks_are_not_judged_by_a_part_of_the_run(part):
+    good, _ = curves()
+    stored = {**good, "config": {**good["config"], **part}}
+    chapter = block_normalized.CHAPTER
+    for claim in chapter.exhibits["block_normalized_2017.cifar_cnn"].claims:
+        assert claim.judge(stored).verdict == Verdict.NOT_RUN
