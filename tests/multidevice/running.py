@@ -11,7 +11,8 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 
 
 def start(module, *args, flags=""):
-    """Start `python -m module`; `flags` are XLA's."""
+    """Start `python -m module`; `flags` are XLA's, beside those that are set."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, args)],
         cwd=ROOT,
