@@ -40,6 +40,7 @@ class Case:
     name: str
     options: Mapping[str, Any]  # beside the learning rate
     inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
+    restarts: Mapping[str, Any] | None = None  # of the WarmRestarts in its state
     chain: Callable[..., Any] | None = None  # of a link and the learning rate
     needs_params: str = ""  # the link that refuses an update without params
     second_moments: str = ""  # of what its state keeps them
@@ -57,6 +58,8 @@ class Case:
         if self.chain is not None:
             scale = inject(optax.scale_by_learning_rate)(rate)
             return self.chain(build(**options), scale)
+        if self.restarts is not None:
+            options["schedule"] = normopt.WarmRestarts(**self.restarts)
         return build(learning_rate=rate, **options)
 
     @property
@@ -80,6 +83,8 @@ class Case:
         rate = {"learning_rate": RATE}
         if self.inner is not None:
             rate = {"inner": {**self.inner, **rate}}
+        if self.restarts is not None:
+            rate["schedule"] = {"name": "WarmRestarts", **self.restarts}
         return {"name": self.name, **rate, **self.options}
 
 
@@ -111,7 +116,13 @@ CASES = [
         needs_params="add_decay",
         second_moments=PER_BLOCK,
     ),
-    Case("adamw", {**ADAM, **DECAYS}, **DECAYED, second_moments=PER_ELEMENT),
+    Case(
+        "adamw",
+        {**ADAM, **DECAYS},
+        restarts={"total_steps": 2, "t_mult": 2},
+        **DECAYED,
+        second_moments=PER_ELEMENT,
+    ),
     Case(
         "clipped",
         {"max_norm": 0.5, "norm": "max", "channel_axes": COLUMNS, "eps": 1e-3},
