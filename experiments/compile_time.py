@@ -7,8 +7,8 @@ optimizers take turns in one run, and a ratio is that of two times of the same r
 
     python -m experiments compile_time --json experiments/results/compile_time.json
 
-takes four minutes on two CPU cores. There NovoGrad took 0.9 times optax.adamw's trace
-and compile, AdamW with ten rules 1.0 and AdamSRT 2.1 times, with rules as long
+takes five minutes on two CPU cores. There NovoGrad took 1.0 times optax.adamw's trace
+and compile, AdamW with ten rules 1.0 and AdamSRT 1.9 times, with rules as long
 as without. The bars: NovoGrad and AdamW with ten rules at most 1.3 and AdamSRT at most
 1.8 times optax.adamw; AdamSRT with rules at most 1.3 times AdamSRT.
 """
