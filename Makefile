@@ -10,6 +10,9 @@ JAX ?=
 ARGS ?=
 # At most four test processes: each holds a JAX of its own, which wants memory.
 WORKERS ?= auto --maxprocesses 4
+# XLA's flags for programs that are compiled quickly and run slowly.
+QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 \
+--xla_backend_optimization_level=1
 
 # Without JAX= the JAX that .venv has stays: `make test` after `make train JAX=cuda12`
 # must not throw the GPU's away.
@@ -39,9 +42,6 @@ ifneq ($(filter-out $(CHOSEN),$(PRESENT)),)
 AFRESH := afresh
 endif
 
-QUICK := --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 \
---xla_backend_optimization_level=1
-
 # The two ends of what normopt runs on. Warnings are errors there where normopt is what
 # warns: the packages around it deprecate each other as they age. Not by -W, which takes
 # the name of a module literally and would miss the modules of a package.
@@ -70,16 +70,17 @@ train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS sa
 	@$(PY) -m experiments train $(ARGS)
 
 # Test processes share a GPU only if none of them reserves its whole memory first. The
-# tests of a file stay in one of them: what they share is made once. They compile
+# tests of a file stay in one of them: what they share is made once. The tests compile
 # thousands of programs and run each a few times, so XLA is told to compile quickly, by
-# what the JAX at hand knows (it aborts on other flags). What XLA makes without being
-# told is what test-versions runs.
+# those of the flags that it knows: it aborts on others. XLA_FLAGS= tests what it makes
+# without being told, as test-versions does with the library's tests.
 test: check ## check, then the whole test suite with its coverage
-	@quick=; for flag in $(QUICK); do \
-	  if XLA_FLAGS=$$flag $(PY) -c 'import jax; jax.devices()' >/dev/null 2>&1; \
-	  then quick="$$quick $$flag"; fi; \
+	@export XLA_PYTHON_CLIENT_PREALLOCATE=false; quick=; \
+	for flag in $(QUICK); do \
+	  if { XLA_FLAGS=$$flag $(PY) -c 'import jax; jax.devices()'; } >/dev/null 2>&1; \
+	  then quick="$${quick:+$$quick }$$flag"; fi; \
 	done; \
-	export XLA_FLAGS="$$quick $$XLA_FLAGS" XLA_PYTHON_CLIENT_PREALLOCATE=false; \
+	export XLA_FLAGS="$${XLA_FLAGS-$$quick}"; echo "XLA_FLAGS=$$XLA_FLAGS"; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --cov
 
 # pyright runs its bundled checker on the Node of its wheel and asks no network.

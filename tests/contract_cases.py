@@ -80,12 +80,12 @@ class Case:
 
     @property
     def config(self) -> dict[str, Any]:
-        rate = {"learning_rate": RATE}
+        given = {"learning_rate": RATE}
         if self.inner is not None:
-            rate = {"inner": {**self.inner, **rate}}
+            given = {"inner": {**self.inner, **given}}
         if self.restarts is not None:
-            rate["schedule"] = {"name": "WarmRestarts", **self.restarts}
-        return {"name": self.name, **rate, **self.options}
+            given["schedule"] = {"name": "WarmRestarts", **self.restarts}
+        return {"name": self.name, **given, **self.options}
 
 
 DECAYED = {"ruled": ("weight_decay", 0.2, 0.1), "needs_params": "decay_weights"}
@@ -119,7 +119,7 @@ CASES = [
     Case(
         "adamw",
         {**ADAM, **DECAYS},
-        restarts={"total_steps": 2, "t_mult": 2},
+        restarts={"total_steps": 2, "eta_min": 0.25, "t_mult": 2},
         **DECAYED,
         second_moments=PER_ELEMENT,
     ),

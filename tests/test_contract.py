@@ -51,9 +51,10 @@ def test_many_steps_are_compiled_once_and_reuse_memory(case):
         updates, state = optimizer.update(g, state, params)
         return optax.apply_updates(params, updates), state
 
-    # What a step writes without reading it, such as the value of a schedule, is kept.
+    # The value of a schedule is written and never read.
+    has_unread = case.restarts is not None
     once = chex.assert_max_traces(train, n=1)
-    step = jax.jit(once, donate_argnums=(0, 1), keep_unused=True)
+    step = jax.jit(once, donate_argnums=(0, 1), keep_unused=has_unread)
     after, state = jax.tree.map(jnp.copy, params), optimizer.init(params)
     for g in grads:
         given = jax.tree.leaves((after, state))

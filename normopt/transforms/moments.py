@@ -251,17 +251,16 @@ def _step(
         radial = jnp.where(jnp.isfinite(radial), radial, 0)
         past = past - across_block(radial, axes, g.ndim) * w
         b1 = across_block(jnp.where(is_lost, 0, b1), axes, g.ndim)
-        past_root = _read(nu, length)
-        b2 = jnp.where(is_lost, 0, numbers.b2)
+        past_root = jnp.where(is_lost, 0, _read(nu, length))
         share = jnp.where(is_lost, numbers.correction, numbers.b2_rest)
-        second = b2 * past_root * past_root + share * square
+        second = numbers.b2 * past_root * past_root + share * square
         sign_or_length = jnp.where(is_lost, -1, length)
         nu = kept = bounded_sqrt(second) * sign_or_length
         if nu_max is not None:
             past_root = jnp.where(is_lost, 0, _read(nu_max, length))
             second = larger(past_root * past_root, second)
             nu_max = kept = bounded_sqrt(second) * sign_or_length
-        root = kept / sign_or_length
+        root = _read(kept, length)
     mu = b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
     factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)

@@ -12,7 +12,8 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 
 def start(module, *args, flags=""):
     """Start `python -m module`; `flags` are XLA's, beside those that are set."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+    # Stripped: of what is blank, XLA takes the blank for the name of a file.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     return subprocess.Popen(
         [sys.executable, "-m", module, *map(str, args)],
         cwd=ROOT,
