@@ -114,6 +114,8 @@ class StepTimeConfig:
     """Steps in a turn, after one that is not counted."""
     seed: int = 0
     """For the order of the turns."""
+    smoke: bool = False
+    """The smallest network, and two turns of one step."""
     json: Path | None = None
     """A file for the records."""
 
@@ -155,6 +157,8 @@ class Stepper:
 def main(args: Sequence[str]) -> None:
     """Print the table that the command line asks for."""
     config = tyro.cli(StepTimeConfig, args=args, prog="python -m experiments step_time")
+    if config.smoke:
+        config = dataclasses.replace(config, model="resnet8", rounds=2, repeats=1)
     for name, low in (("rounds", 2), ("repeats", 1)):
         if getattr(config, name) < low:
             sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
