@@ -3,7 +3,7 @@
 from typing import Any
 
 import jax
-import optax
+import numpy as np
 from flax import nnx
 
 from experiments.models import MODELS
@@ -15,4 +15,10 @@ def random_parameters(model: str) -> Any:
         lambda: MODELS[model](num_classes=10, channels=3, rngs=nnx.Rngs(0))
     )
     params = nnx.to_pure_dict(nnx.state(shapes, nnx.Param))
-    return optax.tree.random_like(jax.random.key(0), params)
+    # By numpy, as JAX would compile a program for each shape.
+    random = np.random.default_rng(0)
+
+    def normal(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jax.device_put(random.standard_normal(leaf.shape, leaf.dtype))
+
+    return jax.tree.map(normal, params)
