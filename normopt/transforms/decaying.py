@@ -60,7 +60,7 @@ def add_decay(
 
     def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
         return [
-            accumulator(g) + _pull(w, *decays) if has_numbers(g) else g
+            accumulator(g) + _pull(w, *decays) if _pulls(g, decays) else g
             for g, w, decays in zip(
                 jax.tree.leaves(updates), weights, resolve(updates), strict=True
             )
@@ -155,7 +155,7 @@ def decay_weights(
     def build(eta: Any) -> optax.GradientTransformation:
         def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
             return [
-                _decayed(u, w, -eta, decays, cautious) if has_numbers(u) else u
+                _decayed(u, w, -eta, decays, cautious) if _pulls(u, decays) else u
                 for u, w, decays in zip(
                     jax.tree.leaves(updates), weights, resolve(updates), strict=True
                 )
@@ -172,8 +172,13 @@ def _decays(weight_decay: PerLeaf, l1: PerLeaf, tree: Any) -> list[tuple[Any, An
     return list(zip(l2s, l1s, strict=True))
 
 
+def _pulls(leaf: Any, decays: tuple[Any, Any]) -> bool:
+    """Tells whether a leaf can have a decay, and one that is no plain zero."""
+    return has_numbers(leaf) and not all(is_zero(decay) for decay in decays)
+
+
 def _pull(w: jax.Array, weight_decay: Any, l1: Any) -> Any:
-    """Gives the gradient of the penalty; a plain 0 without reading the weights."""
+    """Gives the gradient of the penalty, without reading the weights for a plain 0."""
     pull: Any = 0
     if not is_zero(weight_decay):
         pull = pull + weight_decay * accumulator(w)

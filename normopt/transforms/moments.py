@@ -20,10 +20,10 @@ from normopt.blocks import (
     block_dot,
     bounded_sqrt,
     check_channel_axes,
+    choose,
     has_numbers,
     larger,
     largest_root,
-    per_block,
     positive_sqrt,
     resolve_proper_axes,
     saturated,
@@ -241,26 +241,26 @@ def _step(
         w = accumulator(w)
         # A sum that stands once needs no loop of its own: `dot`, `square`, and the
         # length, whose bounded root is also looked at instead of the sum.
-        dot = per_block(block_dot(past, w, axes), axes)
+        dot = block_dot(past, w, axes, keepdims=False)
         length = bounded_sqrt(squares(w, axes))
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
         is_lost = length < 2 * smallest_root(length.dtype)
-        has_direction = ~is_lost & (length < largest_root(length.dtype))
-        radial = dot / jnp.where(has_direction, length * length, jnp.inf)
-        radial = jnp.where(jnp.isfinite(radial), radial, 0)
+        reach = choose(length < largest_root(length.dtype), length, jnp.inf)
+        radial = dot / length / reach
+        radial = choose(jnp.isfinite(radial), radial, 0)
         past = past - across_block(radial, axes, g.ndim) * w
-        b1 = across_block(jnp.where(is_lost, 0, b1), axes, g.ndim)
-        past_root = jnp.where(is_lost, 0, _read(nu, length))
-        share = jnp.where(is_lost, numbers.correction, numbers.b2_rest)
+        b1 = across_block(choose(is_lost, 0, b1), axes, g.ndim)
+        past_root = choose(is_lost, 0, _read(nu, length))
+        share = choose(is_lost, numbers.correction, numbers.b2_rest)
         second = numbers.b2 * past_root * past_root + share * square
-        sign_or_length = jnp.where(is_lost, -1, length)
+        sign_or_length = choose(is_lost, -1, length)
         nu = kept = bounded_sqrt(second) * sign_or_length
         if nu_max is not None:
-            past_root = jnp.where(is_lost, 0, _read(nu_max, length))
+            past_root = choose(is_lost, 0, _read(nu_max, length))
             second = larger(past_root * past_root, second)
             nu_max = kept = bounded_sqrt(second) * sign_or_length
-        root = _read(kept, length)
+        root = kept / _unit(kept, length)
     mu = b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
     factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
@@ -273,5 +273,8 @@ def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
     What the state keeps is that root times the length, which stays in range where
     v |w|^2 would not; of a block without length, the root itself as a negative number.
     """
-    unit = jnp.where(kept < 0, -1, length)
-    return jnp.minimum(kept / unit, largest_root(length.dtype))
+    return jnp.minimum(kept / _unit(kept, length), largest_root(length.dtype))
+
+
+def _unit(kept: jax.Array, length: jax.Array) -> jax.Array:
+    return choose(kept < 0, -1, length)
