@@ -229,21 +229,13 @@ def larger(old: jax.Array, new: jax.Array) -> jax.Array:
 
 
 def choose(condition: jax.Array, yes: Any, no: Any) -> jax.Array:
-    """Takes `jnp.where` of scalars and arrays that have the condition's shape.
+    """Takes `jnp.where` without a function of its own in the program.
 
-    `jnp.where` is a function in the program, of which XLA makes and inlines a copy for
-    each use: ten uses in each of a thousand leaves took a tenth of compiling them.
+    XLA makes and inlines a copy of such a function for each use of it: with
+    ten uses in each of a thousand leaves that took a tenth of compiling them.
     """
-    dtype = jnp.result_type(yes, no)
-    return jax.lax.select(
-        condition,
-        *(
-            x.astype(dtype)
-            if jnp.ndim(x) == condition.ndim > 0
-            else jax.lax.full_like(condition, x, dtype)
-            for x in (yes, no)
-        ),
-    )
+    cases = (jnp.asarray(x, jnp.result_type(yes, no)) for x in (yes, no))
+    return jax.lax.select(*jnp.broadcast_arrays(condition, *cases))
 
 
 def per_block(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
