@@ -1,12 +1,12 @@
 """Which slice: channel axes, and sums over the blocks that they index.
 
 Every sum of the library over a block is taken here, in at least float32, and keeps the
-leaf's dimensions (`(1, 1, 1, 8)` for the eight channels of a kernel), so that a factor
-per block multiplies the leaf by broadcasting. Each is one reduction of the leaf as it
-is. Reducing the leading axes first and the last one after them was measured to be no
-faster on CPU (0.8 to 1.1 times, from 1e6 to 2e7 elements), and makes devices that share
-a leaf exchange a whole row where one number would do. Axes are never merged before a
-reduction, which can have a sharded leaf gathered whole.
+leaf's dimensions (`(1, 1, 1, 8)` for the eight channels of a kernel) unless told not
+to, so that a factor per block multiplies the leaf by broadcasting. Each is one
+reduction of the leaf as it is. Reducing the leading axes first and the last one after
+them was measured to be no faster on CPU (0.8 to 1.1 times, from 1e6 to 2e7 elements),
+and makes devices that share a leaf exchange a whole row where one number would do. Axes
+are never merged before a reduction, which can have a sharded leaf gathered whole.
 """
 
 import math
@@ -150,7 +150,10 @@ def block_sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def block_dot(
     a: jax.Array, b: jax.Array, axes: tuple[int, ...], *, keepdims: bool = True
 ) -> jax.Array:
-    """Takes Re<a, b> over each block in float32 at least: real for complex leaves."""
+    """Takes Re<a, b> over each block in float32 at least: real for complex leaves.
+
+    See `reduce_blocks` for the shape.
+    """
     product = accumulator(a) * jnp.conj(accumulator(b))
     return reduce_blocks(jnp.sum, jnp.real(product), axes, keepdims=keepdims)
 
@@ -158,8 +161,7 @@ def block_dot(
 def squares(x: jax.Array, axes: Axes) -> jax.Array:
     """Takes |x|^2 of each block, or of each element of a leaf without blocks.
 
-    Unlike the sums above it gives one number a block and no axes of length 1: small
-    arrays of one axis compile in less time.
+    The axes within a block are dropped: small arrays of one axis compile in less time.
     """
     if axes is not None:
         return block_dot(x, x, axes, keepdims=False)
@@ -231,8 +233,8 @@ def larger(old: jax.Array, new: jax.Array) -> jax.Array:
 def choose(condition: jax.Array, yes: Any, no: Any) -> jax.Array:
     """Takes `jnp.where` without a function of its own in the program.
 
-    XLA makes and inlines a copy of such a function for each use of it: with
-    ten uses in each of a thousand leaves that took a tenth of compiling them.
+    XLA copies and inlines such a function for each use of it. The result is never
+    weakly typed: both cases have to be in the dtype of the leaf already, or plain.
     """
     cases = (jnp.asarray(x, jnp.result_type(yes, no)) for x in (yes, no))
     return jax.lax.select(*jnp.broadcast_arrays(condition, *cases))

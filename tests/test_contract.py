@@ -25,10 +25,12 @@ from tests.contract_cases import (
     follow,
     gradients,
     is_finite,
+    kinds,
     needs_value,
     run,
     tree,
 )
+from tests.versions import enable_x64
 
 
 def test_every_optimizer_and_every_link_has_a_case():
@@ -63,6 +65,17 @@ def test_many_steps_are_compiled_once_and_reuse_memory(case):
         assert all(leaf.is_deleted() for leaf in given)
     assert is_finite((after, state)) and differs(params, after)
     assert_close(after, expected(case)[0])
+
+
+@every_case
+def test_float32_stays_float32_under_x64(case):
+    with enable_x64(True):
+        tx, params = case.make(), tree(SMALL)
+        state = tx.init(params)
+        updates, stepped = jax.eval_shape(
+            tx.update, gradients(params)[0], state, params
+        )
+    assert kinds(stepped) == kinds(state) and kinds(updates) == kinds(params)
 
 
 @every_case

@@ -38,6 +38,7 @@ from normopt.transforms.block_numbers import (
     moment_dtype,
     pack,
     pack_like_params,
+    real_dtype,
     unpack,
     unpack_like_params,
     zeros,
@@ -170,6 +171,12 @@ def scale_by_block_adam(
         scale = jnp.sqrt(correction) / (1 - b1**count)
         own_eps = eps if eps_hat else eps * jnp.sqrt(correction)
         numbers = _Numbers(b1, 1 - b1, b2, 1 - b2, scale, own_eps, correction)
+
+        @functools.cache
+        def numbers_in(dtype: Any) -> _Numbers:
+            # Of another dtype, as the powers are under x64, they would raise a leaf's.
+            return _Numbers(*(jnp.asarray(number, dtype) for number in numbers))
+
         directions, moments = [], []
         for g, w, mu, nu, nu_max, own in zip(
             leaves,
@@ -183,7 +190,8 @@ def scale_by_block_adam(
             old = _Moments(mu, nu, nu_max)
             if has_numbers(g):
                 own_w = w if tangent and own is not None else None
-                g, old = _step(g, own_w, old, numbers, axes=own, nesterov=nesterov)
+                own_numbers = numbers_in(real_dtype(g))
+                g, old = _step(g, own_w, old, own_numbers, axes=own, nesterov=nesterov)
             directions.append(g)
             moments.append(old)
         mus, nus, maxima = zip(*moments, strict=True) if moments else ((), (), ())
@@ -246,8 +254,8 @@ def _step(
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
         is_lost = length < 2 * smallest_root(length.dtype)
-        reach = choose(length < largest_root(length.dtype), length, jnp.inf)
-        radial = dot / length / reach
+        has_direction = ~is_lost & (length < largest_root(length.dtype))
+        radial = dot / choose(has_direction, length * length, jnp.inf)
         radial = choose(jnp.isfinite(radial), radial, 0)
         past = past - across_block(radial, axes, g.ndim) * w
         b1 = across_block(choose(is_lost, 0, b1), axes, g.ndim)
@@ -260,6 +268,7 @@ def _step(
             past_root = choose(is_lost, 0, _read(nu_max, length))
             second = larger(past_root * past_root, second)
             nu_max = kept = bounded_sqrt(second) * sign_or_length
+        # As it was bounded just now, it needs no other bound.
         root = kept / _unit(kept, length)
     mu = b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
@@ -268,13 +277,14 @@ def _step(
 
 
 def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
-    """Gives the root of v in the unit of the gradient at the present length.
+    """Gives the root of v in the unit of the gradient at the present length, bounded.
 
     What the state keeps is that root times the length, which stays in range where
-    v |w|^2 would not; of a block without length, the root itself as a negative number.
+    v |w|^2 would not.
     """
     return jnp.minimum(kept / _unit(kept, length), largest_root(length.dtype))
 
 
 def _unit(kept: jax.Array, length: jax.Array) -> jax.Array:
+    """Gives the length, or -1 where a negative number tells that there was none."""
     return choose(kept < 0, -1, length)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
+import normopt
 from tests.contract_cases import CASES, LINKS, follow, gradients, tree
 from tests.multidevice.placing import is_at, on
 from tests.versions import set_mesh
@@ -23,8 +24,11 @@ def main() -> None:
         for spec in SPECS:
             places = {"kernel": on(mesh, *spec), "bias": on(mesh, spec[-1])}
             p, *gs = (jax.device_put(one, places) for one in (params, *grads))
+            shardings = normopt.state_sharding(tx, p)
             with set_mesh(mesh):
-                after, _ = follow(jax.jit(tx.update), p, jax.jit(tx.init)(p), gs)
+                state = jax.jit(tx.init, out_shardings=shardings)(p)
+                after, stepped = follow(jax.jit(tx.update), p, state, gs)
+            assert jax.tree.map(jax.typeof, stepped) == jax.tree.map(jax.typeof, state)
             for leaf, place in places.items():
                 where = str((case.name, spec, leaf))
                 assert is_at(after[leaf], place), where

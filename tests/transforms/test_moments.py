@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,6 +188,10 @@ def test_zero_blocks_and_their_derivatives_are_finite(tangent):
     assert jnp.isfinite(updates).all() and not updates[..., 1].any()
     for derivative in jax.grad(total, (0, 1))(g, w):
         assert jnp.isfinite(derivative).all()
+    # What comes to such a block meets a moment there.
+    _, state = link.update(g, state, w)
+    _, change = jax.jvp(functools.partial(total, g), (w,), (normal(KEYS[2], 100.0),))
+    assert jnp.isfinite(change)
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
