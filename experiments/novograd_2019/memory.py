@@ -10,7 +10,7 @@ unless told; NovoGrad has one a layer.
     python -m experiments novograd_2019.memory \
         --json experiments/results/novograd_2019/memory.json
 
-takes a minute on two CPU cores. There, on ResNet-18, NovoGrad and AdamSRT kept 4.0
+takes half a minute on two CPU cores. There, on ResNet-18, NovoGrad and AdamSRT kept 4.0
 bytes for each float32 parameter, and optax.adamw 8.0. For a bfloat16 parameter NovoGrad
 kept 2.0 and optax.adamw 4.0, but AdamW, NadamW and AdamP here 6.0: their second moments
 are float32, because 0.999 v rounds to v in bfloat16.
