@@ -112,23 +112,12 @@ def prepare(
         ValueError: an option is out of range, or a data file is damaged.
         FileNotFoundError: a data file is missing.
     """
-    for name, low in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("seed", 0)):
-        if getattr(config, name) < low:
-            raise ValueError(f"`{name}` must be >= {low}, got {getattr(config, name)}")
+    _check_numbers(config)
     if images is None:
         images = data.load(config.dataset, config.data_dir)
-    if config.batch_size > len(images.train):
-        raise ValueError(
-            f"`batch_size` must be at most the {len(images.train)} training images, "
-            f"got {config.batch_size}"
-        )
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     placement = config.devices.placement(dtype)
-    if config.batch_size % placement.devices:
-        raise ValueError(
-            f"`batch_size` must be a multiple of the {placement.devices} devices of "
-            f"the mesh, got {config.batch_size}"
-        )
+    _check_batch_size(config.batch_size, len(images.train), placement.devices)
     plan = Plan(len(images.train), config.batch_size, config.epochs, config.log_every)
     requested = optimizers.read(
         config.optimizer, config.learning_rate, plan.total_steps
@@ -141,17 +130,11 @@ def prepare(
     )
     optimizer = normopt.make(**optimizer_config)
     name = optimizer_name or optimizer_config["name"]
-    # Named only where it is chosen, so that all other folders keep their names.
-    chosen = {}
     if config.skip_nonfinite:
         optimizer = skip_nonfinite(optimizer)
-        chosen["skip_nonfinite"] = True
-    if config.test_best:
-        chosen["test_best"] = True
     # The axes are found before, from losses that are not rounded to eight bits.
     if dtype is not None:
         network = _network(config.model, images, dtype)
-        chosen["dtype"] = config.dtype
     loop = Loop(
         Job(
             network=network,
@@ -171,23 +154,56 @@ def prepare(
         state = keep_best(state)
     state = placement.put_state(state, optimizer)
     loop.check(state)
-    run = Run(
-        config.runs_dir,
-        f"{config.dataset}-{config.model}-{name}",
-        {
-            "dataset": config.dataset,
-            "data": images.fingerprint(),
-            "model": config.model,
-            "optimizer": optimizer_config,
-            "epochs": config.epochs,
-            "batch_size": config.batch_size,
-            "seed": config.seed,
-            "log_every": config.log_every,
-            **chosen,
-        },
-    )
+    run = _run(config, images, name, optimizer_config)
     table = normopt.describe(params, **optimizers.described(optimizer_config))
     return Prepared(run, loop, plan, images, state, table)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for name, low in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("seed", 0)):
+        if getattr(config, name) < low:
+            raise ValueError(f"`{name}` must be >= {low}, got {getattr(config, name)}")
+
+
+def _check_batch_size(batch_size: int, images: int, devices: int) -> None:
+    if batch_size > images:
+        raise ValueError(
+            f"`batch_size` must be at most the {images} training images, "
+            f"got {batch_size}"
+        )
+    if batch_size % devices:
+        raise ValueError(
+            f"`batch_size` must be a multiple of the {devices} devices of "
+            f"the mesh, got {batch_size}"
+        )
+
+
+def _run(
+    config: TrainConfig,
+    images: data.Dataset,
+    name: str,
+    optimizer_config: dict[str, Any],
+) -> Run:
+    """Name the run's folder after all that its numbers depend on."""
+    settings: dict[str, Any] = {
+        "dataset": config.dataset,
+        "data": images.fingerprint(),
+        "model": config.model,
+        "optimizer": optimizer_config,
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "log_every": config.log_every,
+    }
+    # Named only where it is chosen, so that all other folders keep their names.
+    if config.skip_nonfinite:
+        settings["skip_nonfinite"] = True
+    if config.test_best:
+        settings["test_best"] = True
+    if config.dtype != "float32":
+        settings["dtype"] = config.dtype
+    folder = f"{config.dataset}-{config.model}-{name}"
+    return Run(config.runs_dir, folder, settings)
 
 
 def _network(model: str, images: data.Dataset, dtype: Any = None) -> Network:
