@@ -253,23 +253,24 @@ def _step(
         length = bounded_sqrt(squares(w, axes))
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
-        is_lost = length < 2 * smallest_root(length.dtype)
-        has_direction = ~is_lost & (length < largest_root(length.dtype))
-        radial = dot / choose(has_direction, length * length, jnp.inf)
-        radial = choose(jnp.isfinite(radial), radial, 0)
+        is_alive = length >= 2 * smallest_root(length.dtype)
+        has_direction = is_alive & (length < largest_root(length.dtype))
+        # Divided twice, as the derivative by the square itself would leave the range.
+        radial = dot / length / length
+        radial = choose(has_direction & jnp.isfinite(radial), radial, 0)
         past = past - across_block(radial, axes, g.ndim) * w
-        b1 = across_block(choose(is_lost, 0, b1), axes, g.ndim)
-        past_root = choose(is_lost, 0, _read(nu, length))
-        share = choose(is_lost, numbers.correction, numbers.b2_rest)
+        alive = is_alive.astype(length.dtype)
+        b1 = across_block(b1 * alive, axes, g.ndim)
+        past_root = alive * _read(nu, length)
+        share = choose(is_alive, numbers.b2_rest, numbers.correction)
         second = numbers.b2 * past_root * past_root + share * square
-        sign_or_length = choose(is_lost, -1, length)
-        nu = kept = bounded_sqrt(second) * sign_or_length
+        length_or_sign = choose(is_alive, length, -1)
+        nu = kept = bounded_sqrt(second) * length_or_sign
         if nu_max is not None:
-            past_root = choose(is_lost, 0, _read(nu_max, length))
+            past_root = alive * _read(nu_max, length)
             second = larger(past_root * past_root, second)
-            nu_max = kept = bounded_sqrt(second) * sign_or_length
-        # As it was bounded just now, it needs no other bound.
-        root = kept / _unit(kept, length)
+            nu_max = kept = bounded_sqrt(second) * length_or_sign
+        root = _read(kept, length)
     mu = b1 * past + numbers.b1_rest * wide
     ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
     factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
@@ -280,11 +281,6 @@ def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
     """Gives the root of v in the unit of the gradient at the present length, bounded.
 
     What the state keeps is that root times the length, which stays in range where
-    v |w|^2 would not.
+    v |w|^2 would not; or times -1, where there was no length.
     """
-    return jnp.minimum(kept / _unit(kept, length), largest_root(length.dtype))
-
-
-def _unit(kept: jax.Array, length: jax.Array) -> jax.Array:
-    """Gives the length, or -1 where a negative number tells that there was none."""
-    return choose(kept < 0, -1, length)
+    return jax.lax.clamp(-kept, kept / length, largest_root(length.dtype))
