@@ -58,7 +58,7 @@ from experiments.steps import Sums, TrainState, make_train_step, repeat
 OPTIMIZERS = ("adam", "adams", "adamsrt")
 QUANTITIES = ("norm", "angle", "rate")
 _LABELS = {
-    "norm": r"norm $\|w\|$",
+    "norm": r"norm $\|w\|$ / first epoch's",
     "angle": "angle of a step (rad)",
     "rate": r"lr $\sqrt{d}\,/\,\|w\|$",
 }
@@ -239,18 +239,19 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
 def _draw_layers(axes: Any, records: Sequence[Record], quantity: str) -> None:
     layers = list(records[0][quantity])
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
-    for layer, colour in zip(layers, colours, strict=True):
+    for place, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
+        values = np.array([record[quantity][layer] for record in records])
         axes.plot(
             [record["epoch"] for record in records],
-            [record[quantity][layer] for record in records],
+            # Lengths begin apart, and change by a few percent.
+            values / values[0] if quantity == "norm" else values,
             color=colour,
-            linewidth=1.4,
+            # Layers of one shape have one rate: dashes show the line beneath.
+            linestyle=("-", (0, (5, 5)))[place % 2],
+            linewidth=1.8,
             label=layer.removesuffix("/kernel"),
         )
-    # The norms stay within a decade.
-    if quantity == "norm":
-        figures.log_scale(axes)
-    else:
+    if quantity != "norm":
         axes.set_yscale("log")
 
 
