@@ -35,6 +35,7 @@ class Run:
         self.timing_file = self.folder / "timing.jsonl"
         self.figure_file = self.folder / "learning_curve.png"
         self.checkpoints_folder = self.folder / "checkpoints"
+        self._provenance_file = self.folder / "provenance.json"
         self._result_file = self.folder / "result.json"
 
     def is_finished(self) -> bool:
@@ -54,17 +55,33 @@ class Run:
             raise OSError(f"cannot remove {self.folder}")
 
     def open(self) -> None:
-        """Create the folder, with the configuration and where it runs in it."""
+        """Create the folder, with the configuration and what runs it in it."""
         if processes.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "config.json", self.config)
-        write_json(self.folder / "provenance.json", provenance.describe())
+            write_json(self.folder / "config.json", self.config)
+            self._add_provenance()
         processes.wait_for_all("the run's folder is there")
         if not self.folder.exists():
             raise OSError(
                 f"{self.folder}, made by the first process, is not seen by this one: "
                 "it must be in a folder that all processes share"
             )
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Return where the run comes from, one entry for each program that trained it.
+
+        A run that was resumed by another commit, or elsewhere, has more than one.
+        """
+        if not self._provenance_file.exists():
+            return []
+        known = json.loads(self._provenance_file.read_text())
+        # Folders of before there were lists hold the last program's entry alone.
+        return [known] if isinstance(known, dict) else known
+
+    def _add_provenance(self) -> None:
+        known, ours = self.provenance(), provenance.describe()
+        if known[-1:] != [ours]:
+            write_json(self._provenance_file, [*known, ours])
 
     def cut_metrics(self, step: int) -> None:
         """Drop the metrics past `step`, which the resumed run will write again."""
@@ -134,7 +151,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Write a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 

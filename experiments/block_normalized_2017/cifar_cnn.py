@@ -38,6 +38,10 @@ from experiments.models.cnn import CNN
 
 NAME = "cifar_cnn"
 RATES = {"SGD": (1e-2,), "Adam": (1e-3,)}
+PUBLISHED = (
+    "printed in the notebook, test accuracy after 60 epochs at falling rates: "
+    "normalized SGD 79.54 %"
+)
 
 
 def main(args: Sequence[str]) -> None:
@@ -64,4 +68,5 @@ def load(config: CurvesConfig) -> Task:
         norm="l2",
         rates=RATES,
         epochs=3 if config.smoke else 50,
+        published=PUBLISHED,
     )

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from rich.console import Console
 
@@ -22,6 +21,12 @@ import normopt
 from experiments import figures, provenance
 from experiments.augment import Augmentation
 from experiments.block_normalized_2017.curve_figures import SPLITS, draw, table
+from experiments.block_normalized_2017.methods import (
+    METHODS,
+    MOMENTUM,
+    kind_of,
+    optimizer_of,
+)
 from experiments.data import Dataset, Split
 from experiments.data.dataset import normalised
 from experiments.loop import Job, Loop, Plan, TrainingDiverged
@@ -29,9 +34,6 @@ from experiments.preparation import Prepared
 from experiments.runs import Run, read_records, write_json
 from experiments.steps import Network, create, initial_state
 from experiments.train import train
-
-MOMENTUM = 0.9
-METHODS = ("SGD", "normalized SGD", "Adam", "normalized Adam")
 
 # A network, its parameters and its other state.
 Model = tuple[Network, Any, Any]
@@ -72,6 +74,7 @@ class Task:
         norm: of normopt, by which gradients are divided.
         rates: the learning rates of the two kinds of optimizer, one after the other.
         epochs: passes over the training images at each rate.
+        published: what the notebook of the example printed.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Task:
     norm: str
     rates: dict[str, tuple[float, ...]]
     epochs: int
+    published: str
 
     def described(self) -> dict[str, Any]:
         """Return what JSON can hold of it."""
@@ -93,7 +97,7 @@ class Task:
             "norm": self.norm,
             "learning_rates": {kind: list(rates) for kind, rates in self.rates.items()},
             "epochs_per_rate": self.epochs,
-            "momentum": MOMENTUM,
+            "nesterov_momentum": MOMENTUM,
         }
 
     @property
@@ -126,28 +130,6 @@ def shortened(task: Task, config: CurvesConfig) -> Task:
     return dataclasses.replace(task, data=part, epochs=epochs)
 
 
-def optimizer_of(
-    method: str, task: Task
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Return one of `METHODS` and its learning rate by count of updates."""
-    kind = method.removeprefix("normalized ")
-    steps = task.epochs * task.plan.steps_per_epoch
-    first, *others = task.rates[kind]
-    changes = {
-        steps * (rank + 1): rate / before
-        for rank, (before, rate) in enumerate(
-            zip([first, *others], others, strict=False)
-        )
-    }
-    schedule = optax.piecewise_constant_schedule(first, changes)
-    inner = optax.adam(schedule)
-    if kind == "SGD":
-        inner = optax.sgd(schedule, momentum=MOMENTUM)
-    if kind == method:
-        return inner, schedule
-    return normopt.normalized(inner, norm=task.norm), schedule
-
-
 def build(task: Task, seed: int) -> Model:
     """Build the network that all optimizers begin with, taken apart.
 
@@ -157,6 +139,8 @@ def build(task: Task, seed: int) -> Model:
     """
     images = task.data
     _, size, _, channels = images.train.images.shape
+    # Images from 0 to 1, as the notebooks have them: not by mean and deviation.
+    peak = np.full(channels, images.train.images.max(), np.float32)
     return create(
         lambda: task.build(
             size,
@@ -165,8 +149,8 @@ def build(task: Task, seed: int) -> Model:
             channels=channels,
             rngs=nnx.Rngs(seed),
         ),
-        images.mean,
-        images.std,
+        np.zeros_like(peak),
+        peak,
     )
 
 
@@ -189,7 +173,10 @@ def prepare(
     # Copies: a run takes the buffers that it begins with.
     network, *arrays = model
     params, model_state = jax.tree.map(jnp.copy, arrays)
-    optimizer, schedule = optimizer_of(method, task)
+    steps = task.epochs * plan.steps_per_epoch
+    optimizer, schedule = optimizer_of(
+        method, task.norm, task.rates[kind_of(method)], steps
+    )
     loop = Loop(
         Job(
             network=network,
@@ -271,13 +258,11 @@ def measure(
             "folder": prepared.run.folder.name,
             "parameters": result["parameters"],
             "steps": result["steps"],
-            "provenance": json.loads(
-                (prepared.run.folder / "provenance.json").read_text()
-            ),
+            "provenance": prepared.run.provenance(),
         }
     return {
         "config": {**task.described(), "seed": config.seed},
-        "published": "no value published",
+        "published": task.published,
         "curves": curves,
         "runs": runs,
         "provenance": provenance.describe(),

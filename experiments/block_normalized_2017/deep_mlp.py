@@ -45,6 +45,10 @@ from experiments.models.mlp import MLP
 
 NAME = "deep_mlp"
 RATES = (1e-2, 1e-3, 1e-4)
+PUBLISHED = (
+    "printed in the notebook, test accuracy at the end: normalized SGD 77.22 %, "
+    "Adam 94.32 %, normalized Adam 94.60 %"
+)
 
 
 def main(args: Sequence[str]) -> None:
@@ -71,4 +75,5 @@ def load(config: CurvesConfig) -> Task:
         norm="max",
         rates={"SGD": RATES, "Adam": RATES},
         epochs=1 if config.smoke else 10,
+        published=PUBLISHED,
     )

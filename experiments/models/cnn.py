@@ -1,9 +1,10 @@
 """Four convolutions and two dense layers, thinned by dropout, without normalization.
 
-That of the Keras implementation of Yu et al., "Block-Normalized Gradient Method: An
-Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822: two 3x3
-convolutions of 32 channels and two of 64, each pair followed by a pool of 2x2, then 512
-units. Paths read as `stages/1/first/kernel`.
+That of the notebook `cifar_cnn` of the Keras implementation of Yu et al.,
+"Block-Normalized Gradient Method: An Empirical Study for Training Deep Neural Network",
+2017, arXiv 1707.04822: two 3x3 convolutions of 32 channels and two of 64, the second of
+each pair without a border, each pair followed by a pool of 2x2, then 512 units. Paths
+read as `stages/1/first/kernel`.
 """
 
 import functools
@@ -20,15 +21,15 @@ _conv = functools.partial(
 
 
 class Stage(nnx.Module):
-    """Two convolutions and a pool, which halves the image."""
+    """Two convolutions, the second of which takes the border, and a pool."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
         """Build it from `inputs` to `outputs` channels."""
         self.first = _conv(inputs, outputs, rngs=rngs)
-        self.second = _conv(outputs, outputs, rngs=rngs)
+        self.second = _conv(outputs, outputs, padding="VALID", rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map (n, h, w, inputs) to (n, h / 2, w / 2, outputs)."""
+        """Map (n, h, w, inputs) to (n, (h - 2) // 2, (w - 2) // 2, outputs)."""
         x = nnx.relu(self.second(nnx.relu(self.first(x))))
         return nnx.max_pool(x, (2, 2), (2, 2))
 
@@ -64,7 +65,7 @@ class CNN(nnx.Module):
             Stage(inputs, outputs, rngs=rngs)
             for inputs, outputs in zip(ends, ends[1:], strict=False)
         )
-        side = size // 2 ** len(widths)
+        side = functools.reduce(lambda side, _: (side - 2) // 2, widths, size)
         self.hidden = dense(side * side * widths[-1], hidden, rngs=rngs)
         self.head = dense(hidden, num_classes, rngs=rngs)
         in_stages, at_end = dropout

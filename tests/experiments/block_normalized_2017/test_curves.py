@@ -9,7 +9,8 @@ import pytest
 
 from experiments import data
 from experiments.block_normalized_2017 import cifar_cnn, curves, deep_mlp
-from experiments.block_normalized_2017.curves import CurvesConfig, optimizer_of
+from experiments.block_normalized_2017.curves import CurvesConfig
+from experiments.block_normalized_2017.methods import METHODS, MOMENTUM, optimizer_of
 from experiments.models.mlp import MLP
 from experiments.train import train
 from tests.experiments.small_runs import assert_same_run, copy_of, quiet
@@ -22,46 +23,79 @@ def task():
     return deep_mlp.load(CurvesConfig(smoke=True))
 
 
-def first_update(method, task):
-    optimizer, _ = optimizer_of(method, task)
-    return optimizer.update(GRADIENTS, optimizer.init(GRADIENTS), GRADIENTS)[0]
+def updates_of(method, norm="max", steps=10, updates=1):
+    optimizer, _ = optimizer_of(method, norm, (1e-2, 1e-3), steps)
+    state, found = optimizer.init(GRADIENTS), []
+    for _ in range(updates):
+        update, state = optimizer.update(GRADIENTS, state, GRADIENTS)
+        found.append(update)
+    return found
 
 
-def test_the_first_step_of_normalized_sgd_is_as_long_as_the_rate(task):
+def test_the_first_step_of_normalized_sgd_is_by_the_rate():
     """By the norm of each network: the largest element, or the length."""
-    for update in first_update("normalized SGD", task).values():
-        assert float(jnp.abs(update).max()) == pytest.approx(1e-2, rel=1e-6)
-    by_length = dataclasses.replace(task, norm="l2")
-    for update in first_update("normalized SGD", by_length).values():
-        assert float(jnp.linalg.norm(update)) == pytest.approx(1e-2, rel=1e-6)
-    plain = first_update("SGD", task)
-    np.testing.assert_allclose(plain["kernel"], -1e-2 * GRADIENTS["kernel"])
+    nesterov = 1 + MOMENTUM
+    for update in updates_of("normalized SGD")[0].values():
+        assert float(jnp.abs(update).max()) == pytest.approx(nesterov * 1e-2, rel=1e-6)
+    for update in updates_of("normalized SGD", norm="l2")[0].values():
+        assert float(jnp.linalg.norm(update)) == pytest.approx(
+            nesterov * 1e-2, rel=1e-6
+        )
+    plain = updates_of("SGD")[0]
+    np.testing.assert_allclose(plain["kernel"], -nesterov * 1e-2 * GRADIENTS["kernel"])
 
 
-def test_sgd_has_momentum(task):
-    optimizer, _ = optimizer_of("SGD", task)
-    _, state = optimizer.update(GRADIENTS, optimizer.init(GRADIENTS))
-    second, _ = optimizer.update(GRADIENTS, state)
-    np.testing.assert_allclose(second["kernel"], -1.9e-2 * GRADIENTS["kernel"])
+def test_sgd_has_nesterovs_momentum():
+    """As Keras has it: v <- 0.9 v - rate g, w <- w + 0.9 v - rate g."""
+    velocity, g = 0.0, np.array(GRADIENTS["kernel"])
+    for update in updates_of("SGD", updates=3):
+        velocity = 0.9 * velocity - 1e-2 * g
+        np.testing.assert_allclose(
+            update["kernel"], 0.9 * velocity - 1e-2 * g, rtol=1e-6
+        )
 
 
-def test_adam_makes_steps_of_the_rate_either_way(task):
+def test_adam_makes_steps_of_the_rate_either_way():
     for method in ("Adam", "normalized Adam"):
-        update = first_update(method, task)["kernel"]
+        update = updates_of(method)[0]["kernel"]
         expected = -1e-2 * jnp.sign(GRADIENTS["kernel"])
         np.testing.assert_allclose(update, expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", curves.METHODS)
-def test_each_rate_lasts_ten_epochs(method, task):
+@pytest.mark.parametrize("method", METHODS)
+def test_each_rate_begins_with_a_new_optimizer(method):
+    first, second, third, fourth = updates_of(method, steps=2, updates=4)
+    for one, later in ((first, third), (second, fourth)):
+        np.testing.assert_allclose(0.1 * one["kernel"], later["kernel"], rtol=1e-5)
+    if "SGD" in method:
+        assert np.abs(second["kernel"]).max() > np.abs(first["kernel"]).max()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_rate_lasts_ten_epochs(method, task, tmp_path):
     longer = dataclasses.replace(task, epochs=10)
     steps = longer.plan.steps_per_epoch
     assert longer.plan.total_steps == 30 * steps
-    _, schedule = optimizer_of(method, longer)
+    model = curves.build(longer, seed=0)
+    job = curves.prepare(method, longer, model, 0, tmp_path).loop.job
     counts = [0, 10 * steps - 1, 10 * steps, 20 * steps - 1, 20 * steps, 30 * steps - 1]
-    rates = [float(schedule(count)) for count in counts]
+    rates = [float(job.schedule(count)) for count in counts]
     expected = np.repeat(deep_mlp.RATES, 2)
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_images_go_from_zero_to_one(task):
+    network, params, state = curves.build(task, seed=0)
+    seen = network.evaluate(params, state, task.data.test.images[:4])
+    brighter = task.data.test.images[:4] * 2
+    doubled = dataclasses.replace(task.data.train, images=task.data.train.images * 2)
+    wider = dataclasses.replace(
+        task, data=dataclasses.replace(task.data, train=doubled)
+    )
+    network, params, state = curves.build(wider, seed=0)
+    np.testing.assert_allclose(
+        seen, network.evaluate(params, state, brighter), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_settings_of_the_full_runs(monkeypatch):
@@ -117,7 +151,7 @@ def test_what_a_network_is_called_tells_its_runs_apart(task, tmp_path):
     model = curves.build(task, seed=0)
     folders = {
         curves.prepare(method, task, model, 0, tmp_path).run.folder.name
-        for method in curves.METHODS
+        for method in METHODS
     }
     assert len(folders) == 4
     wider = dataclasses.replace(task, norm="l2")

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.__main__ import discover
 from experiments.block_normalized_2017 import cifar_cnn, curves, deep_mlp
+from experiments.block_normalized_2017.methods import METHODS
 
 EPOCHS = 3
 
@@ -29,13 +30,13 @@ def test_the_command_is_found_and_leaves_records_figures_and_runs(module, folder
     assert files == {
         f"{module.NAME}{end}" for end in (".json", "_train.png", "_test.png")
     }
-    assert sum(path.is_dir() for path in folder.iterdir()) == len(curves.METHODS)
+    assert sum(path.is_dir() for path in folder.iterdir()) == len(METHODS)
 
 
-def test_every_curve_is_stored_and_teaches(stored):
-    assert stored["published"] == "no value published"
+def test_every_curve_is_stored_and_teaches(module, stored):
+    assert stored["published"] == module.PUBLISHED
     assert stored["config"]["data"] == "digits"
-    assert list(stored["curves"]) == list(curves.METHODS)
+    assert list(stored["curves"]) == list(METHODS)
     for found in stored["curves"].values():
         for split in ("train", "test"):
             accuracy = np.array(found[f"{split}_accuracy"])
@@ -91,5 +92,5 @@ def test_the_table_fits_a_plain_terminal(module, folder, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "…" not in printed
     lines = [line.strip() for line in printed.splitlines()]
-    for method in curves.METHODS:
+    for method in METHODS:
         assert sum(line.startswith(f"{method} ") for line in lines) == 1

@@ -1,0 +1,79 @@
+"""The four optimizers of a network: SGD with momentum and Adam, plain and normalized.
+
+As the notebooks of the Keras implementation have them: momentum of Nesterov, the eps of
+Keras, and a new optimizer at each learning rate, whose moments begin at zero.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import normopt
+
+METHODS = ("SGD", "normalized SGD", "Adam", "normalized Adam")
+MOMENTUM = 0.9
+EPS = 1e-7
+
+
+def kind_of(method: str) -> str:
+    """Return "SGD" or "Adam"."""
+    return method.removeprefix("normalized ")
+
+
+def optimizer_of(
+    method: str, norm: str, rates: Sequence[float], steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Return one of `METHODS` and its learning rate by count of updates.
+
+    Args:
+        method: its name.
+        norm: of normopt, by which gradients are divided.
+        rates: the learning rates, one after the other.
+        steps: updates at each of them.
+    """
+    schedule = optax.join_schedules(
+        [optax.constant_schedule(rate) for rate in rates],
+        [steps * rank for rank in range(1, len(rates))],
+    )
+    direction = (
+        optax.trace(MOMENTUM, nesterov=True)
+        if kind_of(method) == "SGD"
+        else optax.scale_by_adam(eps=EPS)
+    )
+    optimizer = optax.chain(
+        begun_anew(direction, steps), optax.scale_by_learning_rate(schedule)
+    )
+    if kind_of(method) == method:
+        return optimizer, schedule
+    return normopt.normalized(optimizer, norm=norm), schedule
+
+
+class BegunAnewState(NamedTuple):
+    """State of `begun_anew`."""
+
+    count: jax.Array  # int32 scalar: updates done
+    inner: Any  # that of the inner transformation
+
+
+def begun_anew(
+    inner: optax.GradientTransformation, every: int
+) -> optax.GradientTransformation:
+    """Return `inner` with its first state again before each `every`-th update."""
+
+    def init(params: Any) -> BegunAnewState:
+        return BegunAnewState(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        begins = state.count % every == 0
+        old = jax.tree.map(
+            lambda new, kept: jnp.where(begins, new, kept),
+            inner.init(updates),
+            state.inner,
+        )
+        updates, new = inner.update(updates, old, params)
+        return updates, BegunAnewState(state.count + 1, new)
+
+    return optax.GradientTransformation(init, update)
