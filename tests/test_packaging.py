@@ -143,3 +143,12 @@ def test_constraints_pin_each_package_once(python):
     ]
     assert len(names) == len(set(names))
     assert {"jax", "jaxlib", "optax", "flax", "pyright", "ruff"} <= set(names)
+
+
+def test_every_paper_of_a_docstring_can_be_cited():
+    """By the number that arXiv gave it."""
+    number = re.compile(r"(?<=arXiv[\s:])\s*(\d{4}\.\d{4,5})")
+    sources = [path.read_text() for path in (ROOT / "normopt").rglob("*.py")]
+    named = set(number.findall("\n".join(sources)))
+    assert len(named) > 10
+    assert named <= set(number.findall((ROOT / "CITATION.cff").read_text()))

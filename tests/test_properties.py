@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import normopt
@@ -471,8 +471,27 @@ def test_a_stack_of_layers_is_its_layers(method, leaf, seed, data):
         chex.assert_trees_all_close(other_after, split(after), **close)
 
 
+# Every kind of blocks there is. Random draws begin with what is simple, and are few.
+KINDS = Plan(
+    {
+        "columns": Leaf((4, 3), (1,)),
+        "groups": Leaf((2, 1, 2, 3), (0, 3)),
+        "whole": Leaf((3,), ()),
+        "plain": Leaf((2, 1, 3), None),
+        "scalar": Leaf((), None),
+    },
+    {"columns": (1,), "groups": (0, 3), "whole": ()},
+)
+HUGE, TINY = (30, 0), (-30, 0)
+
+
 @every_method
 @some_examples
+@example(KINDS, 0, (HUGE, HUGE), 1, 0.1, "complex64")
+@example(KINDS, 0, (TINY, HUGE), 1, 0.1, "float32")
+@example(KINDS, 0, (TINY, TINY), 1, 0.1, "bfloat16")
+@example(KINDS, 0, (HUGE, TINY), 1, 1.0, "float32")
+@example(KINDS, 0, (HUGE, TINY), 1, 0.1, "float16")
 @given(
     plans(),
     SEEDS,

@@ -259,15 +259,14 @@ def _step(
         radial = dot / length / length
         radial = choose(has_direction & jnp.isfinite(radial), radial, 0)
         past = past - across_block(radial, axes, g.ndim) * w
-        alive = is_alive.astype(length.dtype)
-        b1 = across_block(b1 * alive, axes, g.ndim)
-        past_root = alive * _read(nu, length)
+        b1 = across_block(b1 * is_alive.astype(length.dtype), axes, g.ndim)
+        past_root = choose(is_alive, _read(nu, length), 0)
         share = choose(is_alive, numbers.b2_rest, numbers.correction)
         second = numbers.b2 * past_root * past_root + share * square
         length_or_sign = choose(is_alive, length, -1)
         nu = kept = bounded_sqrt(second) * length_or_sign
         if nu_max is not None:
-            past_root = alive * _read(nu_max, length)
+            past_root = choose(is_alive, _read(nu_max, length), 0)
             second = larger(past_root * past_root, second)
             nu_max = kept = bounded_sqrt(second) * length_or_sign
         root = _read(kept, length)

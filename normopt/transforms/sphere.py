@@ -117,8 +117,8 @@ def retract_to_sphere(
             if place.path in carried:
                 m = carried[place.path]
                 stretch = safe_quotient(length, _length(w, own))
-                carried[place.path] = _in_range(
-                    tangent_part(m, new, own) * stretch, m.dtype
+                carried[place.path] = _stretched(
+                    tangent_part(m, new, own), stretch, m.dtype
                 )
         if moment is not None:
             mu = jax.tree.structure(mu).unflatten(carried.values())
@@ -134,12 +134,13 @@ def _length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return safe_sqrt(saturated(block_dot(x, x, axes)))
 
 
-def _in_range(m: jax.Array, dtype: Any) -> jax.Array:
-    # Fires where gradients of 1e30 have stretched a moment by 1e10 or more. It leaves
-    # a thousandth of the range, for inner's bias correction.
+def _stretched(m: jax.Array, stretch: jax.Array, dtype: Any) -> jax.Array:
+    # Bounded where gradients of 1e30 have stretched a moment by 1e10 or more: by a
+    # thousandth of the range, for inner's bias correction. The sign is that of m, as
+    # an infinite complex number has none.
     largest = float(jnp.finfo(dtype).max) / 1024
-    within = jnp.abs(m) <= largest
-    return jnp.where(within, m, largest * jnp.sign(m)).astype(dtype)
+    within = jnp.abs(m) * stretch <= largest
+    return jnp.where(within, m * stretch, largest * jnp.sign(m)).astype(dtype)
 
 
 def _moment_of(state: optax.OptState, moment: str) -> Any:

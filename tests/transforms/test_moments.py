@@ -195,7 +195,14 @@ def test_zero_blocks_and_their_derivatives_are_finite(tangent):
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_a_block_without_length_begins_anew_at_each_step(amsgrad):
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_block_without_length_begins_anew_at_each_step(eager, amsgrad):
+    """Eager as well: XLA makes a choice of a product with a mask, which is none."""
+    with jax.disable_jit(eager):
+        check_that_lost_blocks_begin_anew(amsgrad)
+
+
+def check_that_lost_blocks_begin_anew(amsgrad):
     b1, b2 = 0.8, 0.99
     link = normopt.scale_by_block_adam(
         b1, b2, 0.0, channel_axes=(), tangent=True, amsgrad=amsgrad
