@@ -97,6 +97,7 @@ class Exhibit:
         extent: how much was run, in words: seeds, epochs or steps.
         tables: from the stored results.
         pictures: drawn from them.
+        note: what a reader must know beside the verdicts, if anything.
         without_results: what tables are made of where nothing is stored, for those that
             hold published values as well; None: there are none then.
     """
@@ -105,6 +106,7 @@ class Exhibit:
     extent: Callable[[Stored], str]
     tables: tuple[Callable[[Stored], Table], ...] = ()
     pictures: tuple[Picture, ...] = ()
+    note: str = ""
     without_results: Stored | None = None
 
 

@@ -31,6 +31,7 @@ from rich.table import Table
 
 import normopt
 from experiments import devices, provenance
+from experiments.progress import counted
 from experiments.runs import write_json
 
 RATE = 1e-3
@@ -110,7 +111,7 @@ def main(args: Sequence[str]) -> None:
         "device": devices.describe(),
         "layers": config.layers,
         "rounds": config.rounds,
-        "rows": measure(config.layers, config.rounds),
+        "rows": measure(config.layers, config.rounds, console),
         "provenance": provenance.describe(),
     }
     console.print(table(stored))
@@ -118,12 +119,13 @@ def main(args: Sequence[str]) -> None:
         write_json(config.json, stored)
 
 
-def measure(layers: int, rounds: int) -> list[Row]:
+def measure(layers: int, rounds: int, console: Console) -> list[Row]:
     """Time the optimizers by turns.
 
     Args:
         layers: of three leaves.
         rounds: turns of each.
+        console: gets a bar.
 
     Returns:
         One row an optimizer: seconds of tracing and of compiling, and the ratio of
@@ -131,11 +133,10 @@ def measure(layers: int, rounds: int) -> list[Row]:
     """
     params = parameters(layers)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
-    for _ in range(rounds):
-        for name, case in CASES.items():
-            # Nothing that an earlier turn traced is found again.
-            jax.clear_caches()
-            seconds[name].append(trace_and_compile(case.make(), params))
+    for name in counted(rounds * list(CASES), console, "turns"):
+        # Nothing that an earlier turn traced is found again.
+        jax.clear_caches()
+        seconds[name].append(trace_and_compile(CASES[name].make(), params))
     return [_row(name, seconds) for name in CASES]
 
 
@@ -191,6 +192,7 @@ def table(stored: Mapping[str, Any]) -> Table:
     shown = Table(
         "optimizer",
         title=f"a step of {3 * stored['layers']:,} leaves",
+        caption="ratio: the median of the rounds' own ratios, not that of the times",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

@@ -30,7 +30,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.loop import keys_of, on_device, order_of
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig, prepare
-from experiments.progress import TrainingProgress
+from experiments.progress import TrainingProgress, counted
 from experiments.runs import Run, read_records, write_json
 from experiments.steps import Sums, make_train_step, repeat
 
@@ -66,7 +66,7 @@ def main(args: Sequence[str]) -> None:
     stored = {
         "model": config.model,
         "rounds": config.rounds,
-        **measure(config.model, config.rounds),
+        **measure(config.model, config.rounds, console),
         "provenance": provenance.describe(),
     }
     console.print(in_words(stored), highlight=False, soft_wrap=True)
@@ -74,12 +74,13 @@ def main(args: Sequence[str]) -> None:
         write_json(config.json, stored)
 
 
-def measure(model: str, rounds: int) -> dict[str, float]:
+def measure(model: str, rounds: int, console: Console) -> dict[str, float]:
     """Time both loops by turns.
 
     Args:
         model: the network.
         rounds: turns of each that count, after one that compiles.
+        console: gets a bar.
 
     Returns:
         Milliseconds of a step in each, and their ratio, medians over the rounds.
@@ -90,7 +91,7 @@ def measure(model: str, rounds: int) -> dict[str, float]:
     prepared = prepare(settings)
     bare = _Bare(prepared)
     pairs = []
-    for turn in range(rounds + 1):
+    for turn in counted(range(rounds + 1), console, "rounds"):
         with tempfile.TemporaryDirectory() as folder:
             pair = _in_loop(prepared, Path(folder)), bare.seconds()
         if turn:
@@ -146,6 +147,7 @@ def in_words(stored: Mapping[str, Any]) -> str:
     verdict = "holds" if stored["ratio"] <= BAR else "missed"
     return (
         f"a step of {stored['model']}: {stored['loop_ms']:.1f} ms in the training "
-        f"loop, {stored['bare_ms']:.1f} ms bare, ratio {stored['ratio']:.3f} "
-        f"(median of {stored['rounds']} rounds); the bar of {BAR} {verdict}"
+        f"loop, {stored['bare_ms']:.1f} ms bare, medians of {stored['rounds']} rounds; "
+        f"ratio {stored['ratio']:.3f}, the median of the rounds' own ratios; "
+        f"the bar of {BAR} {verdict}"
     )

@@ -2,7 +2,8 @@
 
 import math
 import time
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -12,6 +13,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+_Item = TypeVar("_Item")
 
 # Where no bar can be redrawn, so many lines tell the story of a run.
 _LINES = 10
@@ -100,3 +103,28 @@ class TrainingProgress:
                 f"{latest}",
                 soft_wrap=True,
             )
+
+
+def counted(items: Collection[_Item], console: Console, what: str) -> Iterator[_Item]:
+    """Yield the items under a bar that counts those that are done, in a terminal.
+
+    Args:
+        items: to work on, one after the other.
+        console: gets the bar.
+        what: they are.
+    """
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        # A thread that redraws it would run beside what is timed.
+        auto_refresh=False,
+    )
+    with bar:
+        task = bar.add_task(what, total=len(items))
+        for item in items:
+            yield item
+            bar.update(task, advance=1, refresh=True)

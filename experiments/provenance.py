@@ -10,14 +10,17 @@ import jax
 
 _ROOT = Path(__file__).parents[1]
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
+# What a program writes does not change it: a run may go on beside its own results.
+_BUT_RESULTS = (".", ":!experiments/results")
 
 
 def describe() -> dict[str, Any]:
     """Return what JSON can hold of the program and the machine that run now.
 
     Returns:
-        `commit`: that of the checkout, with `+` where files differ from it, and None
-        outside of one; `versions` by package; `devices`: each kind and how many.
+        `commit`: that of the checkout, with `+` where files other than stored results
+        differ from it, and None outside of one; `versions` by package; `devices`: each
+        kind and how many.
     """
     kinds = [f"{device.device_kind} ({device.platform})" for device in jax.devices()]
     return {
@@ -34,7 +37,7 @@ def _commit() -> str | None:
     commit = _git("rev-parse", "HEAD")
     if commit is None:
         return None
-    return commit + ("+" if _git("status", "--porcelain") else "")
+    return commit + ("+" if _git("status", "--porcelain", "--", *_BUT_RESULTS) else "")
 
 
 def _git(*arguments: str) -> str | None:

@@ -13,9 +13,11 @@ def render(report: Report, figures: str) -> str:
         report: what to show.
         figures: the folder with the figures, beside the file.
     """
-    counts = ", ".join(f"**{count}** {name}" for name, count in report.counts.items())
-    blocks = ["# Results", INTRODUCTION, f"Of the claims are {counts}.", "## Verdicts"]
-    blocks.append(_verdicts(report))
+    found = report.counts
+    counts = ", ".join(f"**{count}** are {name}" for name, count in found.items())
+    total = f"Of {sum(found.values())} claims, {counts}."
+    blocks = ["# Results", INTRODUCTION, total]
+    blocks += ["## Verdicts", _verdicts(report)]
     for chapter, sections in report.parts:
         blocks += [f"## {chapter.title}", escaped(chapter.source)]
         for section in sections:
@@ -43,6 +45,8 @@ def _section(section: Section, figures: str) -> Iterator[str]:
     yield "\n".join(f"- {k}: {escaped(v)}" for k, v in section.origin.items())
     rows = [_claim(judged) for judged in section.judged]
     yield _table(("claim", "holds if", "published", "here", "verdict"), rows)
+    if section.exhibit.note:
+        yield escaped(section.exhibit.note)
     if section.stored is not None:
         for picture in section.exhibit.pictures:
             yield f"![{picture.shows}]({figures}/{picture.name}.png)"

@@ -88,6 +88,8 @@ def _section(section: Section, images: Mapping[str, bytes]) -> Iterator[str]:
     yield '<ul class="claims">'
     yield from (_claim(judged) for judged in section.judged)
     yield "</ul>"
+    if section.exhibit.note:
+        yield f'<p class="note">{_text(section.exhibit.note)}</p>'
     if section.stored is not None:
         for picture in section.exhibit.pictures:
             data = base64.b64encode(images[picture.name]).decode()

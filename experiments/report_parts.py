@@ -1,12 +1,17 @@
 """What a report is made of, whatever it is written as."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
 from experiments.claims import Chapter, Exhibit, Judged, Stored, Verdict
+
+PROVENANCE = "provenance"
+
+# What `provenance.describe` returned.
+Source = Mapping[str, Any]
 
 
 class Grid(NamedTuple):
@@ -64,14 +69,12 @@ class Section(NamedTuple):
         command = f"`{self.command}`"
         if self.stored is None:
             return {"results": "none are stored: not run", "command": command}
-        source = self.stored["provenance"]
-        devices = (f"{count} × {kind}" for kind, count in source["devices"].items())
-        versions = (f"{name} {at}" for name, at in source["versions"].items())
+        sources = sources_of(self.stored)
         return {
             "extent": self.exhibit.extent(self.stored),
-            "device": ", ".join(devices),
-            "commit": _short(source["commit"]),
-            "versions": ", ".join(versions),
+            "device": _each("; ", (_devices(source) for source in sources)),
+            "commit": _each(", ", (_short(source["commit"]) for source in sources)),
+            "versions": _each("; ", (_versions(source) for source in sources)),
             "command": command,
         }
 
@@ -127,6 +130,41 @@ def grid_of(table: Table) -> Grid:
         [column.justify == "right" for column in table.columns],
         list(zip(*cells, strict=True)),
     )
+
+
+def sources_of(stored: Stored) -> list[Source]:
+    """Return where the numbers of stored results come from, in their order.
+
+    Those are the entries beside the runs that a result is made of, where there are any:
+    its own is then that of the last command, which may only have read finished runs.
+    """
+    nested = [source for part in stored.values() for source in _nested(part)]
+    return nested or [stored[PROVENANCE]]
+
+
+def _nested(part: Any) -> Iterator[Source]:
+    if isinstance(part, list):
+        for item in part:
+            yield from _nested(item)
+    elif isinstance(part, Mapping):
+        for name, item in part.items():
+            if name == PROVENANCE:
+                # A run that was resumed has a list.
+                yield from item if isinstance(item, list) else [item]
+            else:
+                yield from _nested(item)
+
+
+def _each(between: str, texts: Iterator[str]) -> str:
+    return between.join(dict.fromkeys(texts))
+
+
+def _devices(source: Source) -> str:
+    return ", ".join(f"{count} × {kind}" for kind, count in source["devices"].items())
+
+
+def _versions(source: Source) -> str:
+    return ", ".join(f"{name} {at}" for name, at in source["versions"].items())
 
 
 def _plain(text: object) -> str:

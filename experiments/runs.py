@@ -74,9 +74,7 @@ class Run:
         """
         if not self._provenance_file.exists():
             return []
-        known = json.loads(self._provenance_file.read_text())
-        # Folders of before there were lists hold the last program's entry alone.
-        return [known] if isinstance(known, dict) else known
+        return json.loads(self._provenance_file.read_text())
 
     def _add_provenance(self) -> None:
         known, ours = self.provenance(), provenance.describe()

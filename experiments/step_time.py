@@ -36,6 +36,7 @@ import normopt
 from experiments import devices, provenance
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
+from experiments.progress import counted
 from experiments.runs import write_json
 
 CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
@@ -170,7 +171,7 @@ def main(args: Sequence[str]) -> None:
         "model": config.model,
         "parameters": optax.tree.size(params),
         "rounds": config.rounds,
-        "rows": measure(config, params),
+        "rows": measure(config, params, console),
         "provenance": provenance.describe(),
     }
     console.print(table(stored))
@@ -178,12 +179,13 @@ def main(args: Sequence[str]) -> None:
         write_json(config.json, stored)
 
 
-def measure(config: StepTimeConfig, params: Any) -> list[Row]:
+def measure(config: StepTimeConfig, params: Any, console: Console) -> list[Row]:
     """Time the optimizers by turns.
 
     Args:
         config: which ones, and how often.
         params: the parameters, whose values do not matter.
+        console: gets a bar.
 
     Returns:
         One row an optimizer: milliseconds a step and its ratio to its baseline, both
@@ -197,7 +199,7 @@ def measure(config: StepTimeConfig, params: Any) -> list[Row]:
     steppers = {name: Stepper(CASES[name], params) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     shuffle = random.Random(config.seed).sample
-    for _ in range(config.rounds):
+    for _ in counted(range(config.rounds), console, "rounds"):
         for name in shuffle(names, len(names)):
             seconds[name].append(steppers[name].turn(gradients, config.repeats))
     return [
@@ -238,7 +240,8 @@ def table(stored: Mapping[str, Any]) -> Table:
     shown = Table(
         "optimizer",
         title=f"a step of {stored['model']}, {stored['parameters']:,} parameters",
-        caption="state and least traffic in bytes a parameter",
+        caption="ratio: the median of the rounds' own ratios, not that of the times\n"
+        "state and least traffic in bytes a parameter",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

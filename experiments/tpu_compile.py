@@ -14,35 +14,37 @@ Numbers are the compiler's own and of one chip; nothing is run.
     pip install -e '.[experiments,tpu-compile]' -c constraints.txt
     python -m experiments tpu_compile --json experiments/results/tpu_compile.json
 
-takes about five minutes on two CPU cores. There libtpu 0.0.52 gave optax.adamw 28 bytes
-of main memory for each parameter and step, AdamSRT 21 to 22, AdamS 20 to 21 and
-NovoGrad 21: what two passes read stays on the chip between them. Alone none of them
-exchanges anything, but under FSDP NovoGrad a number for each split leaf. The
-data-parallel training step has 36 sums over chips of 22 MB in all, the gradients and
-BatchNorm's statistics. Under FSDP on 4 chips it gathers 22 MB, scatters 5.5 MB of the
-gradients' sums and leaves 17 MB of sums whole; on 256 chips sums do the gathering too,
-43 MB in all. Of the peak of 0.8 GB, 0.15 are the data set and 0.6 its copy in another
-layout, made anew in each step.
+takes about 25 minutes on two CPU cores. The same command again compiles what the file
+does not have yet, if commit and packages are the same and no file differs from the
+commit. There libtpu 0.0.52 gave optax.adamw 28 bytes of main memory for each parameter
+and step, AdamSRT 21 to 22, AdamS 20 to 21 and NovoGrad 21: what two passes read stays
+on the chip between them. Alone none of them exchanges anything, but under FSDP NovoGrad
+a number for each split leaf. The data-parallel training step has 36 sums over chips of
+22 MB in all, the gradients and BatchNorm's statistics. Under FSDP on 4 chips it gathers
+22 MB, scatters 5.5 MB of the gradients' sums and leaves 17 MB of sums whole; on 256
+chips sums do the gathering too, 43 MB in all. Of the peak of 0.8 GB, 0.15 are the data
+set and 0.6 its copy in another layout, made anew in each step.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
+import itertools
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import tyro
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from experiments import hlo, provenance
 from experiments.models import MODELS
@@ -53,14 +55,15 @@ from experiments.placed_steps import (
     size_of_shard,
 )
 from experiments.placement import fully_sharded, replicated
+from experiments.progress import counted
 from experiments.runs import write_json
 from experiments.step_time import CASES
+from experiments.tpu_tables import BASELINE, STEP, Row, exchanges, programs, traffic
 
 IMAGES_PER_CHIP = {"v5e:2x2": 32, "v5e:16x16": 4}
-BASELINE = "optax.adamw"
 OPTIMIZERS = (BASELINE, "adamsrt", "adams", "novograd")
 WAYS = {"data-parallel": replicated, "FSDP": fully_sharded}
-STEP = "training step"
+PROGRAMS = (*OPTIMIZERS, STEP)
 
 # Without these the library looks for the chips of this machine and waits for a metadata
 # server that only Google's machines have.
@@ -71,8 +74,6 @@ ENVIRONMENT = {
     # Its lock is for the chips: without them, processes need not wait for each other.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,26 @@ class TpuCompileConfig:
     smoke: bool = False
     """ResNet-8 on the first topology, with two images on each chip."""
     json: Path | None = None
-    """A file for the rows, written after each of them."""
+    """A file for the rows, written after each of them; those in it are not compiled
+    again."""
+
+
+class Program(NamedTuple):
+    """What is compiled, by the names that its row has.
+
+    Attributes:
+        topology: the chips and how they are wired.
+        way: how the weights are placed.
+        program: an optimizer's step, or the training step.
+        model: whose.
+        images_of_chip: the part of the batch on each chip.
+    """
+
+    topology: str
+    way: str
+    program: str
+    model: str
+    images_of_chip: int
 
 
 def main(args: Sequence[str]) -> None:
@@ -105,68 +125,105 @@ def main(args: Sequence[str]) -> None:
         os.environ.setdefault(name, value)
     # JAX would otherwise look for chips to run on.
     jax.config.update("jax_platforms", "cpu")
-    origin = provenance.describe()
-    origin["versions"]["libtpu"] = importlib.metadata.version("libtpu")
-    console, rows = Console(), []
-    console.print(f"JAX {jax.__version__}, libtpu {origin['versions']['libtpu']}")
-    for row in measure(config):
-        rows.append(row)
-        console.print(
-            f"{row['topology']}, {row['way']}: {row['program']} compiled in "
-            f"{row['compile_seconds']:.0f} s",
-            highlight=False,
-        )
+    console, source, rows = Console(), origin(), []
+    console.print(f"JAX {jax.__version__}, libtpu {source['versions']['libtpu']}")
+    known = known_rows(config.json, source)
+    for program in counted(programs_of(config), console, "programs"):
+        if program in known:
+            rows.append(known[program])
+            continue
+        rows.append(compile_program(program))
+        console.print(in_words(rows[-1]), highlight=False)
         if config.json is not None:
-            write_json(config.json, {"rows": rows, "provenance": origin})
+            write_json(config.json, {"rows": rows, "provenance": source})
     for table in (programs, traffic, exchanges):
         console.print(table({"rows": rows}))
 
 
-def measure(config: TpuCompileConfig) -> Iterator[Row]:
-    """Compile one program after the other.
+def origin() -> dict[str, Any]:
+    """Return what compiles: as of any result, and the version of libtpu."""
+    source = provenance.describe()
+    source["versions"]["libtpu"] = importlib.metadata.version("libtpu")
+    return source
+
+
+def known_rows(path: Path | None, source: Mapping[str, Any]) -> dict[Program, Row]:
+    """Return the rows that an interrupted command left.
 
     Args:
-        config: which model, and for which chips.
+        path: of its file, if any.
+        source: what compiles now. Where it is not the file's, the rows are out of date,
+            and where files differ from the commit, nobody can tell.
+    """
+    commit = source["commit"]
+    if path is None or not path.exists() or commit is None or commit.endswith("+"):
+        return {}
+    stored = json.loads(path.read_text())
+    if stored["provenance"] != source:
+        return {}
+    return {Program(*(r[k] for k in Program._fields)): r for r in stored["rows"]}
 
-    Yields:
-        A row a program: seconds of compiling; bytes of its arguments, of outputs that
-        no donated argument makes room for, of temporaries and of the peak; operations,
+
+def programs_of(config: TpuCompileConfig) -> list[Program]:
+    """Return what to compile, in order."""
+    return [
+        Program(
+            topology,
+            way,
+            program,
+            config.model,
+            2 if config.smoke else IMAGES_PER_CHIP[topology],
+        )
+        for topology, way, program in itertools.product(
+            config.topologies, WAYS, PROGRAMS
+        )
+    ]
+
+
+def compile_program(program: Program) -> Row:
+    """Compile a program.
+
+    Returns:
+        Its names; seconds of compiling; bytes of its arguments, of outputs that no
+        donated argument makes room for, of temporaries and of the peak; operations,
         bytes accessed and the parameters that lie on one chip; the collectives; and for
         an optimizer the bytes that go to and from the chip's main memory.
     """
-    for topology in config.topologies:
-        images = 2 if config.smoke else IMAGES_PER_CHIP[topology]
-        devices = topologies.get_topology_desc(topology, platform="tpu").devices
-        mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
-        for way in WAYS:
-            network, params, model_state = abstract_model(config.model)
-            params = WAYS[way](params, mesh)
-            made = {name: CASES[name].make() for name in OPTIMIZERS}
-            programs = {
-                name: lower_optimizer_step(optimizer, params)
-                for name, optimizer in made.items()
-            }
-            programs[STEP] = lower_training_step(
-                network, params, model_state, made["adamsrt"], mesh, images * mesh.size
-            )
-            for program, lowered in programs.items():
-                began = time.perf_counter()
-                compiled = lowered.compile()
-                seconds = time.perf_counter() - began
-                yield {
-                    "topology": topology,
-                    "chips": mesh.size,
-                    "way": way,
-                    "model": config.model,
-                    "program": program,
-                    "images_of_chip": images,
-                    "parameters_of_chip": size_of_shard(params),
-                    "compile_seconds": seconds,
-                    **read(compiled, mesh.size),
-                    "main_memory_bytes": None
-                    if program == STEP
-                    else hlo.main_memory_bytes(compiled.as_text()),
-                }
+    mesh = _mesh(program.topology)
+    network, params, model_state = _model(program.model)
+    params = WAYS[program.way](params, mesh)
+    if program.program == STEP:
+        batch = program.images_of_chip * mesh.size
+        adamsrt = CASES["adamsrt"].make()
+        lowered = lower_training_step(
+            network, params, model_state, adamsrt, mesh, batch
+        )
+    else:
+        lowered = lower_optimizer_step(CASES[program.program].make(), params)
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - began
+    return {
+        **program._asdict(),
+        "chips": mesh.size,
+        "parameters_of_chip": size_of_shard(params),
+        "compile_seconds": seconds,
+        **read(compiled, mesh.size),
+        "main_memory_bytes": None
+        if program.program == STEP
+        else hlo.main_memory_bytes(compiled.as_text()),
+    }
+
+
+@functools.cache
+def _mesh(topology: str) -> Mesh:
+    devices = topologies.get_topology_desc(topology, platform="tpu").devices
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+@functools.cache
+def _model(name: str) -> Any:
+    return abstract_model(name)
 
 
 def read(compiled: jax.stages.Compiled, chips: int) -> Row:
@@ -183,70 +240,7 @@ def read(compiled: jax.stages.Compiled, chips: int) -> Row:
     }
 
 
-def programs(stored: Mapping[str, Any]) -> Table:
-    """Return seconds, memory, bytes and operations of each program."""
-    table = _empty(
-        "programs, a chip",
-        "MB of arguments, of temporaries, at the peak, and accessed by XLA's count",
-        ("s", "args", "temp", "peak", "all", "GFLOP"),
-    )
-    for row in stored["rows"]:
-        memory = (row[f"{part}_bytes"] for part in ("argument", "temporary", "peak"))
-        table.add_row(
-            *_names(row),
-            f"{row['compile_seconds']:.0f}",
-            *(f"{size / 1e6:.0f}" for size in memory),
-            f"{row['bytes_accessed'] / 1e6:.0f}",
-            f"{row['operations'] / 1e9:.2f}",
-        )
-    return table
-
-
-def traffic(stored: Mapping[str, Any]) -> Table:
-    """Return the bytes that each optimizer's step moves, for each parameter."""
-    table = _empty(
-        "an optimizer's step, a chip",
-        f"bytes a parameter there, and the ratio to {BASELINE}: of main memory alone, "
-        "and accessed by XLA's count",
-        ("parameters", "main", "ratio", "all", "ratio"),
-    )
-    alone = {_names(row): row for row in stored["rows"] if row["program"] != STEP}
-    for (*where, program), row in alone.items():
-        baseline, cells = alone[*where, BASELINE], []
-        for count in ("main_memory_bytes", "bytes_accessed"):
-            cells.append(f"{row[count] / row['parameters_of_chip']:.1f}")
-            cells.append(f"{row[count] / baseline[count]:.2f}")
-        table.add_row(*where, program, f"{row['parameters_of_chip']:,}", *cells)
-    return table
-
-
-def exchanges(stored: Mapping[str, Any]) -> Table:
-    """Return what the chips exchange in each program."""
-    table = _empty("collectives", None, ("kind", "count", "MB"))
-    for row in stored["rows"]:
-        for found in row["collectives"] or [{"kind": "none", "count": 0, "bytes": 0}]:
-            table.add_row(
-                *_names(row),
-                found["kind"],
-                str(found["count"]),
-                f"{found['bytes'] / 1e6:.3f}",
-            )
-    return table
-
-
-def _empty(title: str, caption: str | None, numbers: Sequence[str]) -> Table:
-    # Without rules between columns it fits a terminal of 80.
-    table = Table(
-        *("chips", "way", "program"),
-        title=title,
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in numbers:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _names(row: Row) -> tuple[str, str, str]:
-    return row["topology"], row["way"], row["program"]
+def in_words(row: Row) -> str:
+    """Return a line that says what was compiled, and in how many seconds."""
+    where = f"{row['topology']}, {row['way']}"
+    return f"{where}: {row['program']} compiled in {row['compile_seconds']:.0f} s"

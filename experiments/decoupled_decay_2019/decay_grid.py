@@ -64,12 +64,11 @@ from experiments.decoupled_decay_2019.grid_training import (
     load_task,
     start,
 )
+from experiments.progress import counted
 from experiments.runs import measure_and_show
 
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
-# Those that the paper marks.
-BEST_CELLS = 10
 # Errors above the best that the colours tell apart.
 COLOUR_SPAN = 0.03
 
@@ -130,7 +129,7 @@ def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
 
     Args:
         config: how much of it.
-        console: gets a line for each method.
+        console: gets a bar, and a line for each method.
 
     Returns:
         The settings, and for each method the exponents of 2 and the errors, seeds x
@@ -139,7 +138,7 @@ def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
     task = load_task(config.epochs, config.hidden, config.batch_norm)
     starts = [start(seed, task) for seed in range(config.seeds)]
     stride, grids = 5 if config.smoke else 1, {}
-    for name, method in METHODS.items():
+    for name, method in counted(METHODS.items(), console, "methods"):
         began = time.perf_counter()
         rates, decays = method.learning_rates[::stride], method.decays[::stride]
         errors = grid_errors(method.make, rates, decays, starts, task)
@@ -169,7 +168,7 @@ def alignment(
         learning_rates: exponents of 2.
         decays: exponents of 2.
     """
-    near = errors <= errors.min() + MARGIN
+    near = near_best(errors)
     rate, decay = np.meshgrid(learning_rates, decays, indexing="ij")
     rho = slope = None
     if np.ptp(rate[near]) > 0 and np.ptp(decay[near]) > 0:
@@ -181,8 +180,13 @@ def alignment(
     return Alignment(rho, slope, int(near.sum()))
 
 
+def near_best(errors: np.ndarray) -> np.ndarray:
+    """Return which cells are within `MARGIN` of the best, those that are measured."""
+    return errors <= errors.min() + MARGIN
+
+
 def draw(path: Path, stored: Mapping[str, Any]) -> None:
-    """Draw the maps on one colour scale.
+    """Draw the maps on one colour scale, with the cells marked that are measured.
 
     Args:
         path: the PNG to write.
@@ -228,11 +232,13 @@ def _draw_map(axes: Any, grid: Mapping[str, Any], best: float) -> Any:
         vmax=best + COLOUR_SPAN,
         aspect="auto",
     )
-    ranked = np.unravel_index(errors.argsort(axis=None)[:BEST_CELLS], errors.shape)
+    rows, columns = np.nonzero(near_best(errors))
     dots = {"color": "white", "edgecolors": "black", "s": 45}
-    axes.scatter(*ranked[::-1], label=f"the {BEST_CELLS} best cells", **dots)
+    label = f"measured: the cells within {100 * MARGIN:g} points of the best"
+    axes.scatter(columns, rows, label=label, **dots)
+    row, column = np.unravel_index(errors.argmin(), errors.shape)
     star = dots | {"color": "red", "s": 190, "marker": "*"}
-    axes.scatter(ranked[1][0], ranked[0][0], label="the best", **star)
+    axes.scatter(column, row, label="the best", **star)
     axes.set_xticks(range(len(decays)), [f"$2^{{{e}}}$" for e in decays])
     axes.set_yticks(range(len(rates)), [f"$2^{{{e}}}$" for e in rates])
     return mesh
@@ -242,7 +248,8 @@ def _in_words(grid: Mapping[str, Any]) -> str:
     errors = np.mean(grid["errors"], axis=0)
     found = alignment(errors, grid["learning_rates"], grid["decays"])
     return (
-        f"best {errors.min():.1%}, rho {_shown(found.rho)}, slope {_shown(found.slope)}"
+        f"best {errors.min():.1%}, {found.cells} cells: rho {_shown(found.rho)}, "
+        f"slope {_shown(found.slope)}"
     )
 
 

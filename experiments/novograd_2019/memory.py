@@ -33,6 +33,7 @@ import normopt
 from experiments import provenance
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
+from experiments.progress import counted
 from experiments.runs import write_json
 
 CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
@@ -60,14 +61,14 @@ def main(args: Sequence[str]) -> None:
     command = "python -m experiments novograd_2019.memory"
     config = tyro.cli(MemoryConfig, args=args, prog=command)
     model = "resnet8" if config.smoke else config.model
-    params = random_parameters(model)
+    params, console = random_parameters(model), Console()
     stored = {
         "model": model,
         "parameters": optax.tree.size(params),
-        "rows": measure(params),
+        "rows": measure(params, console),
         "provenance": provenance.describe(),
     }
-    Console().print(table(stored))
+    console.print(table(stored))
     if config.json is not None:
         write_json(config.json, stored)
 
@@ -86,27 +87,25 @@ def optimizers() -> dict[str, Callable[[], optax.GradientTransformation]]:
     return theirs | {name: ours(name) for name in normopt.names()}
 
 
-def measure(params: Any) -> list[Row]:
+def measure(params: Any, console: Console) -> list[Row]:
     """Count the bytes of each optimizer's state after one step.
 
     Args:
         params: in float32; they are cast to measure bfloat16.
+        console: gets a bar.
 
     Returns:
-        One row an optimizer: bytes of state for a parameter of 4 and of 2 bytes, and
-        the first as a multiple of that of optax.adamw.
+        One row an optimizer: bytes of state for a parameter of 4 and of 2 bytes.
     """
     low = optax.tree.cast(params, jnp.bfloat16)
-    rows = [
+    return [
         {
             "optimizer": name,
             "float32": _bytes_a_parameter(build(), params),
             "bfloat16": _bytes_a_parameter(build(), low),
         }
-        for name, build in optimizers().items()
+        for name, build in counted(optimizers().items(), console, "optimizers")
     ]
-    (baseline,) = (row["float32"] for row in rows if row["optimizer"] == BASELINE)
-    return [{**row, "ratio": row["float32"] / baseline} for row in rows]
 
 
 def _options(name: str) -> dict[str, Any]:
@@ -135,20 +134,23 @@ def _bytes_a_parameter(optimizer: optax.GradientTransformation, params: Any) -> 
 
 def table(stored: Mapping[str, Any]) -> Table:
     """Return a row for each optimizer, those with the least state first."""
+    (baseline,) = (row for row in stored["rows"] if row["optimizer"] == BASELINE)
     shown = Table(
         "optimizer",
         title=f"state on {stored['model']}, {stored['parameters']:,} parameters",
-        caption="bytes a parameter, by the dtype of the parameters",
+        caption="bytes a parameter, by the dtype of the parameters; ratios to "
+        f"{BASELINE} with the same",
         box=box.SIMPLE_HEAD,
     )
-    for name in ("float32", "bfloat16", f"of {BASELINE}"):
-        shown.add_column(name, justify="right")
+    for dtype in ("float32", "bfloat16"):
+        shown.add_column(dtype, justify="right")
+        shown.add_column(f"{dtype} ratio", justify="right")
     rows = sorted(stored["rows"], key=lambda row: (row["float32"], row["optimizer"]))
     for row in rows:
-        shown.add_row(
-            row["optimizer"],
-            f"{row['float32']:.2f}",
-            f"{row['bfloat16']:.2f}",
-            f"{row['ratio']:.2f}",
+        cells = (
+            f"{number:.2f}"
+            for dtype in ("float32", "bfloat16")
+            for number in (row[dtype], row[dtype] / baseline[dtype])
         )
+        shown.add_row(row["optimizer"], *cells)
     return shown

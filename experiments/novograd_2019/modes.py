@@ -72,6 +72,7 @@ from experiments.novograd_2019.modes_training import (
     load_task,
     start,
 )
+from experiments.progress import counted
 from experiments.runs import measure_and_show
 
 # What is near the best: an error of one point more.
@@ -143,7 +144,7 @@ def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
 
     Args:
         config: how much of it.
-        console: gets a line for each optimizer.
+        console: gets a bar, and a line for each optimizer.
 
     Returns:
         The settings, and for each optimizer the exponents of 10 of its learning rates
@@ -152,7 +153,7 @@ def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
     task = load_task()
     starts = [start(seed, config.epochs) for seed in range(config.seeds)]
     stride, curves = 3 if config.smoke else 1, {}
-    for name, method in METHODS.items():
+    for name, method in counted(METHODS.items(), console, "optimizers"):
         began = time.perf_counter()
         exponents = method.exponents[::stride]
         errors = all_errors(method.make, 10.0**exponents, starts, task)

@@ -1,4 +1,4 @@
-"""The loop on four of eight devices follows the loop on one.
+"""The loop on eight devices, and on four of them, follows the loop on one.
 
 Run as `python -m tests.experiments.placed_training FOLDER`.
 """
@@ -21,20 +21,21 @@ from tests.experiments.small_runs import train_line
 
 # The matrix of a `Line` is (4, 3): its rows can be split, the numbers of columns not.
 CASES = {
-    "data-parallel": ({}, PartitionSpec()),
-    "FSDP": ({"fsdp": True}, PartitionSpec("data")),
+    "data-parallel": (PlacementConfig(mesh="data=8"), 8, PartitionSpec()),
+    "FSDP": (PlacementConfig(mesh="data=4", fsdp=True), 4, PartitionSpec("data")),
 }
 
 
 def main(folder: Path) -> None:
     assert jax.device_count() == 8
     alone, numbers, params = trained(folder / "one", Placement())
-    for name, (options, spec) in CASES.items():
-        placement = PlacementConfig(mesh="data=4", **options).placement()
+    for name, (config, devices, spec) in CASES.items():
+        placement = config.placement()
         state, others, _ = trained(folder / name, placement)
-        lies(state.params, spec)
-        lies(optax.tree.get(state.opt_state, "mu"), spec)
-        lies(optax.tree.get(state.opt_state, "nu").blocks[""], PartitionSpec())
+        lies(state.params, devices, spec)
+        lies(optax.tree.get(state.opt_state, "mu"), devices, spec)
+        blocks = optax.tree.get(state.opt_state, "nu").blocks[""]
+        lies(blocks, devices, PartitionSpec())
         np.testing.assert_allclose(state.params, params, rtol=2e-5, atol=2e-5)
         assert [r["step"] for r in others] == [r["step"] for r in numbers]
         for one, other in zip(numbers, others, strict=True):
@@ -43,7 +44,7 @@ def main(folder: Path) -> None:
                     np.testing.assert_allclose(one[key], other[key], rtol=2e-5)
         # What was saved from there is read back to there, and by one device.
         resumed, *_ = trained(folder / name, placement)
-        lies(resumed.params, spec)
+        lies(resumed.params, devices, spec)
         np.testing.assert_array_equal(resumed.params, state.params)
         back, *_ = trained(folder / name, Placement())
         np.testing.assert_array_equal(back.params, state.params)
@@ -62,8 +63,8 @@ def trained(folder, placement):
     return state, read_records(run.metrics_file), np.asarray(state.params)
 
 
-def lies(leaf, spec):
-    assert leaf.sharding.mesh.size == 4
+def lies(leaf, devices, spec):
+    assert leaf.sharding.mesh.size == devices
     assert leaf.sharding.is_equivalent_to(
         jax.NamedSharding(leaf.sharding.mesh, spec), leaf.ndim
     ), leaf.sharding

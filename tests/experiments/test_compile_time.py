@@ -2,6 +2,7 @@ import json
 
 import jax
 import pytest
+from rich.console import Console
 
 import normopt
 from experiments import compile_time
@@ -45,7 +46,7 @@ def test_every_one_of_the_ten_rules_is_the_first_for_some_leaf():
 def test_ratios_are_of_the_same_round(monkeypatch):
     times = iter([(1.0, 1.0), *[(2.0, 2.0)] * 4, (10.0, 10.0), *[(20.0, 20.0)] * 4])
     monkeypatch.setattr(compile_time, "trace_and_compile", lambda *_: next(times))
-    rows = {row["optimizer"]: row for row in compile_time.measure(10, 2)}
+    rows = {row["optimizer"]: row for row in compile_time.measure(10, 2, Console())}
     assert rows["novograd"]["ratio"] == 2.0 and not rows["novograd"]["holds"]
     assert rows["adamsrt+rules"]["ratio"] == 1.0 and rows["adamsrt+rules"]["holds"]
 

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from rich.console import Console
 
 from experiments import loop_time
 from experiments.loop_time import BAR, in_words, main
@@ -26,7 +27,7 @@ def test_ratios_are_of_the_same_round(monkeypatch):
     monkeypatch.setattr(loop_time, "prepare", lambda settings: None)
     monkeypatch.setattr(loop_time, "_Bare", Bare)
     monkeypatch.setattr(loop_time, "_in_loop", lambda *_: next(loop))
-    assert loop_time.measure("resnet8", 3) == {
+    assert loop_time.measure("resnet8", 3, Console()) == {
         "loop_ms": 3000.0,
         "bare_ms": 2000.0,
         "ratio": 1.0,

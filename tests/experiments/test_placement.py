@@ -18,7 +18,7 @@ from tests.multidevice.running import EIGHT, finish, free_address, start
 EPOCHS = 2
 
 
-def test_four_of_eight_devices_follow_one(tmp_path):
+def test_eight_devices_and_four_of_them_follow_one(tmp_path):
     printed = finish(start("tests.experiments.placed_training", tmp_path, flags=EIGHT))
     assert printed == "ways of placing followed: 2\n"
 
@@ -69,7 +69,7 @@ def test_the_first_process_alone_writes_and_prints(together):
     folder, (first, second) = together
     assert first.splitlines()[-1].startswith("test accuracy")
     assert "training into" not in second and "accuracy" not in second
-    provenance = json.loads((folder / "provenance.json").read_text())
+    (provenance,) = json.loads((folder / "provenance.json").read_text())
     assert list(provenance["devices"].values()) == [2]
     timing = read_records(folder / "timing.jsonl")
     assert len(timing) == len(read_records(folder / "metrics.jsonl")) + 1

@@ -1,10 +1,13 @@
-"""The speed that is shown leaves compiling out."""
+"""What is shown of a run: its speed leaves compiling out, and a bar times nothing."""
+
+import io
+import threading
 
 import pytest
 from rich.console import Console
 
 from experiments import progress
-from experiments.progress import TrainingProgress
+from experiments.progress import TrainingProgress, counted
 
 
 def show(shown, clock, at, step, validated):
@@ -37,3 +40,21 @@ def test_speed_is_printed_where_it_is_known(clock, capsys):
         show(shown, clock, at, step, validated=True)
     first, last = capsys.readouterr().out.splitlines()
     assert "images/s" not in first and last.endswith("5,000 images/s")
+
+
+def test_items_are_counted_in_a_terminal_and_by_no_thread():
+    screen, threads = io.StringIO(), threading.active_count()
+    console = Console(file=screen, force_terminal=True, width=60)
+    # As many of three are done when each is worked on.
+    for done, item in enumerate(counted("abc", console, "letters")):
+        assert item == "abc"[done]
+        assert threading.active_count() == threads
+        assert f"{done}/3" in screen.getvalue()
+        assert f"{done + 1}/3" not in screen.getvalue()
+    assert "letters" in screen.getvalue() and "3/3" in screen.getvalue()
+
+
+def test_where_there_is_no_terminal_there_is_no_bar():
+    screen = io.StringIO()
+    assert list(counted("abc", Console(file=screen), "letters")) == ["a", "b", "c"]
+    assert not screen.getvalue()

@@ -1,17 +1,21 @@
 """The report says what the stored results say, whole and from disk alone."""
 
+import html
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import matplotlib
 import pytest
+from PIL import Image
 
 from experiments import report_markdown
 from experiments.__main__ import discover
-from experiments.claims import Verdict
-from experiments.report import FIGURES, FOLDER, gather, main
+from experiments.claims import Exhibit, Verdict
+from experiments.report import DRAWN_BY, FIGURES, FOLDER, gather, main
+from experiments.report_parts import Section, sources_of
 from experiments.spherical_2020.claims import PUBLISHED
 
 BROWSER = next(
@@ -39,13 +43,51 @@ def nothing(tmp_path_factory):
     return gather(tmp_path_factory.mktemp("empty"))
 
 
-def test_the_repository_has_what_the_stored_results_give(written):
-    text = (written / "RESULTS.md").read_text()
-    stored = (FOLDER / "RESULTS.md").read_text()
-    assert stored == text, "run `python -m experiments report`"
+def assert_same_report(ours, other):
+    """Two folders that the command wrote; `other` may be of another machine."""
+    text = (other / "RESULTS.md").read_text()
+    assert (ours / "RESULTS.md").read_text() == text
+    pages = ((folder / "index.html").read_text() for folder in (ours, other))
+    # Another matplotlib draws other images.
+    page, other_page = (re.sub(r"(?<=;base64,)[^\"]+", "", page) for page in pages)
+    assert page == other_page
     named = set(re.findall(rf"\]\(({FIGURES}/\w+\.png)\)", text))
-    assert named == {f"{FIGURES}/{p.name}" for p in (FOLDER / FIGURES).iterdir()}
-    assert named == {f"{FIGURES}/{p.name}" for p in (written / FIGURES).iterdir()}
+    for folder in (ours, other):
+        assert named == {f"{FIGURES}/{p.name}" for p in (folder / FIGURES).iterdir()}
+    for name in named:
+        with Image.open(ours / name) as image, Image.open(other / name) as other_image:
+            if image.info[DRAWN_BY] == other_image.info[DRAWN_BY]:
+                assert image.convert("RGB") == other_image.convert("RGB"), name
+
+
+def test_the_repository_has_what_the_stored_results_give(written):
+    """If it does not, run `python -m experiments report`."""
+    assert_same_report(FOLDER, written)
+
+
+def test_an_image_says_what_drew_it(written):
+    figures = list((written / FIGURES).iterdir())
+    for path in figures:
+        with Image.open(path) as image:
+            assert matplotlib.__version__ in image.info[DRAWN_BY]
+    assert figures
+
+
+def test_both_forms_say_how_many_claims_there_are_and_what_to_know(written, page):
+    report, text = gather(FOLDER), (written / "RESULTS.md").read_text()
+    counts = {str(verdict): count for verdict, count in report.counts.items()}
+    claims = sum(len(section.judged) for section in report.sections)
+    assert (
+        f"Of {claims} claims, **{counts['reproduced']}** are reproduced, "
+        f"**{counts['not reproduced']}** are not reproduced, "
+        f"**{counts['not run']}** are not run."
+    ) in text
+    notes = [s.exhibit.note for s in report.sections if s.exhibit.note]
+    assert any("Without it" in note for note in notes)
+    shown = re.sub(r"<code>([^<]*)</code>", r"`\1`", page)
+    for note in notes:
+        assert text.count(report_markdown.escaped(note)) == 1
+        assert shown.count(f'<p class="note">{html.escape(note)}</p>') == 1
 
 
 def test_what_the_repository_holds_of_it_is_small():
@@ -83,6 +125,36 @@ def test_without_results_nothing_is_claimed_and_commands_are_shown(nothing, tmp_
     for row in PUBLISHED.values():
         for mean, deviation in row.values():
             assert f"| {mean:.2f} ± {deviation:.2f} |" in text
+
+
+def source(commit, devices):
+    return {"commit": commit, "versions": {"jax": "0.9"}, "devices": devices}
+
+
+MORNING, EVENING, LAST = (
+    source("a" * 40, {"cpu": 2}),
+    source("b" * 40 + "+", {"TPU v5": 4}),
+    source(None, {"cpu": 1}),
+)
+
+
+def test_a_result_comes_from_where_its_runs_were_trained():
+    once, again = {"provenance": MORNING}, {"provenance": [MORNING, EVENING]}
+    runs = {"runs": {"SGD": once, "Adam": again}, "provenance": LAST}
+    assert sources_of(runs) == [MORNING, MORNING, EVENING]
+    cells = {"provenance": LAST, "cells": [{"seeds": [again]}, once, {"of": "none"}]}
+    assert sources_of(cells) == [MORNING, EVENING, MORNING]
+    origin = Section("a", "", "", Exhibit((), lambda stored: ""), runs).origin
+    assert origin["commit"] == f"{'a' * 10}, {'b' * 10}+"
+    assert origin["device"] == "2 × cpu; 4 × TPU v5"
+    assert origin["versions"] == "jax 0.9"
+
+
+def test_a_result_without_runs_of_its_own_comes_from_its_command():
+    stored = {"rows": [{"optimizer": "sgd"}], "provenance": LAST}
+    assert sources_of(stored) == [LAST]
+    origin = Section("a", "", "", Exhibit((), lambda stored: ""), stored).origin
+    assert origin["commit"] == "not known"
 
 
 class _Loads(HTMLParser):

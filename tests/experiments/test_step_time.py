@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from rich.console import Console
 
 import normopt
 from experiments import step_time
@@ -127,7 +128,7 @@ def test_ratios_are_paired_within_rounds(monkeypatch):
 
     monkeypatch.setattr(step_time, "Stepper", Recorded)
     config = StepTimeConfig(optimizers=("sgdp",), rounds=5)
-    sgd, sgdp = measure(config, {"a": jnp.zeros(1000)})
+    sgd, sgdp = measure(config, {"a": jnp.zeros(1000)}, Console())
     assert (sgd["optimizer"], sgdp["optimizer"]) == ("optax.sgd", "sgdp")
     assert (sgd["milliseconds"], sgdp["milliseconds"]) == (3000, 5000)
     assert (sgdp["ratio"], sgdp["quartiles"]) == (2.0, [2.0, 2.0])

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import jax
@@ -22,9 +24,11 @@ from experiments.placed_steps import (
 )
 from experiments.placement import fully_sharded, replicated
 from experiments.step_time import CASES
-from experiments.tpu_compile import BASELINE, OPTIMIZERS, STEP, WAYS, main
+from experiments.tpu_compile import ENVIRONMENT, OPTIMIZERS, WAYS, main
+from experiments.tpu_tables import BASELINE, STEP
 
 ROOT = Path(__file__).parents[2]
+CLEAN = {"commit": "a" * 40, "versions": {"libtpu": "1"}, "devices": {"cpu": 1}}
 MISSING = importlib.util.find_spec("libtpu") is None
 ADVICE = "pip install -e '.[experiments,tpu-compile]' -c constraints.txt"
 FOUR = AbstractMesh((4,), ("data",))
@@ -100,10 +104,10 @@ def specs(params):
 
 
 def test_without_libtpu_the_command_says_what_to_install(monkeypatch):
-    def measure(config):
+    def compile_program(program):
         raise AssertionError("it began to work")
 
-    monkeypatch.setattr(tpu_compile, "measure", measure)
+    monkeypatch.setattr(tpu_compile, "compile_program", compile_program)
     monkeypatch.setitem(sys.modules, "libtpu", None)
     with pytest.raises(SystemExit) as stopped:
         main(["--smoke"])
@@ -158,6 +162,82 @@ def run(*arguments):
         check=False,
         env={**os.environ, "COLUMNS": "80"},
     )
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The programs that the command compiles, up to as many as the test lets it."""
+    done = []
+
+    def compile_program(program):
+        if len(done) == done_at_most[0]:
+            raise KeyboardInterrupt
+        done.append(program)
+        return {
+            **program._asdict(),
+            "chips": 4,
+            "parameters_of_chip": 10,
+            "compile_seconds": 1.0,
+            "main_memory_bytes": 280,
+            "collectives": [],
+            **dict.fromkeys(("argument_bytes", "temporary_bytes", "peak_bytes"), 1),
+            **dict.fromkeys(("bytes_accessed", "operations"), 1),
+        }
+
+    done_at_most = [None]
+    monkeypatch.setattr(tpu_compile, "compile_program", compile_program)
+    library = types.ModuleType("libtpu")
+    library.__spec__ = ModuleSpec("libtpu", None)
+    monkeypatch.setitem(sys.modules, "libtpu", library)
+    for name in ENVIRONMENT:
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+
+    def compiled(file, *arguments, of=CLEAN, at_most=None):
+        done.clear()
+        done_at_most[0] = at_most
+        monkeypatch.setattr(tpu_compile, "origin", lambda: of)
+        if at_most is None:
+            main(["--json", str(file), *arguments])
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                main(["--json", str(file), *arguments])
+        return list(done)
+
+    return compiled
+
+
+def test_a_killed_command_goes_on_where_it_was(compiled, tmp_path):
+    whole = compiled(tmp_path / "whole.json")
+    assert len(whole) == len(set(whole)) == 2 * len(WAYS) * (len(OPTIMIZERS) + 1)
+    file = tmp_path / "rows.json"
+    assert compiled(file, at_most=7) == whole[:7]
+    assert compiled(file, at_most=2) == whole[7:9]
+    assert compiled(file) == whole[9:]
+    assert json.loads(file.read_text()) == json.loads(
+        (tmp_path / "whole.json").read_text()
+    )
+    assert compiled(file) == []
+    # Nothing of the smaller model is known.
+    assert {program.model for program in compiled(file, "--smoke")} == {"resnet8"}
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (CLEAN, {**CLEAN, "commit": "b" * 40}),
+        (CLEAN, {**CLEAN, "versions": {"libtpu": "2"}}),
+        # What differs from the commit need not be the same.
+        ({**CLEAN, "commit": "a" * 40 + "+"},) * 2,
+        ({**CLEAN, "commit": None},) * 2,
+    ],
+)
+def test_what_something_else_compiled_is_compiled_again(
+    compiled, tmp_path, first, then
+):
+    file = tmp_path / "rows.json"
+    compiled(file, of=first, at_most=3)
+    assert len(compiled(file, of=then)) == 20
+    assert json.loads(file.read_text())["provenance"] == then
 
 
 def test_an_exchange_counts_once_and_with_the_whole_array():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.__main__ import discover
 from experiments.decoupled_decay_2019 import decay_grid
@@ -159,6 +160,19 @@ def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
     changed["grids"]["AdamW"]["errors"][0][1][1] = 0.0
     decay_grid.draw(figure, changed)
     assert figure.read_bytes() != drawn
+
+
+def test_the_marked_cells_are_those_that_are_measured():
+    errors = bowl(lambda r, d: 4 * (r + d) ** 2 + r**2 / 5)
+    axes = Figure().subplots()
+    grid = {"errors": [errors], "learning_rates": RATES, "decays": DECAYS}
+    decay_grid._draw_map(axes, grid, errors.min())
+    dots, star = (marked.get_offsets() for marked in axes.collections)
+    assert len(dots) == alignment(errors, RATES, DECAYS).cells == 5
+    # Columns are decays, rows are rates: along the falling diagonal, -8 and -4 inside.
+    places = {(DECAYS[int(x)], RATES[int(y)]) for x, y in dots}
+    assert places == {(-8 - step, -4 + step) for step in range(-2, 3)}
+    assert [(DECAYS[int(x)], RATES[int(y)]) for x, y in star] == [(-8, -4)]
 
 
 def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
