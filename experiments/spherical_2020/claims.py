@@ -7,13 +7,17 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich import box
 from rich.table import Table
 
 from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
 from experiments.data.dataset import VALIDATION_FRACTION
-from experiments.spherical_2020 import effective_learning_rate, protocol, table1
+from experiments.spherical_2020 import (
+    effective_learning_rate,
+    protocol,
+    table1,
+    turning,
+)
 
 PUBLISHED = protocol.PAPER["test_accuracy_percent_mean_std"]
 ORDER = ("adam", "adams", "adamsrt")
@@ -33,6 +37,8 @@ IMAGES = {
 CORRELATION = 0.9
 # Of the slope of one against the other, which is 1 where they are proportional.
 SLOPES = (0.8, 1.2)
+# What the paper's numbers are of.
+OPTIONS = {"dtype": "float32", "channel_axes": "paper"}
 # Through two layers there is always a line.
 FEWEST_LAYERS = 3
 
@@ -47,14 +53,26 @@ def _order(column: str, stored: Stored) -> Finding:
         words += f", after {_effort(stored['cells'], column)}"
     if missing := [name for name in ORDER if name not in run]:
         return Finding(None, "; ".join(filter(None, (_not_run(missing), words))))
+    if not _alike(column, stored):
+        return Finding(None, f"not trained alike: {words}")
     if min(len(cells[name]) for name in ORDER) < 2:
         return Finding(None, f"one seed: {words}")
     steps = [_step(cells[a], cells[b]) for a, b in itertools.pairwise(ORDER)]
     if any(more < -noise for more, noise in steps):
         return Finding(False, words)
     if any(more <= noise for more, noise in steps):
-        return Finding(None, f"within the noise: {words}")
+        return Finding(False, f"within the noise: {words}")
     return Finding(True, words)
+
+
+def _alike(column: str, stored: Stored) -> bool:
+    """Say whether cells that are compared differ in their optimizer alone.
+
+    They may not, where commands of different settings have written into one table.
+    """
+    cells = [cell for cell in stored["cells"] if cell["optimizer"] in ORDER]
+    keys = ("epochs", "images", *OPTIONS)
+    return all(len(_found(cells, key, column)) == 1 for key in keys)
 
 
 def _step(lower: Sequence[float], upper: Sequence[float]) -> tuple[float, float]:
@@ -83,8 +101,11 @@ def _values(column: str, stored: Stored) -> Finding:
     words += f", after {_effort(stored['cells'], column)}"
     images = IMAGES[column.partition("/")[0]]
     whole = {"epochs": protocol.EPOCHS, "images": images}
-    if any(_numbers(stored["cells"], k, column) != {n} for k, n in whole.items()):
+    if any(_found(stored["cells"], k, column) != {n} for k, n in whole.items()):
         words += f", where the paper has {protocol.EPOCHS} of {images:,}"
+        return Finding(None, words)
+    if any(_found(stored["cells"], k, column) != {at} for k, at in OPTIONS.items()):
+        words += ", where the paper has float32 and its own rule of channel axes"
         return Finding(None, words)
     if missing := [name for name in JUDGED if name not in cells]:
         return Finding(None, f"{_not_run(missing)}; {words}")
@@ -113,14 +134,19 @@ def _column(column: str, stored: Stored) -> Cells:
 
 def _effort(cells: Sequence[Mapping[str, Any]], column: str | None = None) -> str:
     """Say how long cells were trained, on what: those of a column, or all."""
-    epochs, images = (_numbers(cells, key, column) for key in ("epochs", "images"))
-    return f"{_span(epochs)} epochs of {_span(images)} images"
+    epochs, images = (_found(cells, key, column) for key in ("epochs", "images"))
+    words = f"{_span(epochs)} epochs of {_span(images)} images"
+    for key, usual in OPTIONS.items():
+        if (found := _found(cells, key, column)) != {usual}:
+            words += f", {key} {' or '.join(sorted(found))}"
+    return words
 
 
-def _numbers(
+def _found(
     cells: Sequence[Mapping[str, Any]], key: str, column: str | None
-) -> set[int]:
-    return {cell[key] for cell in cells if column in (None, cell["column"])}
+) -> set[Any]:
+    settings = ({**cell["config"], **cell} for cell in cells)
+    return {one[key] for one in settings if column in (None, one["column"])}
 
 
 def _span(numbers: Collection[int]) -> str:
@@ -164,23 +190,25 @@ def _follows(optimizer: str, stored: Stored) -> Finding:
     records = stored["runs"].get(optimizer)
     if records is None:
         return Finding(None, f"{optimizer}: not run")
-    # Within an epoch: else the steps of the rate, which both share, are all there is.
-    angles, rates = (
-        logs - logs.mean(axis=1, keepdims=True)
-        for logs in (
-            np.log([list(record[quantity].values()) for record in records])
-            for quantity in ("angle", "rate")
-        )
-    )
-    epochs, layers = angles.shape
+    epochs, layers = len(records), len(records[0]["angle"])
     if layers < FEWEST_LAYERS:
         return Finding(None, f"n = {layers} layers, which are too few")
-    found = float(np.corrcoef(angles.ravel(), rates.ravel())[0, 1])
-    slope = float((angles * rates).sum() / (rates**2).sum())
+    found, slope = turning.fit_rates(records)
     return Finding(
         found >= CORRELATION and SLOPES[0] <= slope <= SLOPES[1],
         f"correlation {found:.3f}, slope {slope:.2f}; n = {layers} layers, whose "
         f"{epochs} epochs are not independent",
+    )
+
+
+def _rate_extent(stored: Stored) -> str:
+    factors = stored["factors"].values()
+    configs = [trained["config"] for trained in stored["optimizers"].values()]
+    decays = " and ".join(sorted({f"{one['weight_decay']:g}" for one in configs}))
+    return (
+        f"n = 1 (seed {stored['seed']}), {stored['epochs']} epochs of "
+        f"{stored['model']} on {stored['dataset']}, weight decay {decays}, initial "
+        f"kernels times random factors from {min(factors):.2f} to {max(factors):.2f}"
     )
 
 
@@ -213,8 +241,9 @@ CHAPTER = Chapter(
                     Claim(
                         f"{column}: the accuracies of the optimizers, AdamG's apart.",
                         functools.partial(_values, column),
-                        f"after {protocol.EPOCHS} epochs of all images, over two seeds "
-                        f"and more, each is the paper's within {DEVIATIONS} standard "
+                        f"after {protocol.EPOCHS} epochs of all images, in float32 and "
+                        "with the paper's rule of channel axes, over two seeds and "
+                        f"more, each is the paper's within {DEVIATIONS} standard "
                         "deviations of the difference; AdamG's, for which the "
                         "published script did the opposite of the text, is not judged",
                         published=_published(column),
@@ -237,10 +266,7 @@ CHAPTER = Chapter(
                 )
                 for name in effective_learning_rate.OPTIMIZERS
             ),
-            extent=lambda stored: (
-                f"n = 1 seed, {stored['epochs']} epochs of {stored['model']} on "
-                f"{stored['dataset']}"
-            ),
+            extent=_rate_extent,
             tables=(effective_learning_rate.table,),
             pictures=(
                 Picture(

@@ -12,20 +12,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
 from experiments import devices
 from experiments.data import Split
 from experiments.loop import keys_of, on_device, order_of
+from experiments.models import MODELS
 from experiments.preparation import Prepared
 from experiments.runs import Run
-from experiments.selection import chosen, select
+from experiments.selection import chosen, keep_best, select
 from experiments.spherical_2020.epochs import Record, train_epochs
 from experiments.steps import (
     EVALUATION_BATCH,
     Images,
     Sums,
     TrainState,
+    arrays_of,
+    initial_state,
     make_evaluation_step,
     make_train_step,
     repeat,
@@ -33,12 +37,13 @@ from experiments.steps import (
 
 
 def train_seeds(
-    prepared: Sequence[Prepared], run: Run, console: Console
+    prepared: Prepared, seeds: Sequence[int], run: Run, console: Console
 ) -> dict[str, Any]:
     """Train runs that differ only in their seed, or go on, or read what is finished.
 
     Args:
-        prepared: the runs, whose own folders stay unused.
+        prepared: the run of any seed, whose own folder stays unused.
+        seeds: those to train.
         run: the folder for all of them.
         console: where progress goes.
 
@@ -51,11 +56,11 @@ def train_seeds(
     """
     if run.is_finished():
         return run.result()
-    stack = _Stack(prepared)
-    plan = prepared[0].plan
-    state = train_epochs(run, stack.start, plan, stack.train_epoch, console)
+    stack, plan = _Stack(prepared, seeds), prepared.plan
+    start = initial_states(prepared, seeds)
+    state = train_epochs(run, start, plan, stack.train_epoch, console)
     best = jax.vmap(chosen)(state)
-    test = stack.evaluate(best, prepared[0].data.test)
+    test = stack.evaluate(best, prepared.data.test)
     result = {
         "test_accuracy": _per_image(test.correct, test),
         "tested_step": np.asarray(best.step).tolist(),
@@ -67,18 +72,39 @@ def train_seeds(
     return result
 
 
+def initial_states(prepared: Prepared, seeds: Sequence[int]) -> TrainState:
+    """Return the states before the first step, each as its seed alone prepares it.
+
+    Args:
+        prepared: the run of any seed.
+        seeds: one for each state along the leading axis.
+    """
+    build, images = MODELS[prepared.run.config["model"]], prepared.data
+    sizes = {
+        "num_classes": images.num_classes,
+        "channels": images.train.images.shape[-1],
+    }
+    # Compiled once and called by seed, so that the bits are those of a lone run.
+    initialise = jax.jit(
+        lambda key: arrays_of(lambda: build(**sizes, rngs=nnx.Rngs(key)))
+    )
+    optimizer = prepared.loop.job.optimizer
+    states = (
+        keep_best(initial_state(*initialise(jax.random.key(seed)), optimizer))
+        for seed in seeds
+    )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
 class _Stack:
     """Runs whose states are stacked along a leading axis, one for each seed."""
 
-    def __init__(self, prepared: Sequence[Prepared]):
-        job = prepared[0].loop.job
-        self.start: TrainState = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(one.state for one in prepared)
-        )
-        self._seeds, self._plan = len(prepared), job.plan
+    def __init__(self, prepared: Prepared, seeds: Sequence[int]):
+        job = prepared.loop.job
+        self._seeds, self._plan = len(seeds), job.plan
         self._train = on_device(job.data.train)
         self._validation = on_device(job.data.validation)
-        keys = [keys_of(one.loop.job.seed) for one in prepared]
+        keys = [keys_of(seed) for seed in seeds]
         self._order_keys, self._step_keys = map(jnp.stack, zip(*keys, strict=True))
         step = make_train_step(
             job.network, job.optimizer, job.augmentation, job.plan.batch_size

@@ -11,7 +11,13 @@ takes half a minute on two CPU cores with `--smoke`; a full run has not been mad
 and wants an accelerator. `--columns` and `--optimizers` take a part of the grid,
 `--epochs` shortens the schedule and `--seeds` says how many. Each cell has a folder of
 its own: the same command again goes on where it stopped, and one that names more cells
-trains only those. `--redraw` prints `table1.json` again.
+trains only those. `table1.json` keeps the cells that a command does not name; one that
+is trained with other settings replaces that of before. `--redraw` prints it again.
+
+A first part for one GPU, two of the columns after each other, is
+
+    python -m experiments spherical_2020.table1 --data-dir DIR --seeds 3 --epochs 60 \
+        --columns cifar10/resnet20 cifar100/resnet18
 
 Published: the paper's columns of the table. Seen, on two CPU cores: ResNet-20 after 9
 epochs of the first 1,280 images, one seed, with all seven between 32.6 and 34.3 % of
@@ -23,6 +29,7 @@ AdamSRT 33.6): nothing that tells them apart. It took twenty minutes:
 """
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -48,6 +55,8 @@ from experiments.spherical_2020.train import (
 
 # What a smoke run trains, unless told.
 SMOKE_COLUMNS, SMOKE_OPTIMIZERS, SMOKE_SEEDS = ("cifar10/resnet20",), ("adamsrt",), 2
+
+Cell = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +113,7 @@ def main(args: Sequence[str]) -> None:
 def measure(
     config: Table1Config, cells_folder: Path, records: Path, console: Console
 ) -> None:
-    """Train every cell that is not finished, and store all of them.
+    """Train every cell that is not finished, and store each beside those of the file.
 
     Args:
         config: which cells.
@@ -116,9 +125,8 @@ def measure(
     names = config.optimizers or (
         SMOKE_OPTIMIZERS if config.smoke else protocol.OPTIMIZERS
     )
-    cells = []
     for column in columns:
-        dataset, model = column.split("/")
+        dataset, _ = column.split("/")
         images = data.load(
             SMOKE_DATASET if config.smoke else dataset,
             None if config.smoke else config.data_dir,
@@ -126,12 +134,21 @@ def measure(
         if config.images is not None:
             images = images.first(config.images)
         for name in names:
-            result = _train_cell(config, column, name, images, cells_folder, console)
-            trained_on = len(images.train)
-            cell = {"column": column, "optimizer": name, "images": trained_on}
-            cells.append({**cell, **result})
+            cell = _train_cell(config, column, name, images, cells_folder, console)
             records.parent.mkdir(parents=True, exist_ok=True)
+            cells = _with(cell, records)
             write_json(records, {"cells": cells, "provenance": provenance.describe()})
+
+
+def _with(cell: Cell, records: Path) -> list[Cell]:
+    """Return the cells of a file and one more, which replaces that of its place.
+
+    So a command that names a part of the grid keeps what others have trained.
+    """
+    stored = json.loads(records.read_text())["cells"] if records.exists() else []
+    cells = {(one["column"], one["optimizer"]): one for one in [*stored, cell]}
+    places = itertools.product(protocol.COLUMNS, protocol.OPTIMIZERS)
+    return [cells[place] for place in places if place in cells]
 
 
 def _train_cell(
@@ -141,31 +158,38 @@ def _train_cell(
     images: data.Dataset,
     cells_folder: Path,
     console: Console,
-) -> dict[str, Any]:
+) -> Cell:
     dataset, model = column.split("/")
-    seeds = SMOKE_SEEDS if config.smoke else config.seeds
-    prepared = [
-        prepare(
-            SphericalTrainConfig(
-                dataset=dataset,
-                model=model,
-                optimizer=optimizer,
-                channel_axes=config.channel_axes,
-                epochs=config.epochs,
-                seed=seed,
-                dtype=config.dtype,
-                smoke=config.smoke,
-            ),
-            images,
-        )
-        for seed in range(seeds)
-    ]
+    seeds = list(range(SMOKE_SEEDS if config.smoke else config.seeds))
+    prepared = prepare(
+        SphericalTrainConfig(
+            dataset=dataset,
+            model=model,
+            optimizer=optimizer,
+            channel_axes=config.channel_axes,
+            epochs=config.epochs,
+            seed=seeds[0],
+            dtype=config.dtype,
+            smoke=config.smoke,
+        ),
+        images,
+    )
     # The seeds' own settings, but for what differs and what only a lone run has.
     left_out = ("seed", "log_every")
-    common = {k: v for k, v in prepared[0].run.config.items() if k not in left_out}
+    common = {k: v for k, v in prepared.run.config.items() if k not in left_out}
     label = f"{dataset}-{model}-{optimizer}"
-    run = Run(cells_folder, label, {**common, "seeds": list(range(seeds))})
-    return train_seeds(prepared, run, console)
+    run = Run(cells_folder, label, {**common, "seeds": seeds})
+    result = train_seeds(prepared, seeds, run, console)
+    # A run's configuration names the one only where it is chosen, the other never.
+    chosen = {"dtype": config.dtype, "channel_axes": config.channel_axes}
+    return {
+        "column": column,
+        "optimizer": optimizer,
+        "images": len(images.train),
+        **result,
+        "config": {**chosen, **run.config},
+        "provenance": run.provenance(),
+    }
 
 
 def table(stored: Mapping[str, Any]) -> Table:

@@ -5,7 +5,10 @@ arXiv 2006.13382, Table 1: SGD, Adam, AdamW, AdamG, SGD-MRT, AdamS and AdamSRT w
 hyper-parameters that the paper tuned for each network and data set. The learning rate
 starts at the tuned value and is divided by ten after epochs 135, 225 and 315 of 405;
 with `--epochs` all of it shrinks in proportion. An epoch leaves out the images that
-fill no batch. The weights that are best on the 5 % held out are tested.
+fill no batch. The weights that are best on the 5 % held out are tested. The reference
+lists per-channel mean and standard deviation under the augmentation of CIFAR and none
+for SVHN; here SVHN's images are standardised too (see `Network` in
+`experiments/steps.py`).
 
     python -m experiments spherical_2020.train --data-dir DIR --dataset cifar10 \
         --model resnet20 --optimizer adamsrt --epochs 405

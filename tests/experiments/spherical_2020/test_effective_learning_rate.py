@@ -1,16 +1,25 @@
 """What is measured is what its names say, and an epoch's mean is over its steps."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import normopt
+from experiments import preparation
 from experiments.__main__ import discover
+from experiments.preparation import TrainConfig
 from experiments.runs import read_records
-from experiments.spherical_2020.effective_learning_rate import (
-    QUANTITIES,
-    main,
+from experiments.spherical_2020 import protocol
+from experiments.spherical_2020.effective_learning_rate import QUANTITIES, main
+from experiments.spherical_2020.turning import (
+    draw_factors,
+    fit_rates,
+    fit_widths,
+    lengthen,
     measures,
 )
+from tests.experiments.small_runs import NAMED
 
 
 def filters(*columns):
@@ -45,6 +54,69 @@ def test_rate_is_the_angle_of_a_small_step_across_the_filter():
     assert float(found.angle[path]) == pytest.approx(float(found.rate[path]), rel=1e-3)
 
 
+@pytest.fixture(scope="module")
+def prepared():
+    config = TrainConfig(model="resnet8", optimizer=NAMED, batch_size=128)
+    return preparation.prepare(config)
+
+
+def test_factors_are_drawn_once_a_seed_for_each_kernel(prepared):
+    params = prepared.state.params
+    factors = draw_factors(params, 0)
+    (pattern,) = protocol.CHANNEL_AXES
+    assert list(factors) == normopt.leaf_paths(params, pattern)
+    assert factors == draw_factors(params, 0) != draw_factors(params, 1)
+    drawn = [f for seed in range(30) for f in draw_factors(params, seed).values()]
+    assert 1 / 4 <= min(drawn) < 0.27 and 3.7 < max(drawn) <= 4
+    # As many below 1 as above, within three deviations of a fair coin's.
+    assert abs(np.mean(np.less(drawn, 1)) - 1 / 2) < 3 / 2 / len(drawn) ** 0.5
+
+
+def test_lengthened_kernels_leave_the_function_as_it_is(prepared):
+    job, before = prepared.loop.job, prepared.state
+    factors = draw_factors(before.params, 0)
+    after = lengthen(before, job, factors)
+    lengths = [
+        measures(state.params, state.params, 1.0).norm for state in (before, after)
+    ]
+    for path, factor in factors.items():
+        assert float(lengths[1][path] / lengths[0][path]) == pytest.approx(factor)
+    paths = normopt.leaf_paths(before.params)
+    others = [path not in factors for path in paths]
+    leaves = (jax.tree.leaves(state.params) for state in (before, after))
+    same = [np.array_equal(old, new) for old, new in zip(*leaves, strict=True)]
+    assert same == others
+    images = jnp.asarray(job.data.train.images[:128])
+    logits = [
+        job.network.train(state.params, state.model_state, images)[0]
+        for state in (before, after)
+    ]
+    # Batch norm adds 1e-5 to variances that are 16 times smaller at most.
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-2 * np.std(logits[0]))
+
+
+def records(angle_of):
+    """Two epochs of four layers, whose lengths are not in the order of the widths."""
+    widths, factors = [16, 16, 32, 64], {"a": 0.5, "b": 4.0, "c": 0.25, "d": 2.0}
+    found = []
+    for learning_rate in (1e-3, 1e-4):
+        rates, angles = {}, {}
+        for (layer, factor), width in zip(factors.items(), widths, strict=True):
+            rates[layer] = learning_rate * width**0.5 / factor
+            angles[layer] = learning_rate * angle_of(width**0.5, factor)
+        found.append({"rate": rates, "angle": angles})
+    return found, factors
+
+
+def test_angles_that_follow_the_width_alone_are_told_from_those_that_turn_as_said():
+    right, factors = records(lambda root, factor: 0.3 * root / factor)
+    assert fit_rates(right) == pytest.approx((1, 1))
+    assert fit_widths(right, factors).correlation < 0.5
+    wide, _ = records(lambda root, factor: root)
+    assert fit_widths(wide, factors) == pytest.approx((1, 1))
+    assert fit_rates(wide).correlation < 0.5 and fit_rates(wide).slope < 0.5
+
+
 def test_the_command_leaves_its_files(folder):
     assert "spherical_2020.effective_learning_rate" in discover()
     names = {f"effective_learning_rate.{end}" for end in ("json", "png")}
@@ -61,6 +133,26 @@ def test_every_layer_of_every_run_is_stored(folder, stored):
             for quantity in QUANTITIES:
                 layers = record[quantity]
                 assert len(layers) == 5 and min(layers.values()) > 0
+
+
+def test_lengths_are_drawn_alike_and_settings_are_stored(stored):
+    assert stored["seed"] == 0
+    first, second = (records[0]["norm"] for records in stored["runs"].values())
+    # Nine steps move them by percents, and the factors by several times.
+    assert first == pytest.approx(second, rel=0.05)
+    assert set(stored["factors"]) == set(first)
+    for name, records in stored["runs"].items():
+        trained = stored["optimizers"][name]
+        assert trained["config"]["weight_decay"] == 0
+        assert trained["config"]["learning_rate"]["init_value"] == 1e-3
+        (origin,) = trained["provenance"]
+        assert set(origin) == {"commit", "versions", "devices"}
+        # He's initial lengths, the root of twice inputs over outputs, in all but the
+        # first layer, whose eight filters of nine elements are too few for a mean.
+        for stage, length in ((1, 1), (2, 1), (3, 1), (4, 2**0.5)):
+            path = f"stages/{stage}/0/conv/kernel"
+            expected = length * stored["factors"][path]
+            assert records[0]["norm"][path] == pytest.approx(expected, rel=0.1)
 
 
 def test_rate_follows_the_steps_of_the_schedule(stored):

@@ -2,17 +2,21 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import data
 from experiments.__main__ import discover
 from experiments.runs import Run, read_records
-from experiments.spherical_2020.seeds import train_seeds
+from experiments.spherical_2020.seeds import initial_states, train_seeds
 from experiments.spherical_2020.table1 import in_words, main, table
 from experiments.spherical_2020.train import SphericalTrainConfig, prepare
 from experiments.train import train
 from tests.experiments.small_runs import assert_same_run, copy_of, quiet
+
+SMOKE_LABEL = "cifar10-resnet20-adamsrt"
 
 
 def prepared(tmp_path, seed):
@@ -63,13 +67,99 @@ def test_each_seed_is_tested_at_its_own_best_epoch(stored, cell):
     assert row["tested_step"] == steps[accuracies.argmax(axis=0)].tolist()
 
 
+def test_states_are_those_that_their_seeds_alone_begin_with(tmp_path):
+    seeds = (1, 3)
+    stacked = initial_states(prepared(tmp_path, 0), seeds)
+    for place, seed in enumerate(seeds):
+        jax.tree.map(
+            lambda ours, theirs, at=place: np.testing.assert_array_equal(
+                ours[at], theirs
+            ),
+            stacked,
+            prepared(tmp_path, seed).state,
+        )
+
+
+def test_a_cell_is_prepared_once_for_all_its_seeds(folder, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        "experiments.spherical_2020.table1.prepare",
+        lambda config, images: seeds.append(config.seed) or prepare(config, images),
+    )
+    main(["--smoke", "--out", str(folder.parent)])
+    assert seeds == [0]
+
+
+def test_a_cell_says_what_it_was_trained_with(stored, cell):
+    (row,) = stored["cells"]
+    own = json.loads((cell / "config.json").read_text())
+    assert row["config"] == {"dtype": "float32", "channel_axes": "paper", **own}
+    assert row["config"]["seeds"] == [0, 1] and row["config"]["batch_size"] == 128
+    assert row["config"]["optimizer"]["weight_decay"] == 7.8125e-06
+    assert row["provenance"] == Run(cell.parent, SMOKE_LABEL, own).provenance()
+    assert [set(one) for one in row["provenance"]] == [
+        {"commit", "versions", "devices"}
+    ]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs the command without training: a cell is as accurate as it is long."""
+
+    def train(prepared, seeds, run, console):
+        del console
+        epochs = prepared.plan.epochs
+        accuracies = [epochs / 1000] * len(seeds)
+        return {
+            "test_accuracy": accuracies,
+            "epochs": epochs,
+            "device": run.folder.name,
+        }
+
+    monkeypatch.setattr("experiments.spherical_2020.table1.train_seeds", train)
+    monkeypatch.setattr(
+        "experiments.spherical_2020.table1.data.load",
+        lambda name, folder, load=data.load: load("digits", folder),
+    )
+
+    def run(*arguments):
+        main(["--out", str(tmp_path), "--seeds", "1", *arguments])
+        return json.loads((tmp_path / "table1.json").read_text())["cells"]
+
+    return run
+
+
+def test_commands_after_each_other_keep_the_cells_of_each(command):
+    both = ("--optimizers", "sgd", "adam")
+    first = command("--columns", "cifar100/resnet18", *both, "--epochs", "4")
+    second = command("--columns", "cifar10/vgg16", *both, "--epochs", "4")
+    assert second[2:] == first and len(second) == 4
+    # One cell again, and one that is new: in the order of the paper, none twice.
+    again = ("--columns", "cifar10/vgg16", "--optimizers", "adamw", "sgd")
+    third = command(*again, "--epochs", "8")
+    assert [(c["column"], c["optimizer"], c["epochs"]) for c in third] == [
+        ("cifar10/vgg16", "sgd", 8),
+        ("cifar10/vgg16", "adam", 4),
+        ("cifar10/vgg16", "adamw", 8),
+        ("cifar100/resnet18", "sgd", 4),
+        ("cifar100/resnet18", "adam", 4),
+    ]
+    assert third[0]["config"]["epochs"] == 8 and third[1:2] == second[1:2]
+
+
+def test_options_that_the_paper_does_not_have_stand_in_the_cell(command):
+    place = ("--columns", "cifar10/vgg16", "--optimizers", "sgd", "--epochs", "4")
+    (cell,) = command(*place, "--dtype", "bfloat16", "--channel-axes", "auto")
+    assert cell["config"]["dtype"] == "bfloat16"
+    assert cell["config"]["channel_axes"] == "auto"
+
+
 def test_resumed_cell_is_the_same(cell, tmp_path, capsys):
     folder = copy_of(cell, tmp_path, steps=9)
-    seeds = [prepared(tmp_path / "unused", seed) for seed in (0, 1)]
     config = json.loads((cell / "config.json").read_text())
     run = Run(tmp_path, folder.name.rpartition("-")[0], config)
     assert run.folder == folder
-    train_seeds(seeds, run, Console())
+    train_seeds(prepared(tmp_path / "unused", 0), (0, 1), run, Console())
     assert "resuming after step 9 of" in capsys.readouterr().out
     assert_same_run(folder, cell)
 

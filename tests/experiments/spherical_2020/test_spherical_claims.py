@@ -1,0 +1,84 @@
+"""Which cells decide a claim, and what is said of those that are not the paper's."""
+
+import pytest
+
+from experiments.spherical_2020 import protocol
+from experiments.spherical_2020.claims import CHAPTER, IMAGES, ORDER, PUBLISHED
+
+TABLE = CHAPTER.exhibits["spherical_2020.table1"]
+ORDERED, VALUES, *_ = TABLE.claims
+COLUMN = "cifar10/resnet20"
+
+
+def table(changes=None, **common):
+    """The paper's column, with what is changed in all cells or in those named."""
+    cells = []
+    for name, row in PUBLISHED.items():
+        options = {"dtype": "float32", "channel_axes": "paper"}
+        changed = {**common, **(changes or {}).get(name, {})}
+        cells.append(
+            {
+                "column": COLUMN,
+                "optimizer": name,
+                "test_accuracy": [row[COLUMN][0] / 100] * 2,
+                "epochs": protocol.EPOCHS,
+                "images": IMAGES["cifar10"],
+                "device": "a device",
+                "config": {key: changed.pop(key, at) for key, at in options.items()},
+                **changed,
+            }
+        )
+    return {"cells": cells}
+
+
+def test_the_paper_s_own_settings_are_judged_and_not_mentioned():
+    assert VALUES.judge(table()).verdict == "reproduced"
+    assert ORDERED.judge(table()).verdict == "reproduced"
+    extent = TABLE.extent(table())
+    assert "405 epochs of 47,500 images, where" in extent
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("dtype", "bfloat16"), ("channel_axes", "auto")]
+)
+@pytest.mark.parametrize("only", [None, "sgd"])
+def test_other_settings_are_named_and_values_not_judged(option, value, only):
+    changed = {option: value}
+    stored = table({only: changed}) if only else table(**changed)
+    found = VALUES.judge(stored)
+    assert found.verdict == "not run"
+    usual = {"dtype": "float32", "channel_axes": "paper"}[option]
+    words = " or ".join(sorted({value, usual} if only else {value}))
+    assert f"of 47,500 images, {option} {words}, where" in found.ours
+    assert f"of 47,500 images, {option} {words}, where" in TABLE.extent(stored)
+    # A setting that they share leaves the order of the optimizers to be seen.
+    assert ORDERED.judge(stored).verdict == "reproduced"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": 60},
+        {"images": 5000},
+        {"dtype": "bfloat16"},
+        {"channel_axes": "auto"},
+    ],
+)
+def test_order_is_that_of_cells_that_differ_in_their_optimizer_alone(change):
+    found = ORDERED.judge(table({"adams": change}))
+    assert found.verdict == "not run" and found.ours.startswith("not trained alike: ")
+    assert ORDERED.judge(table({"sgd": change})).verdict == "reproduced"
+    alike = dict.fromkeys(ORDER, change)
+    assert ORDERED.judge(table(alike)).verdict == "reproduced"
+
+
+def test_a_difference_within_the_noise_of_several_seeds_is_not_more_accurate():
+    seeds = {"adam": [0.79, 0.81], "adams": [0.80, 0.82], "adamsrt": [0.90, 0.90]}
+    changes = {
+        name: {"test_accuracy": accuracies} for name, accuracies in seeds.items()
+    }
+    found = ORDERED.judge(table(changes))
+    assert found.verdict == "not reproduced"
+    assert found.ours.startswith("within the noise: adam 80.00 ± 1.41 (2)")
+    lone = {name: {"test_accuracy": [0.8]} for name in seeds}
+    assert ORDERED.judge(table(lone)).verdict == "not run"
