@@ -13,10 +13,11 @@ each of six learning rates. Drawn is L(x) - L(x*), which is e'Qe / 2 for e = x -
 takes ten seconds on two CPU cores. It writes `convex.json` and `convex.png`; `--redraw`
 draws the stored records again.
 
-No value is published, nor Q, the start or the rates; there are figures alone. The
-visible claim is that gradients of unit length optimize a convex problem, by SGD and by
-Adam, at rates far apart. Seen, the largest
-L(x) - L(x*) of the last ten steps, from 104 at the start:
+No value is published that could be met: the example's notebook draws another Q without
+a seed (by scikit-learn's `make_spd_matrix`, -b'x in the place of b'x), and its SGD, at
+a rate of 0.1, has Nesterov's momentum, which ours has not. The visible claim is that
+gradients of unit length optimize a convex problem, by SGD and by Adam, at rates far
+apart. Seen, the largest L(x) - L(x*) of the last ten steps, from 104 at the start:
 
       rate  normalized SGD  normalized Adam     Adam  RMSprop
      0.001              91               40       46       41
