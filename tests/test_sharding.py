@@ -17,7 +17,7 @@ from tests.versions import needs_masks_in_nnx, needs_shard_map
 @pytest.mark.parametrize(
     ("script", "least"),
     [
-        *[("links", 18), ("optimizers", 18), ("restarts", 18), ("explicit", 168)],
+        *[("links", 300), ("optimizers", 240), ("restarts", 18), ("explicit", 168)],
         pytest.param("mapped", 56, marks=needs_shard_map),
         pytest.param("partitioned", 10, marks=needs_masks_in_nnx),
     ],

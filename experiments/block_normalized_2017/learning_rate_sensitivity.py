@@ -92,7 +92,7 @@ def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
     every = runs["config"]["record_every"]
     return {
         "config": runs["config"],
-        "runs_provenance": runs["provenance"],
+        "runs": {"provenance": runs["provenance"]},
         "published": "no value published",
         "learning_rates": runs["learning_rates"],
         "methods": {

@@ -27,7 +27,7 @@ def test_it_sums_up_the_stored_runs(folder, stored):
     assert stored["published"] == "no value published"
     assert stored["learning_rates"] == runs["learning_rates"]
     assert stored["config"] == runs["config"]
-    assert stored["runs_provenance"] == runs["provenance"]
+    assert stored["runs"]["provenance"] == runs["provenance"]
     assert list(stored["methods"]) == list(runs["gaps"])
     arrived = 0
     for name, method in stored["methods"].items():
