@@ -477,8 +477,6 @@ KINDS = Plan(
         "columns": Leaf((4, 3), (1,)),
         "groups": Leaf((2, 1, 2, 3), (0, 3)),
         "whole": Leaf((3,), ()),
-        "plain": Leaf((2, 1, 3), None),
-        "scalar": Leaf((), None),
     },
     {"columns": (1,), "groups": (0, 3), "whole": ()},
 )
@@ -489,9 +487,7 @@ HUGE, TINY = (30, 0), (-30, 0)
 @some_examples
 @example(KINDS, 0, (HUGE, HUGE), 1, 0.1, "complex64")
 @example(KINDS, 0, (TINY, HUGE), 1, 0.1, "float32")
-@example(KINDS, 0, (TINY, TINY), 1, 0.1, "bfloat16")
-@example(KINDS, 0, (HUGE, TINY), 1, 1.0, "float32")
-@example(KINDS, 0, (HUGE, TINY), 1, 0.1, "float16")
+@example(KINDS, 0, (HUGE, TINY), 1, 1.0, "bfloat16")
 @given(
     plans(),
     SEEDS,

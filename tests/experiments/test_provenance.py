@@ -44,14 +44,6 @@ def test_a_fresh_run_begins_with_one(monkeypatch, run):
     assert run.provenance() == [EVENING]
 
 
-def test_a_folder_of_before_has_the_entry_that_it_held(monkeypatch, run):
-    run.folder.mkdir()
-    (run.folder / "provenance.json").write_text(json.dumps(MORNING))
-    assert run.provenance() == [MORNING]
-    open_as(monkeypatch, run, EVENING)
-    assert run.provenance() == [MORNING, EVENING]
-
-
 def test_only_the_first_process_writes_it(monkeypatch, run):
     open_as(monkeypatch, run, MORNING)
     monkeypatch.setattr(processes, "is_first", lambda: False)
