@@ -5,8 +5,8 @@ Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822, as in
 notebook `cifar_cnn` of the Keras implementation: convolutions of 32, 32, a pool, 64,
 64, a pool, 512 units, dropout 0.25, 0.25 and 0.5; batches of 128, no augmentation. SGD
 with Nesterov's momentum of 0.9 and Adam, each plain and with the gradient of each array
-divided by its length (`l2`). Here they train for 50 epochs, at 0.01 and 0.001: the first
-rates of the notebook, which falls from those every 15 epochs.
+divided by its length (`l2`). Here they train for 50 epochs, at 0.01 and 0.001: those
+are the first rates of the notebook, which goes on to smaller ones every 15 epochs.
 
     python -m experiments block_normalized_2017.cifar_cnn --data-dir DIR
 
