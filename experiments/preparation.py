@@ -123,8 +123,7 @@ def prepare(
         config.optimizer, config.learning_rate, plan.total_steps
     )
     network = _network(config.model, images)
-    initialise = _initialiser(config.model, *_shape(images))
-    params, model_state = initialise(jax.random.key(config.seed))
+    params, model_state = initial_weights(config.model, images, config.seed)
     optimizer_config = optimizers.complete(
         requested, lambda: axes.find(network, params, model_state, images.train)
     )
@@ -157,6 +156,17 @@ def prepare(
     run = _run(config, images, name, optimizer_config)
     table = normopt.describe(params, **optimizers.described(optimizer_config))
     return Prepared(run, loop, plan, images, state, table)
+
+
+def initial_weights(model: str, images: data.Dataset, seed: int) -> tuple[Any, Any]:
+    """Return the parameters and the other state that a model begins with.
+
+    Args:
+        model: its name.
+        images: whose classes and channels it is for.
+        seed: of the weights.
+    """
+    return _initialiser(model, *_shape(images))(jax.random.key(seed))
 
 
 def _check_numbers(config: TrainConfig) -> None:

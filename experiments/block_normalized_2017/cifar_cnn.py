@@ -10,8 +10,8 @@ are the first rates of the notebook, which goes on to smaller ones every 15 epoc
 
     python -m experiments block_normalized_2017.cifar_cnn --data-dir DIR
 
-takes about seven hours on two CPU cores, as far as its first steps tell: no whole run
-has been made yet. Stored is one of `--images 5000 --epochs 10`. It writes
+takes seven to ten hours on two CPU cores, as far as a short run tells: no whole one has
+been made yet. Stored is that of `--images 5000 --epochs 10`. It writes
 `cifar_cnn.json`, `cifar_cnn_train.png` and `cifar_cnn_test.png`, and a folder for each
 optimizer; the same command again goes on where it stopped. All training images are
 trained on, and the test images are tested after each epoch; nothing is chosen by that.

@@ -12,14 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from experiments import devices
 from experiments.data import Split
 from experiments.loop import keys_of, on_device, order_of
-from experiments.models import MODELS
-from experiments.preparation import Prepared
+from experiments.preparation import Prepared, initial_weights
 from experiments.runs import Run
 from experiments.selection import chosen, keep_best, select
 from experiments.spherical_2020.epochs import Record, train_epochs
@@ -28,7 +26,6 @@ from experiments.steps import (
     Images,
     Sums,
     TrainState,
-    arrays_of,
     initial_state,
     make_evaluation_step,
     make_train_step,
@@ -79,18 +76,12 @@ def initial_states(prepared: Prepared, seeds: Sequence[int]) -> TrainState:
         prepared: the run of any seed.
         seeds: one for each state along the leading axis.
     """
-    build, images = MODELS[prepared.run.config["model"]], prepared.data
-    sizes = {
-        "num_classes": images.num_classes,
-        "channels": images.train.images.shape[-1],
-    }
-    # Compiled once and called by seed, so that the bits are those of a lone run.
-    initialise = jax.jit(
-        lambda key: arrays_of(lambda: build(**sizes, rngs=nnx.Rngs(key)))
-    )
+    model = prepared.run.config["model"]
     optimizer = prepared.loop.job.optimizer
     states = (
-        keep_best(initial_state(*initialise(jax.random.key(seed)), optimizer))
+        keep_best(
+            initial_state(*initial_weights(model, prepared.data, seed), optimizer)
+        )
         for seed in seeds
     )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
