@@ -72,15 +72,19 @@ train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS sa
 # Test processes share a GPU only if none of them reserves its whole memory first. The
 # tests of a file stay in one of them: what they share is made once. The tests compile
 # thousands of programs and run each a few times, so XLA is told to compile quickly, by
-# those of the flags that it knows: it aborts on others. XLA_FLAGS= tests what it makes
-# without being told, as test-versions does with the library's tests.
+# those of the flags that it knows: it aborts on others. JAX has it optimize nothing, but
+# for the experiments' tests, which train. XLA_FLAGS= tests what it makes without being
+# told, as test-versions does with the library's tests.
 test: check ## check, then the whole test suite with its coverage
 	@export XLA_PYTHON_CLIENT_PREALLOCATE=false; quick=; \
 	for flag in $(QUICK); do \
 	  if { XLA_FLAGS=$$flag $(PY) -c 'import jax; jax.devices()'; } >/dev/null 2>&1; \
 	  then quick="$${quick:+$$quick }$$flag"; fi; \
 	done; \
-	export XLA_FLAGS="$${XLA_FLAGS-$$quick}"; echo "XLA_FLAGS=$$XLA_FLAGS"; \
+	if [ -z "$${XLA_FLAGS+set}" ]; then \
+	  export XLA_FLAGS="$$quick" JAX_DISABLE_MOST_OPTIMIZATIONS=1; \
+	fi; \
+	echo "XLA_FLAGS=$$XLA_FLAGS"; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --cov
 
 # pyright runs its bundled checker on the Node of its wheel and asks no network.

@@ -131,7 +131,7 @@ class Checkpoints:
                     stacklevel=2,
                 )
                 self._manager.delete(newer)
-            return state
+            return jax.tree.map(_placed_as, state, template)
         if unreadable:
             raise OSError(
                 f"no checkpoint in {self._manager.directory} can be read, the newest "
@@ -172,6 +172,17 @@ class Checkpoints:
         )
         if not late:
             self._hook(report)
+
+
+def _placed_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
+    """Leave to JAX where an array lies whose place nobody has named.
+
+    Orbax names the device, and for such arguments a step would be compiled anew: once
+    beside others without a place, and once more where its own results come back.
+    """
+    if template.committed:
+        return leaf
+    return jax.device_put(jax.device_get(leaf), may_alias=False)
 
 
 def _cause(error: Exception) -> str:

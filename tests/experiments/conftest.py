@@ -1,23 +1,36 @@
 """Compiles each step once for the whole suite, child processes included."""
 
+import contextlib
 import json
-import os
 
 import jax
 import pytest
 
-CACHE = "jax_compilation_cache_dir"
-MINIMUM = "jax_persistent_cache_min_compile_time_secs"
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _compilation_cache(tmp_path_factory):
-    settings = {CACHE: str(tmp_path_factory.mktemp("compiled")), MINIMUM: 0.2}
-    before = {name: getattr(jax.config, name) for name in settings}
+    with _settings(
+        jax_compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
+        jax_persistent_cache_min_compile_time_secs=0.2,
+    ):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations():
+    """Programs that train run often, so it pays that XLA optimizes them."""
+    with _settings(jax_disable_most_optimizations=False):
+        yield
+
+
+@contextlib.contextmanager
+def _settings(**settings):
+    """Set options of JAX here and in child processes."""
+    before = {name: jax.config.values[name] for name in settings}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             jax.config.update(name, value)
-            patch.setitem(os.environ, name.upper(), str(value))
+            patch.setenv(name.upper(), str(value))
         yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -229,9 +229,8 @@ NOTICED = {
     "at the next save": lambda checkpoints: checkpoints.save(3, STATE),
     "at the end": lambda checkpoints: checkpoints.__exit__(None),
 }
-STATE = initial_state(
-    np.random.default_rng(0).normal(size=(100, 100)), jnp.zeros(()), optax.sgd(0.1)
-)
+WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(100, 100)), jnp.float32)
+STATE = initial_state(WEIGHTS, jnp.zeros(()), optax.sgd(0.1))
 
 
 @pytest.mark.parametrize("notice", NOTICED.values(), ids=NOTICED)
@@ -259,6 +258,18 @@ def test_failed_save_is_no_good_checkpoint_and_hides_no_error_before_it(tmp_path
         checkpoints.save(2, STATE)
         raise ValueError("something else")
     assert not saved(tmp_path)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_restored_arrays_are_bound_to_a_device_as_the_template_s_are(tmp_path, bound):
+    """Else a resumed run compiles its step twice, and nothing that is cached fits."""
+    template = jax.device_put(STATE, jax.devices()[0]) if bound else STATE
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, STATE)
+        checkpoints.wait()
+        state = checkpoints.restore(template)
+    assert {leaf.committed for leaf in jax.tree.leaves(state)} == {bound}
+    jax.tree.map(np.testing.assert_array_equal, state, STATE)
 
 
 def test_checkpoint_that_is_still_being_saved_is_waited_for(tmp_path):

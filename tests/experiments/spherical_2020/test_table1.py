@@ -9,6 +9,7 @@ from rich.console import Console
 
 from experiments import data
 from experiments.__main__ import discover
+from experiments.models import MODELS, resnet8
 from experiments.runs import Run, read_records
 from experiments.spherical_2020.seeds import initial_states, train_seeds
 from experiments.spherical_2020.table1 import in_words, main, table
@@ -121,6 +122,7 @@ def command(tmp_path, monkeypatch):
         "experiments.spherical_2020.table1.data.load",
         lambda name, folder, load=data.load: load("digits", folder),
     )
+    monkeypatch.setitem(MODELS, "resnet18", resnet8)
 
     def run(*arguments):
         main(["--out", str(tmp_path), "--seeds", "1", *arguments])
