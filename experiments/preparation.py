@@ -26,6 +26,7 @@ from experiments.steps import (
     arrays_of,
     initial_state,
     network_of,
+    run_once,
 )
 
 
@@ -224,9 +225,9 @@ def _network(model: str, images: data.Dataset, dtype: Any = None) -> Network:
 
 @functools.cache
 def _initialiser(model: str, num_classes: int, channels: int) -> Callable[..., Any]:
-    """Compile initial weights once for all seeds: it takes as long as for a step."""
+    """Compile initial weights once for all seeds."""
     build = _builder(model, num_classes, channels)
-    return jax.jit(lambda key: arrays_of(lambda: build(key)))
+    return run_once(lambda key: arrays_of(lambda: build(key)))
 
 
 def _builder(

@@ -96,7 +96,7 @@ def create(
     Returns:
         The network, its parameters and its other state.
     """
-    return network_of(build, mean, std), *jax.jit(lambda: arrays_of(build))()
+    return network_of(build, mean, std), *run_once(lambda: arrays_of(build))()
 
 
 def network_of(
@@ -121,6 +121,17 @@ def network_of(
     model.train()
     train_graph = nnx.graphdef(model)
     return Network(train_graph, eval_graph, jnp.asarray(mean), jnp.asarray(std))
+
+
+def run_once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a jitted function that is compiled quickly and may run slowly.
+
+    Initial weights take XLA 3 to 8 times as long to compile where it optimizes them.
+
+    Args:
+        make: what is run once, or a few times.
+    """
+    return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def arrays_of(build: Callable[[], nnx.Module]) -> tuple[Any, Any]:

@@ -258,23 +258,29 @@ def _may_hold(pairs: list[Pair]) -> bool:
 def _holds(pairs: list[Pair]) -> bool:
     """Tells whether all that is left of the measure is rounding.
 
-    At all points but one, if there are enough: what comes before a block may be nearly
-    dead at a point, with a variance far below any epsilon.
+    At all points but two, if there are enough. One of the two may break it: what comes
+    before a block may be nearly dead at a point, with a variance far below any epsilon.
     """
-    broken = sum(not _vanishes(*pair) for pair in pairs)
-    return _survives(pairs) and broken <= (len(pairs) > FEWEST)
+    seen = [_vanishes(*pair) for pair in pairs]
+    enough = max(FEWEST, len(seen) - 2)
+    unbroken = seen.count(False) <= (len(seen) > FEWEST)
+    return _survives(pairs) and unbroken and seen.count(True) >= enough
 
 
-def _vanishes(before: Evidence, after: Evidence) -> bool:
+def _vanishes(before: Evidence, after: Evidence) -> bool | None:
     """Tells whether nothing is left of the measure at one point.
 
     What was broken at the leaf's own size has to be seen to fall even where rounding
-    would explain what is left, which is not little in bfloat16.
+    would explain what is left, which is not little in bfloat16: None where it hides
+    that.
     """
     left, limit = after.worst, max(RESIDUE, before.worst / FALL)
+    if left > limit:
+        return False
     if before.worst < SMALL and before.square < NOISY**2:
-        return left <= limit
-    return bool(after.live) and max(left, math.sqrt(after.square)) <= limit
+        return True
+    fell = after.live and math.sqrt(after.square) <= limit
+    return True if fell else None
 
 
 def _survives(pairs: list[Pair]) -> bool:
