@@ -126,11 +126,12 @@ def test_axes_that_are_found_again_are_the_same(by_default):
     assert again.run.folder == by_default.run.folder
 
 
-def test_table_of_the_parameters_comes_before_training(tmp_path, capsys):
-    main([*arguments(tmp_path), "--epochs", "1"])
+def test_table_of_the_parameters_comes_before_training(tmp_path, finished, capsys):
+    copy_of(finished, tmp_path, steps=36)
+    main(arguments(tmp_path))
     lines = capsys.readouterr().out.splitlines()
     (header,) = [i for i, line in enumerate(lines) if line.startswith("path ")]
-    (training,) = [i for i, line in enumerate(lines) if line.startswith("training in")]
+    (training,) = [i for i, line in enumerate(lines) if line.startswith("resuming ")]
     assert header < training
     leaves = {line.split()[0]: line for line in lines[header + 1 : training]}
     assert "16 of 9 " in leaves["stem/conv/kernel"]
