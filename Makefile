@@ -72,9 +72,9 @@ train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS sa
 # Test processes share a GPU only if none of them reserves its whole memory first. The
 # tests of a file stay in one of them: what they share is made once. The tests compile
 # thousands of programs and run each a few times, so XLA is told to compile quickly, by
-# those of the flags that it knows: it aborts on others. JAX has it optimize nothing, but
-# for the experiments' tests, which train. XLA_FLAGS= tests what it makes without being
-# told, as test-versions does with the library's tests.
+# those of the flags that it knows: it aborts on others. JAX has it optimize next to
+# nothing, but for the experiments' tests, which train. XLA_FLAGS= tests what it makes
+# without being told, as test-versions does with the library's tests.
 test: check ## check, then the whole test suite with its coverage
 	@export XLA_PYTHON_CLIENT_PREALLOCATE=false; quick=; \
 	for flag in $(QUICK); do \
@@ -84,7 +84,7 @@ test: check ## check, then the whole test suite with its coverage
 	if [ -z "$${XLA_FLAGS+set}" ]; then \
 	  export XLA_FLAGS="$$quick" JAX_DISABLE_MOST_OPTIMIZATIONS=1; \
 	fi; \
-	echo "XLA_FLAGS=$$XLA_FLAGS"; \
+	env | grep -E '^(XLA_FLAGS|JAX_DISABLE_MOST_OPTIMIZATIONS)='; \
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile --cov
 
 # pyright runs its bundled checker on the Node of its wheel and asks no network.

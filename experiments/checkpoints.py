@@ -96,7 +96,8 @@ class Checkpoints:
         """Return the newest readable state, with a warning for each newer one.
 
         Args:
-            template: a state of the same structure, shapes, dtypes and shardings.
+            template: a state of jax.Arrays of the same structure, shapes, dtypes and
+                shardings.
 
         Returns:
             The state, or None if there are no checkpoints.
@@ -180,9 +181,7 @@ def _placed_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
     Orbax names the device, and for such arguments a step would be compiled anew: once
     beside others without a place, and once more where its own results come back.
     """
-    if template.committed:
-        return leaf
-    return jax.device_put(jax.device_get(leaf), may_alias=False)
+    return leaf if template.committed else jax.device_put(jax.device_get(leaf))
 
 
 def _cause(error: Exception) -> str:

@@ -24,9 +24,9 @@ from experiments.steps import (
     Network,
     TrainState,
     arrays_of,
+    compiled_quickly,
     initial_state,
     network_of,
-    run_once,
 )
 
 
@@ -167,7 +167,7 @@ def initial_weights(model: str, images: data.Dataset, seed: int) -> tuple[Any, A
         images: whose classes and channels it is for.
         seed: of the weights.
     """
-    return _initialiser(model, *_shape(images))(jax.random.key(seed))
+    return _initialiser(MODELS[model], *_shape(images))(jax.random.key(seed))
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -218,22 +218,24 @@ def _run(
 
 
 def _network(model: str, images: data.Dataset, dtype: Any = None) -> Network:
-    build = _builder(model, *_shape(images))
+    build = _builder(MODELS[model], *_shape(images))
     key = jax.random.key(0)  # of arrays that are never made
     return network_of(lambda: build(key), images.mean, images.std, dtype)
 
 
 @functools.cache
-def _initialiser(model: str, num_classes: int, channels: int) -> Callable[..., Any]:
+def _initialiser(
+    model: Callable[..., nnx.Module], num_classes: int, channels: int
+) -> Callable[[jax.Array], tuple[Any, Any]]:
     """Compile initial weights once for all seeds."""
     build = _builder(model, num_classes, channels)
-    return run_once(lambda key: arrays_of(lambda: build(key)))
+    return compiled_quickly(lambda key: arrays_of(lambda: build(key)))
 
 
 def _builder(
-    model: str, num_classes: int, channels: int
+    model: Callable[..., nnx.Module], num_classes: int, channels: int
 ) -> Callable[[jax.Array], nnx.Module]:
-    return lambda key: MODELS[model](
+    return lambda key: model(
         num_classes=num_classes, channels=channels, rngs=nnx.Rngs(key)
     )
 

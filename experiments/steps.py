@@ -96,7 +96,7 @@ def create(
     Returns:
         The network, its parameters and its other state.
     """
-    return network_of(build, mean, std), *run_once(lambda: arrays_of(build))()
+    return network_of(build, mean, std), *compiled_quickly(lambda: arrays_of(build))()
 
 
 def network_of(
@@ -123,15 +123,16 @@ def network_of(
     return Network(train_graph, eval_graph, jnp.asarray(mean), jnp.asarray(std))
 
 
-def run_once(make: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a jitted function that is compiled quickly and may run slowly.
+def compiled_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a jitted function that XLA does not optimize, to be run a few times.
 
-    Initial weights take XLA 3 to 8 times as long to compile where it optimizes them.
+    Initial weights take 3 to 8 times as long to compile where it does. The last bits of
+    some numbers depend on it.
 
     Args:
-        make: what is run once, or a few times.
+        function: what is run. JAX refuses options of a compiler inside another trace.
     """
-    return jax.jit(make, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def arrays_of(build: Callable[[], nnx.Module]) -> tuple[Any, Any]:

@@ -36,7 +36,7 @@ FALL = 2e4
 SMALL = 0.01
 # The same for what rounding explains. Measured: 0.005 in true ones with bfloat16.
 NOISY = 0.05
-# Fewer gradients of blocks than this are no evidence.
+# Fewer gradients of blocks than this are no evidence, nor are fewer points.
 FEWEST = 3
 
 Pair = tuple[Evidence, Evidence]  # at the leaf's own size, and scaled up
@@ -60,12 +60,13 @@ def find_scale_invariance(
 
     So gradients are taken at a few points around `params`, and the measure
     :math:`\sqrt{d_b}\,|\langle g_b, w_b\rangle| / (|g_b| |w_b|)`, which is about 1 for
-    random vectors of any size d, has to vanish in every block at every point. The
-    points move leaves of zeros too, because biases of zero hide what they break. What
-    the epsilon of a norm leaves over must fall with the square of the weights' scale:
-    candidates are looked at again when scaled up. What rounding explains counts as
-    zero, and a block whose gradient is rounding abstains. Nothing is assumed about the
-    layers.
+    random vectors of any size d, has to vanish in every block, at every point but two
+    at most, where rounding may hide whether it does or an epsilon outweigh the rest.
+    The points move leaves of zeros too, because biases of zero hide what they break.
+    What the epsilon of a norm leaves over must fall with the square of the weights'
+    scale: candidates are looked at again when scaled up. What rounding explains counts
+    as zero, and a block whose gradient is rounding abstains. Nothing is assumed about
+    the layers.
 
     Invariance to a common factor on several leaves is none of a single leaf (the layers
     of a ReLU network); a dense layer with a bias before a LayerNorm is not invariant,
@@ -258,8 +259,9 @@ def _may_hold(pairs: list[Pair]) -> bool:
 def _holds(pairs: list[Pair]) -> bool:
     """Tells whether all that is left of the measure is rounding.
 
-    At all points but two, if there are enough. One of the two may break it: what comes
-    before a block may be nearly dead at a point, with a variance far below any epsilon.
+    At `FEWEST` points at least, and at all but two. Of more than `FEWEST` points one
+    may say the opposite: what comes before a block may be nearly dead there, with a
+    variance far below any epsilon.
     """
     seen = [_vanishes(*pair) for pair in pairs]
     enough = max(FEWEST, len(seen) - 2)
@@ -271,8 +273,8 @@ def _vanishes(before: Evidence, after: Evidence) -> bool | None:
     """Tells whether nothing is left of the measure at one point.
 
     What was broken at the leaf's own size has to be seen to fall even where rounding
-    would explain what is left, which is not little in bfloat16: None where it hides
-    that.
+    would explain what is left, which is not little in bfloat16. None if rounding hides
+    whether it fell.
     """
     left, limit = after.worst, max(RESIDUE, before.worst / FALL)
     if left > limit:

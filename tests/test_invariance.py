@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from normopt import adamg, describe, find_scale_invariance, normalize_blocks
-from normopt.evidence import evidence, partitions
+from normopt.evidence import Evidence, evidence, partitions
+from normopt.invariance import _holds
 from normopt.probing import Point
 from tests.networks import NETWORKS, Network, check_truth
 from tests.odd_networks import ODD_NETWORKS
@@ -195,6 +196,25 @@ def test_partitions_are_the_finest_first_and_then_the_later():
     assert partitions((5, 1)) == [()]
     for shape in [(), (1,), (1, 1)]:
         assert partitions(shape) == []
+
+
+# What a point may say: the measure vanishes when scaled up, rounding hides whether it
+# does, the gradient is gone then, or it does not vanish.
+SAYS = {
+    "T": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-12, 0.0)),
+    "H": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-6, 0.0)),
+    "D": (Evidence(4, 0.25, 0.5), Evidence(0, 0.0, 0.0)),
+    "F": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-6, 1e-3)),
+}
+
+
+ENOUGH = "TTTTTT TTTTTF TTTTHF TTTTDF TTTTHH TTTHF TTTF TTTH TTT".split()
+TOO_LITTLE = "TTTTFF TTTHHH TTTHHF TTTFF TTHH TTH TTF TT".split()
+
+
+@pytest.mark.parametrize("points", ENOUGH + TOO_LITTLE)
+def test_points_that_say_nothing_leave_it_to_the_others(points):
+    assert _holds([SAYS[point] for point in points]) == (points in ENOUGH)
 
 
 def test_evidence_is_the_cosine_of_each_block():

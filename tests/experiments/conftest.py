@@ -27,13 +27,15 @@ def _optimizations():
 def _settings(**settings):
     """Set options of JAX here and in child processes."""
     before = {name: jax.config.values[name] for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                jax.config.update(name, value)
+                patch.setenv(name.upper(), str(value))
+            yield
+    finally:
+        for name, value in before.items():
             jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.loop import keys_of
-from experiments.steps import Sums, make_train_step, run_once
+from experiments.steps import Sums, compiled_quickly, make_train_step
 from experiments.train import prepare
 from tests.experiments.small_runs import config
 
@@ -43,7 +43,7 @@ def test_what_lasts_is_float32_and_close_to_a_step_in_float32(prepared):
     after, sums = {}, {}
     for dtype, one in prepared.items():
         step, arguments = step_of(one)
-        after[dtype], sums[dtype] = run_once(step)(*arguments)
+        after[dtype], sums[dtype] = compiled_quickly(step)(*arguments)
     for old, new in zip(
         jax.tree.leaves(prepared["bfloat16"].state),
         jax.tree.leaves(after["bfloat16"]),

@@ -47,6 +47,15 @@ SETTINGS = {"optimizer": json.dumps(DECOUPLED), "epochs": 3}
 SMALL_FILES = 16 * 1024
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_of_this_module():
+    """Forget those that other tests compiled, for a child process has them optimized.
+
+    JAX does not compile anew what it has compiled with other optimizations.
+    """
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     return prepare(config(tmp_path_factory.mktemp("uninterrupted"), **SETTINGS))

@@ -11,7 +11,7 @@ from flax import nnx
 import normopt
 from experiments.models import MODELS, resnet20, vgg
 from experiments.models.resnet import BasicBlock, Padding, Projection
-from experiments.steps import create, run_once
+from experiments.steps import compiled_quickly, create
 
 
 def build(channels=3, num_classes=10):
@@ -125,10 +125,10 @@ def test_each_later_stage_halves_the_image(name, widths):
 def test_only_training_changes_the_running_statistics(grey):
     network, params, before = grey
     images = images_of(1)
-    logits, after = run_once(network.train)(params, before, images)
+    logits, after = compiled_quickly(network.train)(params, before, images)
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before, after)
     assert all(jax.tree.leaves(moved))
-    evaluate = run_once(network.evaluate)
+    evaluate = compiled_quickly(network.evaluate)
     evaluated = evaluate(params, before, images)
     assert not np.allclose(logits, evaluated)
     # One image's logits do not depend on its neighbours, up to float32 rounding.
@@ -143,8 +143,8 @@ def test_images_are_normalised(grey):
     by_hand = (images.astype(jnp.float32) - 3) / 4
     # Float32 rounding through twenty layers.
     np.testing.assert_allclose(
-        run_once(network.evaluate)(params, state, images),
-        run_once(plain.evaluate)(params, state, by_hand),
+        compiled_quickly(network.evaluate)(params, state, images),
+        compiled_quickly(plain.evaluate)(params, state, by_hand),
         rtol=1e-4,
         atol=1e-5,
     )

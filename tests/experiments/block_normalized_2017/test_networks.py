@@ -14,10 +14,10 @@ from experiments.models.mlp import MLP
 from experiments.steps import (
     Images,
     Sums,
+    compiled_quickly,
     create,
     initial_state,
     make_train_step,
-    run_once,
 )
 
 SMALL = {
@@ -73,7 +73,10 @@ def test_the_cnn_has_four_convolutions_and_two_dense_layers():
 def test_dropout_draws_anew_at_each_batch_and_never_in_evaluation(kind):
     network, params, state = made(kind)
     images = images_of().images
-    trained, tested = run_once(network.train), run_once(network.evaluate)
+    trained, tested = (
+        compiled_quickly(network.train),
+        compiled_quickly(network.evaluate),
+    )
     first, after = trained(params, state, images)
     again, _ = trained(params, state, images)
     np.testing.assert_array_equal(first, again)
@@ -107,7 +110,7 @@ def stepped(l2, optimizer):
     data = images_of()
     step = make_train_step(network, optimizer, Augmentation(), batch_size=16)
     carry = (initial_state(params, model_state, optimizer), Sums.zeros())
-    state, sums = run_once(step)(carry, jax.random.key(0), jnp.arange(16), data)
+    state, sums = compiled_quickly(step)(carry, jax.random.key(0), jnp.arange(16), data)
     return params, state.params, sums
 
 

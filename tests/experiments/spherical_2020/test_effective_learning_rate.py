@@ -19,7 +19,7 @@ from experiments.spherical_2020.turning import (
     lengthen,
     measures,
 )
-from experiments.steps import run_once
+from experiments.steps import compiled_quickly
 from tests.experiments.small_runs import NAMED
 
 
@@ -77,7 +77,7 @@ def test_lengthened_kernels_leave_the_function_as_it_is(prepared):
     job, before = prepared.loop.job, prepared.state
     factors = draw_factors(before.params, 0)
     after = lengthen(before, job, factors)
-    measured = run_once(lambda params: measures(params, params, 1.0).norm)
+    measured = compiled_quickly(lambda params: measures(params, params, 1.0).norm)
     lengths = [measured(state.params) for state in (before, after)]
     for path, factor in factors.items():
         assert float(lengths[1][path] / lengths[0][path]) == pytest.approx(factor)
@@ -86,7 +86,7 @@ def test_lengthened_kernels_leave_the_function_as_it_is(prepared):
     leaves = (jax.tree.leaves(state.params) for state in (before, after))
     same = [np.array_equal(old, new) for old, new in zip(*leaves, strict=True)]
     assert same == others
-    images, train = job.data.train.images[:32], run_once(job.network.train)
+    images, train = job.data.train.images[:32], compiled_quickly(job.network.train)
     logits = [
         train(state.params, state.model_state, images)[0] for state in (before, after)
     ]
