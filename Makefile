@@ -74,7 +74,8 @@ train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS sa
 # thousands of programs and run each a few times, so XLA is told to compile quickly, by
 # those of the flags that it knows: it aborts on others. JAX has it optimize next to
 # nothing, but for the experiments' tests, which train. XLA_FLAGS= tests what it makes
-# without being told, as test-versions does with the library's tests.
+# without being told, as test-versions does with the library's tests; programs that are
+# compiled so by their tests, as those of find_scale_invariance, stay as they are.
 test: check ## check, then the whole test suite with its coverage
 	@export XLA_PYTHON_CLIENT_PREALLOCATE=false; quick=; \
 	for flag in $(QUICK); do \
