@@ -206,8 +206,6 @@ SAYS = {
     "D": (Evidence(4, 0.25, 0.5), Evidence(0, 0.0, 0.0)),
     "F": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-6, 1e-3)),
 }
-
-
 ENOUGH = "TTTTTT TTTTTF TTTTHF TTTTDF TTTTHH TTTHF TTTF TTTH TTT".split()
 TOO_LITTLE = "TTTTFF TTTHHH TTTHHF TTTFF TTHH TTH TTF TT".split()
 

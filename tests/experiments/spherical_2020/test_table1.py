@@ -122,6 +122,7 @@ def command(tmp_path, monkeypatch):
         "experiments.spherical_2020.table1.data.load",
         lambda name, folder, load=data.load: load("digits", folder),
     )
+    # What a cell says does not depend on the depth that takes long to prepare.
     monkeypatch.setitem(MODELS, "resnet18", resnet8)
 
     def run(*arguments):
