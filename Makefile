@@ -123,7 +123,7 @@ test-versions: ## the library's tests on the newest versions and on the oldest d
 	    continue; \
 	  fi; \
 	  result=passed; \
-	  $$there/bin/python -m pytest -n $(WORKERS) -o "filterwarnings=$$(printf '$(WARNINGS)')" \
+	  $$there/bin/python -m pytest -rs -n $(WORKERS) -o "filterwarnings=$$(printf '$(WARNINGS)')" \
 	  normopt tests --ignore=tests/experiments || { failed=1; result=FAILED; }; \
 	  summary="$$summary$$end: $$result with $$($$there/bin/python -c '$(VERSIONS)')|"; \
 	done; \

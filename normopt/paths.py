@@ -5,7 +5,7 @@ differently, and `nnx.Optimizer` spells them in two ways. Here they become one.
 """
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -146,14 +146,11 @@ def params_like(
         )
     weights = jax.tree.leaves(params)
     if jax.tree.structure(updates) != jax.tree.structure(params):
-        # The structures of NNX states can differ in metadata alone: the paths decide.
-        ours = [place.path for place in places(updates)]
-        theirs = [place.path for place in places(params)]
-        if ours != theirs:
-            lone = sorted(set(ours) ^ set(theirs)) or ours
+        difference = structural_difference(updates, params)
+        if difference:
             raise ValueError(
-                f"`{link}` got {called[0]} and {called[1]} of different structure; "
-                f"only one of the two has {lone[0]!r}"
+                f"`{link}` got {called[0]} and {called[1]} of different structure: "
+                f"{difference}"
             )
     for position, (g, w) in enumerate(zip(leaves, weights, strict=True)):
         if np.shape(g) != np.shape(w):
@@ -165,6 +162,51 @@ def params_like(
     return weights
 
 
+def structural_difference(one: Any, other: Any) -> str:
+    """Tells where two trees of different structure differ; empty if in NNX alone.
+
+    The structures of NNX states can differ in metadata: there the paths decide.
+    """
+    ours, theirs = ([place.path for place in places(tree)] for tree in (one, other))
+    if ours != theirs:
+        lone = sorted(set(ours) ^ set(theirs)) or ours
+        return f"only one of the two has {lone[0]!r}"
+    return _other_container(one, other, ())
+
+
+def _other_container(one: Any, other: Any, keys: KeyPath) -> str:
+    """Tells which node of two trees with the same paths is not the same container."""
+    if _is_nnx(one) or _is_nnx(other):
+        return ""
+    (ours, kind), (theirs, other_kind) = _children(one), _children(other)
+    if kind != other_kind:
+        names = f"{type(one).__name__} and {type(other).__name__}"
+        return f"the containers at {_join(keys)!r} are not the same: {names}"
+    for (key, child), (_, other_child) in zip(ours, theirs, strict=True):
+        if key:
+            difference = _other_container(child, other_child, (*keys, *key))
+            if difference:
+                return difference
+    return ""
+
+
+def _children(node: Any) -> tuple[list[tuple[KeyPath, Any]], Any]:
+    """Takes one node apart: its children by their keys, and what it is."""
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda n: n is not node)
+
+
+def check_distinct(paths: Sequence[str]) -> None:
+    """Raises if two of the paths are one: they name what a state keeps."""
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen:
+            raise ValueError(
+                f"two parameters have the path {path!r}, by which what is kept for "
+                "their blocks is named; rename one"
+            )
+        seen.add(path)
+
+
 def _join(key_path: KeyPath) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
@@ -174,8 +216,12 @@ def _is_value_attribute(key: Any) -> bool:
 
 
 def _is_nnx_variable(node: Any) -> bool:
-    # By name, because flax is no run-time dependency. Fires on nnx.Param and its kin.
+    return _is_nnx(node, "Variable")
+
+
+def _is_nnx(node: Any, name: str = "") -> bool:
+    # By name, because flax is no run-time dependency.
     return any(
-        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
+        kind.__module__.startswith("flax.nnx") and name in ("", kind.__name__)
         for kind in type(node).__mro__
     )

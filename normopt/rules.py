@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from normopt.checks import is_scalar
@@ -190,9 +191,7 @@ def _compiled_rules(option: str, rules: Any) -> dict[str, re.Pattern[str]]:
 
 def _check_is_params(name: str, params: Any) -> None:
     # Fires when optax.inject_hyperparams takes a rule for a schedule of the count.
-    is_count = isinstance(params, int) or (
-        is_scalar(params) and np.issubdtype(params.dtype, np.integer)
-    )
+    is_count = is_scalar(params) and jnp.issubdtype(jnp.result_type(params), np.integer)
     if params is None or is_count or isinstance(params, str):
         raise TypeError(
             f"`{name}` must be called with a tree of parameters, got {params!r}. "

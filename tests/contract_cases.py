@@ -44,6 +44,7 @@ class Case:
     chain: Callable[..., Any] | None = None  # of a link and the learning rate
     needs_params: str = ""  # the link that refuses an update without params
     second_moments: str = ""  # of what its state keeps them
+    dtype: str = "float32"  # of the params it is meant for
     widens: bool = False  # whether updates are in float32 at least
     # The per-leaf option that its rules are tested by, and two values that matter.
     ruled: tuple[str, Any, Any] | None = ("channel_axes", (0, 3), (-1,))
@@ -61,6 +62,23 @@ class Case:
         if self.restarts is not None:
             options["schedule"] = normopt.WarmRestarts(**self.restarts)
         return build(learning_rate=rate, **options)
+
+    def alone(self):
+        """The link by itself, or the optimizer."""
+        return self.make() if self.chain is None else self.build(**self.options)
+
+    def params(self, shapes=None):
+        """Random params that it is meant for."""
+        return tree(SMALL if shapes is None else shapes, [self.dtype])
+
+    def assert_close(self, actual, expected):
+        """Equal, but for what was rounded elsewhere in a few steps."""
+        assert_close(actual, expected, 1e-5 if self.dtype == "float32" else 0.05)
+
+    @property
+    def own_rate(self) -> bool:
+        """Whether the learning rate is its own, and not a link of optax."""
+        return self.inner is None and self.chain is None
 
     @property
     def build(self) -> Callable[..., optax.GradientTransformation]:
@@ -174,6 +192,7 @@ LINKS = [
         {},
         inner=MOMENTUM,
         needs_params="compensate_rounding",
+        dtype="bfloat16",
         widens=True,
         ruled=None,
     ),
@@ -330,12 +349,11 @@ def run(optimizer, params, grads, state=None):
 @functools.cache
 def expected(case, steps=2):
     """Params and state after some steps on `SMALL`, which many tests compare with."""
-    params = tree(SMALL)
+    params = case.params()
     return run(case.make(), params, gradients(params, steps))
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-    # float32, rounded elsewhere in a few steps.
     chex.assert_trees_all_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 

@@ -6,6 +6,7 @@ long, and the contract's tests compile every optimizer.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -19,12 +20,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import normopt
+from normopt import transforms
 from tests.strategies import DTYPES, Leaf, Plan, leaves, plans
 
 RATE, DECAY, MOMENTUM = 2.0**-4, 2.0**-6, 0.5
 SEEDS = st.integers(0, 2**16)
 # Where a test has many norms, or runs for each of many methods.
 some_examples = settings(max_examples=max(1, settings().max_examples // 6))
+
+
+# Every kind of blocks there is. Random draws begin with what is simple, and are few.
+KINDS = Plan(
+    {
+        "columns": Leaf((4, 3), (1,)),
+        "groups": Leaf((2, 1, 2, 3), (0, 3)),
+        "whole": Leaf((3,), ()),
+    },
+    {"columns": (1,), "groups": (0, 3), "whole": ()},
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -226,6 +239,8 @@ class Method:
     by_leaf: bool = False
     # Whether leaves without blocks are none of its business.
     blocks_alone: bool = False
+    # Of the library, those that it stands for.
+    links: tuple[str, ...] = ()
 
 
 ADAM = {"eps": 0.0, "b2": 0.99}
@@ -245,14 +260,16 @@ OPTIMIZERS = [
         "adamp",
         with_adam(normopt.adamp, weight_decay=DECAY, delta=1.0, nesterov=True),
         by_leaf=True,
+        links=("project_if_invariant",),
     ),
-    Method("adams", with_adam_and_l2(normopt.adams)),
+    Method("adams", with_adam_and_l2(normopt.adams), links=("add_decay",)),
     Method("adamsrt", with_adam_and_l2(normopt.adamsrt)),
     Method(
         "adamw",
         lambda axes, c: normopt.adamw(
-            RATE, **ADAM, weight_decay=DECAY, l1=DECAY, amsgrad=True
+            RATE, **ADAM, weight_decay=DECAY, l1=DECAY, lr_multipliers=0.5, amsgrad=True
         ),
+        links=("decay_weights", "scale_by_path"),
     ),
     Method(
         "clipped",
@@ -260,7 +277,11 @@ OPTIMIZERS = [
             optax.sgd(RATE / c, MOMENTUM), c, "l2", axes, eps=0.0
         ),
     ),
-    Method("nadamw", lambda axes, c: normopt.nadamw(RATE, **ADAM, weight_decay=DECAY)),
+    Method(
+        "nadamw",
+        lambda axes, c: normopt.nadamw(RATE, **ADAM, weight_decay=DECAY),
+        links=("scale_by_nadam",),
+    ),
     Method(
         "normalized",
         lambda axes, c: normopt.normalized(
@@ -271,6 +292,7 @@ OPTIMIZERS = [
     Method(
         "novograd",
         with_adam(normopt.novograd, weight_decay=DECAY, grad_averaging=True),
+        links=("average_gradients",),
     ),
     Method(
         "sgdmrt",
@@ -298,6 +320,11 @@ def links(*builders):
 
 LINKS = [
     Method(
+        "compensate_rounding",
+        lambda axes, c: normopt.compensate_rounding(optax.sgd(RATE / c, MOMENTUM)),
+        links=("compensate_rounding",),
+    ),
+    Method(
         "multiplying",
         # The lengths of weights after a normalization, as documented: times any
         # gradient they would leave the range of float32.
@@ -307,6 +334,12 @@ LINKS = [
             normopt.scale_by_param_norm,
             normopt.scale_by_block_size,
         ),
+        links=(
+            "clip_blocks",
+            "normalize_blocks",
+            "scale_by_param_norm",
+            "scale_by_block_size",
+        ),
     ),
     Method(
         "projecting",
@@ -315,6 +348,7 @@ LINKS = [
             normopt.project_tangent,
             functools.partial(normopt.retract_to_sphere, optax.sgd(RATE), moment=None),
         ),
+        links=("trace_on_tangent", "project_tangent", "retract_to_sphere"),
     ),
     Method(
         "scale_by_block_adam",
@@ -323,10 +357,12 @@ LINKS = [
                 normopt.scale_by_block_adam, tangent=True, amsgrad=True, eps_hat=True
             )
         ),
+        links=("scale_by_block_adam",),
     ),
     Method(
         "scale_by_block_rms",
         links(functools.partial(normopt.scale_by_block_rms, amsgrad=True)),
+        links=("scale_by_block_rms",),
     ),
 ]
 STACKABLE = [method for method in OPTIMIZERS + LINKS if not method.by_leaf]
@@ -338,12 +374,16 @@ every_method = pytest.mark.parametrize(
 )
 
 
-def test_every_optimizer_is_here():
+def test_every_optimizer_and_every_link_is_here():
     assert [method.name for method in OPTIMIZERS] == normopt.names()
+    public = filter(inspect.isfunction, vars(transforms).values())
+    ours = [link for method in OPTIMIZERS + LINKS for link in method.links]
+    assert sorted(ours) == sorted(link.__name__ for link in public)
 
 
 @every_optimizer
 @some_examples
+@example(KINDS, 0, 49, "float32")
 @given(
     plans(),
     SEEDS,
@@ -374,6 +414,7 @@ def test_gradients_of_any_unit_take_the_same_steps(method, plan, seed, power, dt
     ids=["adams", "adamsrt", "sgdmrt"],
 )
 @some_examples
+@example(KINDS, 0, 12)
 @given(plans(), SEEDS, st.integers(0, 12))
 def test_lengths_of_scale_invariant_weights_do_not_matter(
     build, power, plan, seed, spread
@@ -406,6 +447,7 @@ def test_lengths_of_scale_invariant_weights_do_not_matter(
 
 @every_method
 @some_examples
+@example(KINDS, 0)
 @given(plans(), SEEDS)
 def test_channels_can_change_places(method, plan, seed):
     random = np.random.default_rng(seed)
@@ -471,15 +513,6 @@ def test_a_stack_of_layers_is_its_layers(method, leaf, seed, data):
         chex.assert_trees_all_close(other_after, split(after), **close)
 
 
-# Every kind of blocks there is. Random draws begin with what is simple, and are few.
-KINDS = Plan(
-    {
-        "columns": Leaf((4, 3), (1,)),
-        "groups": Leaf((2, 1, 2, 3), (0, 3)),
-        "whole": Leaf((3,), ()),
-    },
-    {"columns": (1,), "groups": (0, 3), "whole": ()},
-)
 HUGE, TINY = (30, 0), (-30, 0)
 
 

@@ -81,6 +81,11 @@ def test_a_rule_that_is_called_with_a_step_count_says_so(rule, count):
         rule(count)
 
 
+def test_a_rule_takes_a_tree_that_is_one_number():
+    assert normopt.by_path({"": "all"})(1.0) == "all"
+    assert normopt.output_channels()(1.0) is None
+
+
 def test_inject_hyperparams_cannot_swallow_a_rule():
     make = optax.inject_hyperparams(normopt.normalize_blocks)
     with pytest.raises(TypeError, match="static_args"):

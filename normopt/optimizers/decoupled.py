@@ -10,7 +10,7 @@ from normopt.transforms.decaying import decay_weights
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.multiplying import scale_by_path
 from normopt.transforms.nadam import scale_by_nadam
-from normopt.transforms.scheduling import scale_by_eta, scheduled
+from normopt.transforms.scheduling import scale_by_eta, scale_by_rate, scheduled
 from normopt.transforms.tangent import trace_on_tangent
 
 
@@ -169,7 +169,7 @@ def sgdw(
     def build(eta: Any) -> optax.GradientTransformation:
         return optax.chain(
             scale_by_path(lr_multipliers),
-            optax.scale_by_learning_rate(learning_rate),
+            scale_by_rate(learning_rate),
             scale_by_eta(eta),
             trace_on_tangent(momentum, nesterov=nesterov),
             decay_weights(weight_decay, l1, schedule=eta),
@@ -255,7 +255,7 @@ def _decoupled(
         return optax.chain(
             moments,
             scale_by_path(lr_multipliers),
-            optax.scale_by_learning_rate(learning_rate),
+            scale_by_rate(learning_rate),
             scale_by_eta(eta),
             decay_weights(weight_decay, l1, schedule=eta),
         )

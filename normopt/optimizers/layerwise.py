@@ -14,6 +14,7 @@ from normopt.rules import PerLeaf
 from normopt.transforms.block_rms import scale_by_block_rms
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.multiplying import average_gradients
+from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.tangent import trace_on_tangent
 
 
@@ -103,6 +104,6 @@ def novograd(
         scale_by_block_rms(b2, eps, channel_axes, amsgrad=amsgrad),
         add_decay(weight_decay),
         *averaging,
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
         trace_on_tangent(b1, accumulator_dtype=mu_dtype),
     )

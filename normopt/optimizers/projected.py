@@ -6,6 +6,7 @@ from normopt.checks import check_learning_rate, check_not_negative, check_number
 from normopt.rules import PerLeaf, check_per_leaf, scaled
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.projecting import project_if_invariant
+from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.tangent import trace_on_tangent
 
 
@@ -71,7 +72,7 @@ def adamp(
     moments = scale_by_block_adam(b1, b2, eps, nesterov=nesterov)
     return optax.chain(
         project_if_invariant(moments, weight_decay, delta, wd_ratio, channel_axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )
 
 
@@ -139,5 +140,5 @@ def sgdp(
     decay = scaled(weight_decay, 1 / (1 - momentum))
     return optax.chain(
         project_if_invariant(trace, decay, delta, wd_ratio, channel_axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )

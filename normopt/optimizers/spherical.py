@@ -11,6 +11,7 @@ from normopt.rules import PerLeaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.multiplying import scale_by_block_size
+from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.sphere import retract_to_sphere
 from normopt.transforms.tangent import trace_on_tangent
 
@@ -77,7 +78,7 @@ def adams(
         add_decay(weight_decay),
         scale_by_block_adam(b1, b2, eps, channel_axes, mu_dtype=mu_dtype),
         scale_by_block_size(channel_axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )
 
 
@@ -149,7 +150,7 @@ def adamsrt(
         add_decay(weight_decay),
         scale_by_block_adam(b1, b2, eps, channel_axes, tangent=True, mu_dtype=mu_dtype),
         scale_by_block_size(channel_axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )
 
 
@@ -205,7 +206,7 @@ def sgdmrt(
     return optax.chain(
         add_decay(weight_decay),
         trace_on_tangent(momentum, dampening, channel_axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )
 
 
@@ -267,7 +268,7 @@ def adamg(
     inner = optax.chain(
         optax.masked(add_decay(weight_decay), _without_blocks(channel_axes)),
         scale_by_block_adam(b1, b2, eps, channel_axes),
-        optax.scale_by_learning_rate(learning_rate),
+        scale_by_rate(learning_rate),
     )
     return retract_to_sphere(inner, channel_axes)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import Axes, has_numbers
-from normopt.paths import all_places, places
+from normopt.paths import Place, all_places, check_distinct, places
 
 Values = Sequence[jax.Array | None]  # in leaf order; None for leaves without numbers
 
@@ -55,15 +55,15 @@ def zeros(params: Any, axes: Sequence[Axes]) -> BlockNumbers:
         for leaf, own in zip(leaves, axes, strict=True)
     )
     blocks: dict[str, jax.Array] = {}
-    for place, own in zip(places(params), axes, strict=True):
-        if own is not None:
-            if place.path in blocks:
-                raise ValueError(
-                    f"two parameters have the path {place.path!r}, by which what is "
-                    "kept for their blocks is named; rename one"
-                )
-            shape = tuple(place.leaf.shape[axis] for axis in own)
-            blocks[place.path] = jnp.zeros(shape, real_dtype(place.leaf))
+    with_blocks = [
+        (place, own)
+        for place, own in zip(places(params), axes, strict=True)
+        if own is not None
+    ]
+    check_distinct([place.path for place, _ in with_blocks])
+    for place, own in with_blocks:
+        shape = tuple(place.leaf.shape[axis] for axis in own)
+        blocks[place.path] = jnp.zeros(shape, real_dtype(place.leaf))
     # `optax.tree.map_params` takes the state of a tree without leaves for the shape of
     # all states. There one leaf stands for the dictionary, whatever it may hold.
     return BlockNumbers(elements, blocks if leaves else jnp.zeros([]))
@@ -85,12 +85,11 @@ def unpack(numbers: BlockNumbers | None, updates: Any, axes: Sequence[Axes]) -> 
     """Lists the numbers of each leaf, per block or per element."""
     if numbers is None:
         return [None] * len(axes)
-    # In order, not by structure: NNX states can differ in metadata alone.
-    elements = iter(jax.tree.leaves(numbers.elements))
     values: list[jax.Array | None] = []
-    for place, own in zip(places(updates), axes, strict=True):
+    kept = _in_order(numbers.elements, updates)
+    for place, element, own in zip(places(updates), kept, axes, strict=True):
         if own is None:
-            values.append(next(elements) if has_numbers(place.leaf) else None)
+            values.append(_of_element(element, place))
         elif place.path in numbers.blocks:
             value = numbers.blocks[place.path]
             shape = tuple(place.leaf.shape[axis] for axis in own)
@@ -113,34 +112,53 @@ def unpack_like_params(tree: Any, updates: Any) -> Values:
     """Lists the leaves of what `zeros_like_params` made, None without numbers.
 
     Raises:
-      ValueError: if a leaf held integers then and does not now, or the reverse, or
-        had another shape.
+      ValueError: if the state has other leaves, or a leaf held integers then and does
+        not now, or the reverse, or had another shape.
     """
-    stored, leaves = jax.tree.leaves(tree), jax.tree.leaves(updates)
-    if len(stored) != sum(has_numbers(g) for g in leaves):
-        left_out = {place.path for place in all_places(tree) if place.masked}
-        changed = [
-            place.path
-            for place in places(updates)
-            if has_numbers(place.leaf) == (place.path in left_out)
-        ]
-        raise ValueError(
-            f"{changed[0]!r} held integers when the state was made, or does now: leave "
-            "it out by optax.masked"
-            if changed
-            else f"the state was made for {len(stored)} leaves and the updates have "
-            f"{len(leaves)}"
+    kept = _in_order(tree, updates)
+    return [_of_element(*pair) for pair in zip(kept, places(updates), strict=True)]
+
+
+def _in_order(tree: Any, updates: Any) -> Values:
+    """Lists what the state keeps for each leaf, None where that is a MaskedNode."""
+    (kept, structure), (leaves, like) = (
+        jax.tree.flatten(one, is_leaf=_is_masked) for one in (tree, updates)
+    )
+    if structure != like:
+        # The structures of NNX states can differ in metadata alone: the paths decide.
+        ours, theirs = (
+            [place.path for place in all_places(one)] for one in (tree, updates)
         )
-    numbers = iter(stored)
-    values = [next(numbers) if has_numbers(g) else None for g in leaves]
-    for position, (value, g) in enumerate(zip(values, leaves, strict=True)):
-        if value is not None and value.shape != g.shape:
+        if ours != theirs:
+            lone = sorted(set(ours) ^ set(theirs)) or ours
             raise ValueError(
-                f"the state was made for other params: what it keeps of "
-                f"{places(updates)[position].path!r} has the shape {value.shape}, the "
-                f"updates have {g.shape}"
+                "the state was made for other params: of it and the updates, only one "
+                f"has {lone[0]!r}"
             )
-    return values
+    return [
+        None if _is_masked(value) else value
+        for value, leaf in zip(kept, leaves, strict=True)
+        if not _is_masked(leaf)
+    ]
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _of_element(value: jax.Array | None, place: Place) -> jax.Array | None:
+    """Returns the numbers that are kept for each element of a leaf, if they fit."""
+    if has_numbers(place.leaf) == (value is None):
+        raise ValueError(
+            f"{place.path!r} held integers when the state was made, or does now: leave "
+            "it out by optax.masked"
+        )
+    if value is not None and value.shape != place.leaf.shape:
+        raise ValueError(
+            f"the state was made for other params: what it keeps of {place.path!r} has "
+            f"the shape {value.shape}, the updates have {place.leaf.shape}"
+        )
+    return value
 
 
 def pack(

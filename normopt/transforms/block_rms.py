@@ -39,7 +39,7 @@ def scale_by_block_rms(
     channel_axes: PerLeaf = (),
     *,
     amsgrad: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Divides each block by the root of the average square of its gradient's norm.
 
     .. math::
@@ -104,7 +104,9 @@ def scale_by_block_rms(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
+        del extra_args
         params_like(updates, params, "scale_by_block_rms", needed=False)
         leaves, treedef = jax.tree.flatten(updates)
         axes = resolve_axes(channel_axes, updates)
@@ -130,7 +132,7 @@ def scale_by_block_rms(
             pack(maxima, state.nu_max, updates, axes),
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 # Jitted, so that leaves of the same shape and axes are traced once.

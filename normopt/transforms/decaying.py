@@ -15,7 +15,7 @@ from normopt.transforms.stateless import stateless
 
 def add_decay(
     weight_decay: PerLeaf = 0.0, l1: PerLeaf = 0.0
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Adds L1 and L2 decay to the updates, before the learning rate.
 
     The decay is tied to all that follows: to the learning rate, and to the moments if
@@ -152,7 +152,7 @@ def decay_weights(
     def resolve(tree: Any) -> list[tuple[Any, Any]]:
         return _decays(weight_decay, l1, tree)
 
-    def build(eta: Any) -> optax.GradientTransformation:
+    def build(eta: Any) -> optax.GradientTransformationExtraArgs:
         def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
             return [
                 _decayed(u, w, -eta, decays, cautious) if _pulls(u, decays) else u

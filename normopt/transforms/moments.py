@@ -66,7 +66,7 @@ def scale_by_block_adam(
     amsgrad: bool = False,
     mu_dtype: Any = None,
     nesterov: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales by Adam's moments, the second of which is one number for each block.
 
     .. math::
@@ -161,7 +161,9 @@ def scale_by_block_adam(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
+        del extra_args
         leaves, treedef = jax.tree.flatten(updates)
         weights = params_like(updates, params, "scale_by_block_adam", needed=tangent)
         axes = resolve_proper_axes(channel_axes, updates)
@@ -202,7 +204,7 @@ def scale_by_block_adam(
             nu_max=pack(maxima, state.nu_max, updates, axes),
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 class _Moments(NamedTuple):

@@ -22,7 +22,7 @@ from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.stateless import stateless
 
 
-def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
+def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the updates of each leaf by a number of its own.
 
     .. math:: u \leftarrow c_{\mathrm{path}} \, u
@@ -77,7 +77,7 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformation:
 
 def scale_by_param_norm(
     channel_axes: PerLeaf = (), *, min_norm: float = 1e-3
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies each block of the updates by the length of its weights.
 
     .. math:: u_b \leftarrow \max(\|w_b\|_2, \mathrm{min\_norm}) \, u_b
@@ -141,7 +141,7 @@ def scale_by_param_norm(
 
 def scale_by_block_size(
     channel_axes: PerLeaf, power: float = 0.5
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the updates by a power of the number of elements of their block.
 
     .. math:: u \leftarrow d^{\,p} u
@@ -198,7 +198,7 @@ class AverageGradientsState(NamedTuple):
     count: jax.Array  # int32 scalar: updates done
 
 
-def average_gradients(b1: float) -> optax.GradientTransformation:
+def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
     r"""Multiplies the updates by 1 - b1, from the second step on.
 
     .. math:: g_1 \leftarrow g_1, \qquad g_t \leftarrow (1 - b_1) g_t
@@ -247,7 +247,9 @@ def average_gradients(b1: float) -> optax.GradientTransformation:
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, AverageGradientsState]:
+        del extra_args
         params_like(updates, params, "average_gradients", needed=False)
         factor = jnp.where(state.count == 0, 1, 1 - b1)
         updates = jax.tree.map(
@@ -259,4 +261,4 @@ def average_gradients(b1: float) -> optax.GradientTransformation:
         count: Any = optax.safe_increment(state.count)
         return updates, AverageGradientsState(count)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -37,7 +37,7 @@ def scale_by_nadam(
     b2: float = 0.999,
     eps: float = 1e-7,
     momentum_decay: float = 0.004,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales by Adam's moments, with Nesterov momentum on a warm-up schedule.
 
     .. math::
@@ -102,7 +102,9 @@ def scale_by_nadam(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
+        del extra_args
         params_like(updates, params, "scale_by_nadam", needed=False)
         leaves, treedef = jax.tree.flatten(updates)
         count: Any = optax.safe_increment(state.count)
@@ -132,7 +134,7 @@ def scale_by_nadam(
             pack_like_params(nus, state.nu),
         )
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 # Jitted, so that leaves of the same shape are traced once.

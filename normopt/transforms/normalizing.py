@@ -22,7 +22,7 @@ from normopt.transforms.stateless import stateless
 
 def normalize_blocks(
     norm: str = "l2", channel_axes: PerLeaf = (), eps: float = 1e-7
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Divides each block of the updates by its norm.
 
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
@@ -89,7 +89,7 @@ def clip_blocks(
     norm: str = "l2",
     channel_axes: PerLeaf = (),
     eps: float = 1e-7,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales down the blocks of the updates that are longer than `max_norm`.
 
     .. math::

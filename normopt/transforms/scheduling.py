@@ -34,7 +34,8 @@ class _Followed:
 
     def __call__(self, state: FollowedState, **extra_args: Any) -> jax.Array:
         del extra_args
-        return jnp.asarray(self.schedule(state.count), float)
+        # A copy, as a schedule may give an array that is the user's own.
+        return jnp.array(self.schedule(state.count), float)
 
     def update(self, state: FollowedState, **extra_args: Any) -> FollowedState:
         count: Any = optax.safe_increment(state.count)
@@ -89,7 +90,7 @@ def scheduled(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def scale_by_eta(eta: Any) -> optax.GradientTransformation:
+def scale_by_eta(eta: Any) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates by eta_t; unlike `optax.scale` it keeps their dtypes."""
 
     def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
@@ -100,6 +101,27 @@ def scale_by_eta(eta: Any) -> optax.GradientTransformation:
         ]
 
     return stateless("scale_by_eta", lambda params: None, update)
+
+
+def scale_by_rate(
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the updates by minus the learning rate, a number or a schedule.
+
+    As `optax.scale_by_learning_rate` does; but a rate that is an array, as an injected
+    one is, does not raise the dtype of the updates to its own.
+    """
+    if callable(learning_rate):
+        descend = optax.scale_by_learning_rate(learning_rate)
+        return optax.with_extra_args_support(descend)
+
+    def scaled(u: Any) -> Any:
+        if jnp.issubdtype(u.dtype, jnp.inexact):
+            return (accumulator(u) * -learning_rate).astype(u.dtype)
+        return u * -learning_rate  # which a link that has kept nothing of it refuses
+
+    link = optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
+    return optax.with_extra_args_support(link)
 
 
 def _check_schedule(schedule: Any) -> None:

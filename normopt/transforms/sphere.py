@@ -16,7 +16,7 @@ from normopt.blocks import (
     saturated,
 )
 from normopt.checks import check_inner, check_number
-from normopt.paths import params_like, places
+from normopt.paths import check_distinct, params_like, places
 from normopt.rules import PerLeaf
 from normopt.transforms.tangent import tangent_part
 
@@ -156,6 +156,7 @@ def _moment_of(state: optax.OptState, moment: str) -> Any:
 
 
 def _check_moment(moment: str, mu: Any, params: Any) -> None:
+    check_distinct([place.path for place in places(mu)])
     shapes = {place.path: jnp.shape(place.leaf) for place in places(params)}
     for place in places(mu):
         if shapes.get(place.path) != jnp.shape(place.leaf):

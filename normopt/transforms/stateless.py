@@ -15,7 +15,7 @@ def stateless(
     update: Callable[[optax.Updates, Any], list[jax.Array]],
     *,
     needs_params: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Builds a link without state.
 
     Args:
@@ -35,7 +35,9 @@ def stateless(
         updates: optax.Updates,
         state: optax.OptState,
         params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
+        del extra_args
         weights = params_like(updates, params, link, needed=needs_params)
         old, treedef = jax.tree.flatten(updates)
         new = update(updates, weights)
@@ -44,4 +46,4 @@ def stateless(
         ]
         return treedef.unflatten(same_dtype), state
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

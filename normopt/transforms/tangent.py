@@ -24,7 +24,7 @@ from normopt.transforms.block_numbers import (
 from normopt.transforms.stateless import stateless
 
 
-def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformation:
+def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArgs:
     r"""Removes the radial part of the updates; the rest is orthogonal to the weights.
 
     .. math:: u_b \leftarrow u_b - \frac{\langle u_b, w_b \rangle}{\|w_b\|^2} w_b
@@ -86,7 +86,7 @@ def trace_on_tangent(
     *,
     nesterov: bool = False,
     accumulator_dtype: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Accumulates momentum that follows the weights of a block around the sphere.
 
     .. math::
@@ -146,7 +146,9 @@ def trace_on_tangent(
         updates: optax.Updates,
         state: Any,
         params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, TraceOnTangentState]:
+        del extra_args
         leaves, treedef = jax.tree.flatten(updates)
         axes = resolve_proper_axes(channel_axes, updates)
         has_blocks = any(own is not None for own in axes)
@@ -166,7 +168,7 @@ def trace_on_tangent(
         trace = pack_like_params(traces, state.trace)
         return treedef.unflatten(directions), TraceOnTangentState(trace)
 
-    return optax.GradientTransformation(init_fn, update_fn)
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def tangent_part(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -300,3 +300,13 @@ def test_decay_weights_needs_params_and_matching_patterns():
         missing = normopt.decay_weights({"kernle": 0.1}, schedule=schedule)
         with pytest.raises(ValueError, match="weight_decay.*no parameter path.*kernle"):
             missing.init(params)
+
+
+def test_a_schedule_may_give_an_array_of_the_user_s():
+    """Two states do not share it, and a donated one does not take it along."""
+    eta, params = jnp.float32(0.5), {"a": jnp.ones(2), "b": jnp.ones(2)}
+    link = normopt.decay_weights(0.1, schedule=optax.constant_schedule(eta))
+    optimizer = optax.partition({"a": link, "b": link}, {"a": "a", "b": "b"})
+    step = jax.jit(optimizer.update, donate_argnums=1, keep_unused=True)
+    step(params, optimizer.init(params), params)
+    assert not eta.is_deleted()

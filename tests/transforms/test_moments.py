@@ -302,7 +302,7 @@ def test_tangent_moments_need_params():
 def test_a_state_of_other_params_is_refused():
     link = normopt.scale_by_block_adam(channel_axes=())
     state = link.init({"w": jnp.ones(3)})
-    with pytest.raises(ValueError, match="no block moments of 'v', only of 'w'"):
+    with pytest.raises(ValueError, match="made for other params: .* 'v'"):
         link.update({"v": jnp.ones(3)}, state)
-    with pytest.raises(ValueError, match="for 1 leaves and the updates have 0"):
+    with pytest.raises(ValueError, match="made for other params: .* 'w'"):
         link.update({}, state)

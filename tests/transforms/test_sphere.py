@@ -114,3 +114,10 @@ def test_bad_options_are_refused_when_built(arguments, error, message):
         normopt.retract_to_sphere(*arguments)
     with pytest.raises(TypeError, match="`moment` must be the name"):
         normopt.retract_to_sphere(optax.adam(0.1), (), moment=1)
+
+
+def test_two_leaves_of_one_path_are_refused_at_init():
+    params = {"a/b": jnp.ones(2), "a": {"b": jnp.ones(2)}}
+    link = normopt.retract_to_sphere(optax.sgd(0.1, 0.9), (), moment="trace")
+    with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
+        link.init(params)
