@@ -9,13 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
-
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from experiments import processes, provenance
 
@@ -27,7 +23,7 @@ class Run:
         """Name the folder; nothing is created before `open`."""
         self.config = config
         canonical = json.dumps(
-            config, sort_keys=True, separators=(",", ":"), allow_nan=False
+            _told_apart(config), sort_keys=True, separators=(",", ":"), allow_nan=False
         )
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
         self.folder = root / f"{label}-{digest}"
@@ -86,49 +82,16 @@ class Run:
         kept = [r for r in read_records(self.metrics_file) if r["step"] <= step]
         write_text(self.metrics_file, "".join(_line(record) for record in kept))
 
+    def part(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a part of an open run, which is measured unless the folder has it."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            write_json(path, measure())
+        return json.loads(path.read_text())
+
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
         write_json(self._result_file, result)
-
-
-class Stored(Protocol):
-    """The part of a configuration that says where records are, and what to do."""
-
-    out: Path
-    smoke: bool
-    redraw: bool
-
-
-def measure_and_show(
-    config: Stored,
-    name: str,
-    measure: Callable[[Console], dict[str, Any]],
-    draw: Callable[[Path, dict[str, Any]], None],
-    table: Callable[[dict[str, Any]], Table],
-) -> None:
-    """Store what an experiment measures as JSON, and draw and print what is stored.
-
-    Args:
-        config: `out`, the folder of full runs; `smoke`, whether to keep apart from
-            these in a folder inside; `redraw`, whether to measure nothing.
-        name: of the records and of the figure.
-        measure: returns the records, which get their provenance beside them; may tell
-            the console how far it is.
-        draw: writes the figure.
-        table: sums the records up.
-    """
-    folder = config.out / "smoke" if config.smoke else config.out
-    records, figure = (folder / f"{name}.{end}" for end in ("json", "png"))
-    if config.redraw and not records.exists():
-        sys.exit(f"error: --redraw needs {records}, which a run without it writes")
-    console = Console()
-    if not config.redraw:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(records, {**measure(console), "provenance": provenance.describe()})
-    stored = json.loads(records.read_text())
-    draw(figure, stored)
-    console.print(table(stored))
-    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -173,6 +136,29 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _told_apart(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration that differs, keys sorted, where two runs train otherwise.
+
+    Of an optimizer's rules by path the first match wins, so that their order counts.
+    """
+    if "optimizer" not in config:
+        return config
+    return {**config, "optimizer": _with_order(config["optimizer"])}
+
+
+def _with_order(value: Any) -> Any:
+    """Return an optimizer's configuration with rules as pairs, which keep their order.
+
+    Rules in the order of the alphabet stay a mapping, whose keys are sorted anyhow.
+    """
+    if not isinstance(value, dict):
+        return value
+    pairs = [(key, _with_order(inner)) for key, inner in value.items()]
+    # What has a name is an optimizer or a schedule, not rules.
+    is_named = isinstance(value.get("name"), str)
+    return dict(pairs) if is_named or list(value) == sorted(value) else pairs
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ from rich.table import Table
 
 import normopt
 from experiments import figures
-from experiments.runs import measure_and_show
+from experiments.measuring import measure_and_show
+from experiments.progress import counted
 
 # Two and a half times one another, from 0.001 to 0.1.
 LEARNING_RATES = tuple(round(10 ** (-3 + 0.4 * k), 6) for k in range(6))
@@ -139,13 +140,13 @@ def measure(config: ConvexConfig, console: Console) -> dict[str, Any]:
 
     Args:
         config: how much of it.
-        console: gets a line for each method.
+        console: gets a bar, and a line for each method.
 
     Returns:
         The settings, and for each method the gaps: learning rates x records.
     """
     problem, gaps = draw_problem(config.size, config.seed), {}
-    for name, make in METHODS.items():
+    for name, make in counted(METHODS.items(), console, "methods"):
         began = time.perf_counter()
         trace = descend_at_all_rates(make, problem, config.steps)
         gaps[name] = [[_short(gap) for gap in row] for row in largest(trace.gaps)]

@@ -37,7 +37,8 @@ from rich.table import Table
 
 from experiments import figures
 from experiments.block_normalized_2017 import convex
-from experiments.runs import measure_and_show
+from experiments.measuring import folder_of, measure_and_show
+from experiments.progress import counted
 
 # A run has arrived when its gap is this part of the gap at the start.
 ARRIVED = 0.01
@@ -76,14 +77,13 @@ def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
 
     Args:
         config: where they lie.
-        console: told whether they are read or computed.
+        console: told whether they are computed first, and gets a bar.
 
     Returns:
         Their settings and provenance, and for each method and rate the gap at the end,
         and the step from which on the gap has been `ARRIVED` of the first one, or None.
     """
-    folder = config.out / "smoke" if config.smoke else config.out
-    source = folder / "convex.json"
+    source = folder_of(config) / "convex.json"
     if not source.exists():
         console.print("no runs are stored, computing them", highlight=False)
         smoke = ["--smoke"] if config.smoke else []
@@ -100,7 +100,7 @@ def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
                 "gap_at_end": [gaps[-1] for gaps in rates],
                 "arrived_after": [arrival(gaps, every) for gaps in rates],
             }
-            for name, rates in runs["gaps"].items()
+            for name, rates in counted(runs["gaps"].items(), console, "methods")
         },
     }
 

@@ -8,8 +8,9 @@ network of two hidden layers of 64 units, batch-normalised as the paper's ResNet
 
     python -m experiments decoupled_decay_2019.decay_grid
 
-takes two to three minutes on two CPU cores. It writes `grid.json` and `grid.png`;
-`--redraw` draws the stored records again.
+takes two to three minutes on two CPU cores. It writes `decay_grid.json` and `.png` and
+what is finished, from where the same command goes on; `--redraw` draws the stored
+records again.
 
 The paper gives no number; its map shows the ten best cells along a diagonal with L2,
 and less so with decoupled decay, where rate and decay can be tuned one after the other.
@@ -42,7 +43,6 @@ the other way.
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     load_task,
     start,
 )
-from experiments.progress import counted
-from experiments.runs import measure_and_show
+from experiments.measuring import measure_and_show, measure_parts
 
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
@@ -78,7 +77,7 @@ class DecayGridConfig:
     """Where to write, and how much to compute."""
 
     out: Path = Path("runs/decoupled_decay_2019")
-    """The folder for `grid.json` and `grid.png`."""
+    """The folder for `decay_grid.json`, `decay_grid.png` and what is finished."""
     seeds: int = 8
     """Runs a cell, whose errors are averaged."""
     epochs: int = 60
@@ -91,6 +90,8 @@ class DecayGridConfig:
     """Only every fifth row and column, 2 seeds, 3 epochs and 16 units."""
     redraw: bool = False
     """Print and draw the stored records, without training."""
+    fresh: bool = False
+    """Train again what is finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +122,11 @@ def main(args: Sequence[str]) -> None:
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
     measured = functools.partial(measure, config)
-    measure_and_show(config, "grid", measured, draw, table)
+    measure_and_show(config, "decay_grid", measured, draw, table)
 
 
 def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
-    """Train every cell of every method.
+    """Train every cell of every method, or read those that are finished.
 
     Args:
         config: how much of it.
@@ -137,25 +138,26 @@ def measure(config: DecayGridConfig, console: Console) -> dict[str, Any]:
     """
     task = load_task(config.epochs, config.hidden, config.batch_norm)
     starts = [start(seed, task) for seed in range(config.seeds)]
-    stride, grids = 5 if config.smoke else 1, {}
-    for name, method in counted(METHODS.items(), console, "methods"):
-        began = time.perf_counter()
+    stride = 5 if config.smoke else 1
+
+    def grid_of(name: str) -> dict[str, Any]:
+        method = METHODS[name]
         rates, decays = method.learning_rates[::stride], method.decays[::stride]
         errors = grid_errors(method.make, rates, decays, starts, task)
-        grids[name] = {
+        return {
             "learning_rates": list(rates),
             "decays": list(decays),
             "errors": errors.tolist(),
         }
-        seconds = time.perf_counter() - began
-        console.print(f"{name}: {errors.size} runs in {seconds:.0f} s", highlight=False)
-    return {
-        "device": devices.describe(),
+
+    told = {
         "epochs": config.epochs,
         "hidden": config.hidden,
         "batch_norm": config.batch_norm,
-        "grids": grids,
     }
+    settings = {**told, "seeds": config.seeds, "stride": stride}
+    grids = measure_parts(config, "decay_grid", settings, METHODS, grid_of, console)
+    return {"device": devices.describe(), **told, "grids": grids}
 
 
 def alignment(
@@ -181,16 +183,16 @@ def alignment(
 
 
 def near_best(errors: np.ndarray) -> np.ndarray:
-    """Return which cells are within `MARGIN` of the best, those that are measured."""
+    """Return which cells are within `MARGIN` of the best: an alignment is theirs."""
     return errors <= errors.min() + MARGIN
 
 
 def draw(path: Path, stored: Mapping[str, Any]) -> None:
-    """Draw the maps on one colour scale, with the cells marked that are measured.
+    """Draw the maps on one colour scale, with the cells marked that are near the best.
 
     Args:
         path: the PNG to write.
-        stored: what `grid.json` holds.
+        stored: what `decay_grid.json` holds.
     """
     best = min(np.mean(g["errors"], axis=0).min() for g in stored["grids"].values())
     with matplotlib.rc_context({"font.size": 10}):
@@ -206,7 +208,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figure.suptitle(f"digits, {normalised} batch norm, mean of {seeds} seeds")
         for axes in panels[:, 0]:
             axes.set_ylabel("learning rate")
-        for axes in panels[1]:
+        for axes in panels.flat:
             axes.set_xlabel("weight decay")
         bar = figure.colorbar(mesh, ax=panels, extend="max", shrink=0.6, aspect=30)
         bar.set_label("test error")
@@ -234,7 +236,7 @@ def _draw_map(axes: Any, grid: Mapping[str, Any], best: float) -> Any:
     )
     rows, columns = np.nonzero(near_best(errors))
     dots = {"color": "white", "edgecolors": "black", "s": 45}
-    label = f"measured: the cells within {100 * MARGIN:g} points of the best"
+    label = f"within {100 * MARGIN:g} points of the best: used for rho and slope"
     axes.scatter(columns, rows, label=label, **dots)
     row, column = np.unravel_index(errors.argmin(), errors.shape)
     star = dots | {"color": "red", "s": 190, "marker": "*"}

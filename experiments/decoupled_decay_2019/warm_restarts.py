@@ -25,7 +25,7 @@ two give the same update.
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,14 @@ import optax
 import tyro
 from flax import nnx
 from matplotlib.figure import Figure
+from rich.console import Console
 from rich.table import Table
 
 import normopt
 from experiments import figures
 from experiments.claims import NO_VALUE
-from experiments.runs import measure_and_show
+from experiments.measuring import measure_and_show
+from experiments.progress import counted
 
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
@@ -99,29 +101,32 @@ def main(args: Sequence[str]) -> None:
     measure_and_show(
         config,
         "warm_restarts",
-        lambda console: measure(length, config.seed),
+        lambda console: measure(length, config.seed, console),
         draw,
         table,
     )
 
 
-def measure(length: int, seed: int) -> dict[str, Any]:
+def measure(length: int, seed: int, console: Console) -> dict[str, Any]:
     """Train twice, restarted by itself and by hand.
 
     Args:
         length: of the sequences.
         seed: for weights, data and labels.
+        console: gets a bar for each run.
 
     Returns:
         Both, and the records of the two runs.
     """
     by_itself = normopt.WarmRestarts(CYCLE)
     by_hand = normopt.WarmRestarts(CYCLE, autorestart=False)
+    automatic = counted(range(EPOCHS * CYCLE), console, "restarts by itself")
+    restarted = counted(range(STEPS_BY_HAND), console, "restarted by hand")
     return {
         "length": length,
         "seed": seed,
-        "automatic": train(by_itself, EPOCHS * CYCLE, {}, length, seed),
-        "by_hand": train(by_hand, STEPS_BY_HAND, RESTARTS, length, seed),
+        "automatic": train(by_itself, automatic, {}, length, seed),
+        "by_hand": train(by_hand, restarted, RESTARTS, length, seed),
     }
 
 
@@ -140,7 +145,7 @@ def make_optimizer(schedule: normopt.WarmRestarts) -> optax.GradientTransformati
 
 def train(
     schedule: normopt.WarmRestarts,
-    steps: int,
+    steps: Iterable[int],
     restarts: Mapping[int, Mapping[str, int]],
     length: int,
     seed: int,
@@ -149,7 +154,7 @@ def train(
 
     Args:
         schedule: eta_t.
-        steps: how many updates.
+        steps: the updates, counted from 0.
         restarts: before which updates, counted from 0, `normopt.restart` is called, and
             its arguments.
         length: of the sequences.
@@ -162,7 +167,7 @@ def train(
     model = Network(rngs=nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, make_optimizer(schedule), wrt=nnx.Param)
     random, records = np.random.default_rng(seed), []
-    for step in range(steps):
+    for step in steps:
         if step in restarts:
             state = normopt.restart(optimizer.opt_state, **restarts[step])
             optimizer.opt_state = state
@@ -213,7 +218,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             _draw_run(above, below, stored[name])
             above.set_title(title)
             below.set_xlabel("update")
-        axes[0, 0].set(ylabel=r"$\eta_t$", ylim=(-0.04, 1.2))
+        axes[0, 0].set(ylabel=r"$\eta_t$", ylim=(-0.04, 1.3))
         axes[1, 0].set_ylabel("learning rate")
         axes[1, 0].ticklabel_format(axis="y", scilimits=(-4, -4), useMathText=True)
         figure.legend(
@@ -245,8 +250,9 @@ def _draw_run(above: Any, below: Any, records: Records) -> None:
             for axes in (above, below):
                 axes.axvline(record["step"], color="#b03060", linestyle=":")
             asked = ", ".join(f"{k}={v}" for k, v in record["restart"].items())
-            place = {"va": "top", "size": 9}
-            above.text(record["step"] + 1, 1.16, f"restart({asked})", **place)
+            # Two lines: one is too long for the last cycle.
+            text = f"restart with\n{asked}"
+            above.text(record["step"] + 1, 1.27, text, va="top", size=9)
 
 
 def table(stored: Mapping[str, Any]) -> Table:

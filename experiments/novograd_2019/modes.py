@@ -10,8 +10,8 @@ the 1,397 other images. Each optimizer has 13 rates over three decades and 10 se
 
     python -m experiments novograd_2019.modes
 
-takes under two minutes on two CPU cores. It writes `modes.json` and `modes.png`;
-`--redraw` draws the stored records again.
+takes under two minutes on two CPU cores. It writes `modes.json`, `modes.png` and what
+is finished, from where the same command goes on; `--redraw` draws the records again.
 
 Fixed in advance: NovoGrad has b1 = 0.95, b2 = 0.98 and decay 1e-3, as the paper, and
 the default eps of 1e-7. `optax.adamw` has its defaults and the same decay, which there
@@ -45,7 +45,6 @@ epochs by nearly 3 points. The decay lowers the error at high rates alone.
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +59,7 @@ from rich.table import Table
 
 from experiments import devices, figures
 from experiments.claims import NO_VALUE
+from experiments.measuring import measure_and_show, measure_parts
 from experiments.novograd_2019.modes_training import (
     B1,
     B2,
@@ -72,13 +72,9 @@ from experiments.novograd_2019.modes_training import (
     load_task,
     start,
 )
-from experiments.progress import counted
-from experiments.runs import measure_and_show
 
-# What is near the best: an error of one point more.
-MARGIN = 0.01
-# The marks of a logarithmic axis.
-ERRORS = (0.05, 0.1, 0.2, 0.5, 0.9)
+MARGIN = 0.01  # what is near the best: an error of one point more
+ERRORS = (0.05, 0.1, 0.2, 0.5, 0.9)  # marks of a logarithmic axis
 
 # Colours that the colour-blind can tell apart, of Okabe and Ito.
 _LINES = {
@@ -96,7 +92,7 @@ class ModesConfig:
     """Where to write, and how much to compute."""
 
     out: Path = Path("runs/novograd_2019")
-    """The folder for `modes.json` and `modes.png`."""
+    """The folder for `modes.json`, `modes.png` and what is finished."""
     seeds: int = 10
     """Runs at each learning rate, at least 2."""
     epochs: int = 30
@@ -105,6 +101,8 @@ class ModesConfig:
     """Only every third learning rate, 2 seeds and 2 epochs."""
     redraw: bool = False
     """Print and draw the stored records, without training."""
+    fresh: bool = False
+    """Train again what is finished."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,18 +127,17 @@ class NearBest:
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
-    command = "python -m experiments novograd_2019.modes"
-    config = tyro.cli(ModesConfig, args=args, prog=command)
+    prog = "python -m experiments novograd_2019.modes"
+    config = tyro.cli(ModesConfig, args=args, prog=prog)
     if config.seeds < 2:
         sys.exit(f"error: `seeds` must be at least 2, got {config.seeds}")
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=2)
-    measured = functools.partial(measure, config)
-    measure_and_show(config, "modes", measured, draw, table)
+    measure_and_show(config, "modes", functools.partial(measure, config), draw, table)
 
 
 def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
-    """Train every optimizer at all its learning rates.
+    """Train every optimizer at all its learning rates, or read what is finished.
 
     Args:
         config: how much of it.
@@ -152,14 +149,15 @@ def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
     """
     task = load_task()
     starts = [start(seed, config.epochs) for seed in range(config.seeds)]
-    stride, curves = 3 if config.smoke else 1, {}
-    for name, method in counted(METHODS.items(), console, "optimizers"):
-        began = time.perf_counter()
-        exponents = method.exponents[::stride]
-        errors = all_errors(method.make, 10.0**exponents, starts, task)
-        curves[name] = {"exponents": exponents.tolist(), "errors": errors.tolist()}
-        seconds = time.perf_counter() - began
-        console.print(f"{name}: {errors.size} runs in {seconds:.0f} s", highlight=False)
+    stride = 3 if config.smoke else 1
+
+    def curve_of(name: str) -> dict[str, Any]:
+        exponents = METHODS[name].exponents[::stride]
+        errors = all_errors(METHODS[name].make, 10.0**exponents, starts, task)
+        return {"exponents": exponents.tolist(), "errors": errors.tolist()}
+
+    settings = {"epochs": config.epochs, "seeds": config.seeds, "stride": stride}
+    curves = measure_parts(config, "modes", settings, METHODS, curve_of, console)
     return {
         "device": devices.describe(),
         "epochs": config.epochs,
@@ -207,10 +205,11 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(11, 5.4), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 0.9))
-        for name, curve in stored["curves"].items():
-            _draw_curve(left, right, name, curve)
+        for rank, (name, curve) in enumerate(stored["curves"].items()):
+            # Bars of several curves at one rate would hide one another.
+            _draw_curve((left, right), name, curve, shift=0.012 * rank - 0.03)
         left.set(xlabel="learning rate", ylabel="test error, log scale", yscale="log")
-        left.set_title("mean and deviation over the seeds")
+        left.set_title("mean and deviation over the seeds, drawn a little apart")
         left.set_yticks([], minor=True)
         left.set_yticks(ERRORS, [f"{error:.0%}" for error in ERRORS])
         _draw_shift(left, stored)
@@ -224,39 +223,45 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         )
         for axes in (left, right):
             axes.set_xscale("log")
-        seeds = len(curve["errors"])
         images, epochs = stored["training_images"], stored["epochs"]
+        seeds = len(curve["errors"])
         figure.suptitle(f"{images} digits for {epochs} epochs, {seeds} seeds")
         lines = left.get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
         figures.save(figure, path, NO_VALUE)
 
 
-def _draw_curve(left: Any, right: Any, name: str, curve: Mapping[str, Any]) -> None:
+def _draw_curve(axes: Any, name: str, curve: Mapping[str, Any], shift: float) -> None:
+    left, right = axes
     exponents, errors = np.array(curve["exponents"]), np.array(curve["errors"])
     mean, deviation = errors.mean(axis=0), errors.std(axis=0, ddof=1)
     line = _LINES[name] | {"linewidth": 2}
     found = near_best(mean, curve["exponents"])
     label = f"{name}: {_in_words(found)} decades"
-    left.plot(10**exponents, mean, label=label, **line)
     # Less than the smallest error might be less than 0.
-    ends = np.maximum(mean - deviation, errors.min(axis=0)), mean + deviation
-    left.fill_between(10**exponents, *ends, color=line["color"], alpha=0.2, linewidth=0)
+    ends = np.minimum(deviation, mean - errors.min(axis=0)), deviation
+    rates = 10 ** (exponents + shift)
+    left.errorbar(rates, mean, ends, label=label, elinewidth=1, **line)
     right.plot(10 ** (exponents - found.low), 100 * (mean - mean.min()), **line)
 
 
 def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
     """Point from the valley of the average to that of the sum."""
-    valleys = []
+    ends, height = [], 0.029
     for name in ("NovoGrad, average", "NovoGrad, sum"):
         curve = stored["curves"][name]
-        found = near_best(np.mean(curve["errors"], axis=0), curve["exponents"])
-        valleys.append(10 ** ((found.low + found.high) / 2))
-    tail, head = ((valley, 0.028) for valley in valleys)
+        mean, exponents = np.mean(curve["errors"], axis=0), curve["exponents"]
+        found = near_best(mean, exponents)
+        middle = (found.low + found.high) / 2
+        rate, error = 10**middle, np.interp(middle, exponents, mean)
+        line = {"color": _LINES[name]["color"], "marker": "o", "markevery": [1]}
+        axes.plot([rate, rate], [height, error], linestyle=":", **line)
+        ends.append((rate, height))
+    tail, head = ends
     axes.annotate("", xy=head, xytext=tail, arrowprops={"arrowstyle": "->"})
     factor = 1 / (1 - stored["b1"])
     text = f"a sum steps 1 / (1 - b1) = {factor:.0f} times as far as an average"
-    axes.text(np.sqrt(np.prod(valleys)), 0.026, text, ha="center", va="top")
+    axes.text(np.sqrt(tail[0] * head[0]), 0.027, text, ha="center", va="top")
     axes.set_ylim(bottom=0.02)
 
 

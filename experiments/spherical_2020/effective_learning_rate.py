@@ -59,9 +59,10 @@ from rich.table import Table
 from experiments import data, devices, figures, preparation
 from experiments.claims import NO_VALUE
 from experiments.loop import Plan
+from experiments.measuring import folder_of, measure_and_show
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig
-from experiments.runs import Run, measure_and_show, read_records
+from experiments.runs import Run, read_records
 from experiments.spherical_2020 import protocol
 from experiments.spherical_2020.epochs import Record, train_epochs
 from experiments.spherical_2020.turning import (
@@ -77,7 +78,8 @@ OPTIMIZERS = ("adam", "adams", "adamsrt")
 WEIGHT_DECAY = 0.0
 QUANTITIES = ("norm", "angle", "rate")
 _LABELS = {
-    "norm": r"norm $\|w\|$ / first epoch's",
+    "norm": r"norm $\|w\|$",
+    "growth": r"$\|w\|$ / first epoch's",
     "angle": "angle of a step (rad)",
     "rate": r"lr $\sqrt{d}\,/\,\|w\|$",
 }
@@ -104,6 +106,8 @@ class EffectiveLearningRateConfig:
     """VGG-6 for two epochs, without AdamS."""
     redraw: bool = False
     """Print and draw the stored records, without training."""
+    fresh: bool = False
+    """Train again what is finished or under way."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -142,10 +146,12 @@ def measure(config: EffectiveLearningRateConfig, console: Console) -> dict[str, 
         factors = draw_factors(prepared.state.params, config.seed)
         # Part of what names the folder, as all that its numbers depend on.
         run = Run(
-            (config.out / "smoke" if config.smoke else config.out) / "rates",
+            folder_of(config) / "rates",
             f"{config.dataset}-{config.model}-{name}",
             {**prepared.run.config, "factors": factors},
         )
+        if config.fresh:
+            run.remove()
         stored["runs"][name] = _records(run, prepared, factors, console)
         stored["factors"] = factors
         stored["optimizers"][name] = {
@@ -186,26 +192,37 @@ def _records(
 
 
 def draw(path: Path, stored: Mapping[str, Any]) -> None:
-    """Draw the three quantities of each layer over the epochs, a column an optimizer.
+    """Draw the quantities of each layer over the epochs, a column an optimizer.
 
     Args:
         path: the PNG to write.
         stored: what `effective_learning_rate.json` holds.
     """
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(10, 8.5), layout="constrained")
-        panels = figure.subplots(len(QUANTITIES), len(stored["runs"]), sharey="row")
+        figure = Figure(figsize=(10, 11), layout="constrained")
+        panels = figure.subplots(len(_LABELS), len(stored["runs"]))
         for column, (name, records) in zip(
             panels.T, stored["runs"].items(), strict=True
         ):
             column[0].set_title(name)
             column[-1].set_xlabel("epoch")
-            for axes, quantity in zip(column, QUANTITIES, strict=True):
+            for axes, quantity in zip(column, _LABELS, strict=True):
                 _draw_layers(axes, records, quantity, stored["factors"])
-        for axes, quantity in zip(panels[:, 0], QUANTITIES, strict=True):
-            axes.set_ylabel(_LABELS[quantity])
+        for row, (quantity, label) in zip(panels, _LABELS.items(), strict=True):
+            row[0].set_ylabel(label)
+            # One scale would make a flat line of what grows least.
+            if quantity != "growth":
+                lows, highs = zip(*(axes.get_ylim() for axes in row), strict=True)
+                for axes in row:
+                    axes.set_ylim(min(lows), max(highs))
         lines, labels = panels[0, 0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(
+            *(lines, labels),
+            title="layer, from the first on, × the factor of its initial kernel",
+            loc="outside lower center",
+            ncols=3,
+            frameon=False,
+        )
         figure.suptitle(
             f"{stored['model']} on {stored['dataset']}, mean over the channels"
         )
@@ -215,21 +232,25 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
 def _draw_layers(
     axes: Any, records: Sequence[Record], quantity: str, factors: Mapping[str, float]
 ) -> None:
-    layers = list(records[0][quantity])
+    measured = "norm" if quantity == "growth" else quantity
+    # By depth: the stem, whose name comes late, is the first layer.
+    layers = sorted(records[0][measured], key=lambda path: not path.startswith("stem"))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for place, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
-        values = np.array([record[quantity][layer] for record in records])
+        values = np.array([record[measured][layer] for record in records])
         axes.plot(
             [record["epoch"] for record in records],
-            # Lengths begin far apart, and change by little.
-            values / values[0] if quantity == "norm" else values,
+            values / values[0] if quantity == "growth" else values,
             color=colour,
-            # Rates may lie on each other: dashes show the line beneath.
+            # Rates may lie on each other: dashes above show the line beneath.
             linestyle=("-", (0, (5, 5)))[place % 2],
+            zorder=2 + place % 2,
             linewidth=1.8,
             label=f"{layer.removesuffix('/kernel')} × {factors[layer]:.2f}",
         )
-    if quantity != "norm":
+    if quantity == "norm":
+        figures.log_scale(axes)
+    elif quantity != "growth":
         axes.set_yscale("log")
 
 

@@ -4,7 +4,7 @@ What they train is a `TrainState`, of one run or of several that are stacked, an
 something beside it. The general loop never waits for a step; these wait once an epoch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.loop import Plan, TrainingDiverged
 from experiments.progress import TrainingProgress
 from experiments.runs import Run, append_record
+from experiments.skipping import all_finite
 from experiments.steps import NEVER, TrainState
 
 # A run saves at most so often: the state of several large networks takes seconds.
@@ -25,8 +26,28 @@ Record = dict[str, Any]
 TrainEpoch = Callable[[TrainState, int], tuple[TrainState, Record]]
 
 
+class RunDiverged(TrainingDiverged):
+    """Says which of the runs that are trained stopped being finite.
+
+    Attributes:
+        found: what is not finite, in words.
+        step: after which step.
+        seed: of the run among stacked ones, None of one alone.
+    """
+
+    def __init__(self, found: str, step: int, seed: int | None, last_good: str):
+        """Take, besides the attributes, which checkpoint is the last good one."""
+        super().__init__(f"{found}; {last_good}")
+        self.found, self.step, self.seed = found, step, seed
+
+
 def train_epochs(
-    run: Run, start: TrainState, plan: Plan, train_epoch: TrainEpoch, console: Console
+    run: Run,
+    start: TrainState,
+    plan: Plan,
+    train_epoch: TrainEpoch,
+    console: Console,
+    seeds: Sequence[int] = (),
 ) -> TrainState:
     """Train to the end of the plan, from the start or the last checkpoint.
 
@@ -38,12 +59,14 @@ def train_epochs(
             next state and a record with the quantities that `metrics.jsonl` has; one
             that differs between stacked runs is a list of numbers.
         console: where progress goes.
+        seeds: of the runs that are stacked, for messages.
 
     Returns:
         The state after the last epoch.
 
     Raises:
-        TrainingDiverged: a loss is not finite.
+        RunDiverged: a loss, or after an epoch a weight, statistic or moment, is not
+            finite.
         OSError: a file cannot be written, or no checkpoint can be read.
     """
     run.open()
@@ -60,8 +83,8 @@ def train_epochs(
         with TrainingProgress(console, plan.total_steps, done, images) as progress:
             for epoch in range(done // plan.steps_per_epoch, plan.epochs):
                 state, record = train_epoch(state, epoch)
-                _check(state, checkpoints)
                 step = (epoch + 1) * plan.steps_per_epoch
+                _check(state, step, seeds, checkpoints)
                 record = {"step": step, "epoch": epoch + 1, **record}
                 append_record(run.metrics_file, record)
                 progress.advance(plan.steps_per_epoch)
@@ -72,15 +95,32 @@ def train_epochs(
     return state
 
 
-def _check(state: TrainState, checkpoints: Checkpoints) -> None:
-    bad = np.atleast_1d(np.asarray(state.first_bad_step))
-    if (bad != NEVER).any():
-        place = int(np.flatnonzero(bad != NEVER)[0])
-        where = f" of seed {place}" if bad.size > 1 else ""
-        raise TrainingDiverged(
-            f"the loss of step {bad[place]}{where} is not finite; "
-            f"{checkpoints.last_good()}"
-        )
+def _check(
+    state: TrainState, step: int, seeds: Sequence[int], checkpoints: Checkpoints
+) -> None:
+    bad_steps, finite = map(np.atleast_1d, (state.first_bad_step, _are_finite(state)))
+    for bad_step, is_finite, seed in zip(
+        bad_steps.tolist(), finite, seeds or [None], strict=True
+    ):
+        if bad_step != NEVER:
+            step, found = bad_step, f"the loss of step {bad_step}"
+        elif not is_finite:
+            found = f"a weight, statistic or moment after step {step}"
+        else:
+            continue
+        where = "" if seed is None else f" of seed {seed}"
+        found += f"{where} is not finite"
+        raise RunDiverged(found, step, seed, checkpoints.last_good())
+
+
+@jax.jit
+def _are_finite(state: TrainState) -> jax.Array:
+    """Say of each run whether what it goes on from is finite."""
+
+    def is_finite(one: TrainState) -> jax.Array:
+        return all_finite((one.params, one.model_state, one.opt_state))
+
+    return (jax.vmap(is_finite) if state.step.ndim else is_finite)(state)
 
 
 def _mean(value: Any) -> Any:

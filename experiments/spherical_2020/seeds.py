@@ -20,7 +20,7 @@ from experiments.loop import keys_of, on_device, order_of
 from experiments.preparation import Prepared, initial_weights
 from experiments.runs import Run
 from experiments.selection import chosen, keep_best, select
-from experiments.spherical_2020.epochs import Record, train_epochs
+from experiments.spherical_2020.epochs import Record, RunDiverged, train_epochs
 from experiments.steps import (
     EVALUATION_BATCH,
     Images,
@@ -45,26 +45,35 @@ def train_seeds(
         console: where progress goes.
 
     Returns:
-        What stands in its `result.json`: lists with a number for each seed.
+        What stands in its `result.json`: lists with a number for each seed, or, where a
+        seed diverged, `diverged`: which one, after which step, and in words.
 
     Raises:
-        TrainingDiverged: a loss is not finite.
         OSError: a file cannot be written, or no checkpoint can be read.
     """
     if run.is_finished():
         return run.result()
     stack, plan = _Stack(prepared, seeds), prepared.plan
     start = initial_states(prepared, seeds)
-    state = train_epochs(run, start, plan, stack.train_epoch, console)
-    best = jax.vmap(chosen)(state)
-    test = stack.evaluate(best, prepared.data.test)
-    result = {
-        "test_accuracy": _per_image(test.correct, test),
-        "tested_step": np.asarray(best.step).tolist(),
+    effort = {
         "epochs": plan.epochs,
         "steps": plan.total_steps,
         "device": devices.describe().splitlines()[0],
     }
+    try:
+        state = train_epochs(run, start, plan, stack.train_epoch, console, seeds)
+    except RunDiverged as error:
+        # A result too: it would diverge again.
+        found = {"step": error.step, "seed": error.seed, "words": error.found}
+        result = {"diverged": found, **effort}
+    else:
+        best = jax.vmap(chosen)(state)
+        test = stack.evaluate(best, prepared.data.test)
+        result = {
+            "test_accuracy": _per_image(test.correct, test),
+            "tested_step": np.asarray(best.step).tolist(),
+            **effort,
+        }
     run.finish(result)
     return result
 

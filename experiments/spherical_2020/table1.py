@@ -12,7 +12,9 @@ and wants an accelerator. `--columns` and `--optimizers` take a part of the grid
 `--epochs` shortens the schedule and `--seeds` says how many. Each cell has a folder of
 its own: the same command again goes on where it stopped, and one that names more cells
 trains only those. `table1.json` keeps the cells that a command does not name; one that
-is trained with other settings replaces that of before. `--redraw` prints it again.
+is trained with other settings replaces that of before. One that diverged ends no
+others: it is stored as such, until `--fresh` trains it again. `--redraw` prints the
+table again.
 
 A first part for one GPU, two of the columns after each other, is
 
@@ -44,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import data, provenance
-from experiments.loop import TrainingDiverged
+from experiments.measuring import folder_of, one_line_errors
 from experiments.runs import Run, write_json
 from experiments.spherical_2020 import protocol
 from experiments.spherical_2020.seeds import train_seeds
@@ -87,6 +89,8 @@ class Table1Config:
     on scikit-learn's digits, beside the paper's numbers for another thing."""
     redraw: bool = False
     """Print the stored table, without training."""
+    fresh: bool = False
+    """Train again what is finished, diverged or under way."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -95,25 +99,24 @@ def main(args: Sequence[str]) -> None:
     config = tyro.cli(Table1Config, args=args, prog=prog)
     if config.seeds < 1:
         sys.exit(f"error: `seeds` must be at least 1, got {config.seeds}")
-    folder = config.out / "smoke" if config.smoke else config.out
-    records, console = folder / "table1.json", Console()
+    folder, console, diverged = folder_of(config), Console(), []
+    records = folder / "table1.json"
     if config.redraw and not records.exists():
         sys.exit(f"error: --redraw needs {records}, which a run without it writes")
     if not config.redraw:
-        try:
-            measure(config, folder / "cells", records, console)
-        except (OSError, TrainingDiverged, TypeError, ValueError) as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
-            sys.exit("interrupted; the same command goes on from the last checkpoint")
+        with one_line_errors():
+            diverged = measure(config, folder / "cells", records, console)
     stored = json.loads(records.read_text())
     console.print(table(stored))
     console.print(f"{records}", markup=False, highlight=False, soft_wrap=True)
+    if diverged:
+        names = ", ".join(f"{cell['column']} {cell['optimizer']}" for cell in diverged)
+        sys.exit(f"error: diverged: {names}; --fresh trains again")
 
 
 def measure(
     config: Table1Config, cells_folder: Path, records: Path, console: Console
-) -> None:
+) -> list[Cell]:
     """Train every cell that is not finished, and store each beside those of the file.
 
     Args:
@@ -121,7 +124,11 @@ def measure(
         cells_folder: for their folders.
         records: the JSON file, written after each cell.
         console: where progress goes.
+
+    Returns:
+        Those of the cells that diverged.
     """
+    diverged = []
     columns = config.columns or (SMOKE_COLUMNS if config.smoke else protocol.COLUMNS)
     names = config.optimizers or (
         SMOKE_OPTIMIZERS if config.smoke else protocol.OPTIMIZERS
@@ -137,19 +144,37 @@ def measure(
         for name in names:
             cell = _train_cell(config, column, name, images, cells_folder, console)
             records.parent.mkdir(parents=True, exist_ok=True)
-            cells = _with(cell, records)
-            write_json(records, {"cells": cells, "provenance": provenance.describe()})
+            write_json(
+                records, {**_with(cell, records), "provenance": provenance.describe()}
+            )
+            if "diverged" in cell:
+                diverged.append(cell)
+    return diverged
 
 
-def _with(cell: Cell, records: Path) -> list[Cell]:
+def _with(cell: Cell, records: Path) -> dict[str, list[Cell]]:
     """Return the cells of a file and one more, which replaces that of its place.
 
-    So a command that names a part of the grid keeps what others have trained.
+    So a command that names a part of the grid keeps what others have trained. Cells
+    that diverged have a list of their own, for they have no accuracy.
     """
-    stored = json.loads(records.read_text())["cells"] if records.exists() else []
-    cells = {(one["column"], one["optimizer"]): one for one in [*stored, cell]}
+    stored = json.loads(records.read_text()) if records.exists() else {"cells": []}
+    cells = _in_order([*_all_cells(stored), cell])
+    return {
+        "cells": [one for one in cells if "diverged" not in one],
+        "diverged": [one for one in cells if "diverged" in one],
+    }
+
+
+def _all_cells(stored: Mapping[str, Any]) -> list[Cell]:
+    return [*stored["cells"], *stored.get("diverged", [])]
+
+
+def _in_order(cells: Sequence[Cell]) -> list[Cell]:
+    """Return cells in the order of the paper, the last one of each place."""
+    by_place = {(one["column"], one["optimizer"]): one for one in cells}
     places = itertools.product(protocol.COLUMNS, protocol.OPTIMIZERS)
-    return [cells[place] for place in places if place in cells]
+    return [by_place[place] for place in places if place in by_place]
 
 
 def _train_cell(
@@ -180,6 +205,8 @@ def _train_cell(
     common = {k: v for k, v in prepared.run.config.items() if k not in left_out}
     label = f"{dataset}-{model}-{optimizer}"
     run = Run(cells_folder, label, {**common, "seeds": seeds})
+    if config.fresh:
+        run.remove()
     result = train_seeds(prepared, seeds, run, console)
     # A run's configuration names the one only where it is chosen, the other never.
     chosen = {"dtype": config.dtype, "channel_axes": config.channel_axes}
@@ -199,9 +226,10 @@ def table(stored: Mapping[str, Any]) -> Table:
     Args:
         stored: what `table1.json` holds.
     """
+    cells = _in_order(_all_cells(stored))
     shown = Table(
         title="test accuracy in percent, mean +- standard deviation (seeds)",
-        caption=_caption(stored["cells"]),
+        caption=_caption(cells),
         box=box.SIMPLE_HEAD,
         # It fits a terminal of 80.
         padding=(0, 1, 0, 0),
@@ -210,17 +238,20 @@ def table(stored: Mapping[str, Any]) -> Table:
     shown.add_column("optimizer", no_wrap=True)
     for name in ("ours", "paper", "diff", "epochs"):
         shown.add_column(name, justify="right", no_wrap=True)
-    for cell in stored["cells"]:
-        ours = [100 * accuracy for accuracy in cell["test_accuracy"]]
+    for cell in cells:
         row = protocol.PAPER["test_accuracy_percent_mean_std"][cell["optimizer"]]
         paper, deviation = row[cell["column"]]
-        difference = statistics.mean(ours) - paper
+        words, difference = "diverged", "-"
+        if "diverged" not in cell:
+            ours = [100 * accuracy for accuracy in cell["test_accuracy"]]
+            words = in_words(ours)
+            difference = f"{statistics.mean(ours) - paper:+.2f}"
         shown.add_row(
             cell["column"],
             cell["optimizer"] + ("*" if cell["optimizer"] == "adamg" else ""),
-            in_words(ours),
+            words,
             f"{paper:.2f} +- {deviation:.2f}",
-            f"{difference:+.2f}",
+            difference,
             str(cell["epochs"]),
         )
     return shown
@@ -241,4 +272,9 @@ def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
     lines.append(f"training images: {trained_on}")
     if any(cell["optimizer"] == "adamg" for cell in cells):
         lines.append(f"* {protocol.ADAMG_NOTE}")
+    lines += [
+        f"{cell['column']} {cell['optimizer']}: {cell['diverged']['words']}"
+        for cell in cells
+        if "diverged" in cell
+    ]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """A run that is killed, or finds the disk full, goes on as if nothing had happened."""
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -43,6 +44,7 @@ from tests.experiments.small_runs import (
 RESTARTS = {"name": "WarmRestarts", "total_steps": 7, "t_mult": 2}
 DECOUPLED = {"name": "adamw", "weight_decay": 0.001, "schedule": RESTARTS}
 SETTINGS = {"optimizer": json.dumps(DECOUPLED), "epochs": 3}
+COMMAND = [sys.executable, "-m", "experiments", "train"]
 # More than any record, less than any checkpoint.
 SMALL_FILES = 16 * 1024
 
@@ -83,11 +85,10 @@ def stopped(runs_dir, folder, landed):
 
     A run that was past that point before it stood still is killed and begun again.
     """
-    command = [sys.executable, "-m", "experiments", "train"]
     for _ in range(5):
         shutil.rmtree(folder, ignore_errors=True)
         process = subprocess.Popen(
-            [*command, *arguments(runs_dir, **SETTINGS)],
+            [*COMMAND, *arguments(runs_dir, **SETTINGS)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -124,15 +125,33 @@ def in_the_middle_of_the_second_epoch(folder):
     return recorded(folder) == [4, 9, 13] and at_rest
 
 
+def the_same_command(runs_dir):
+    done = subprocess.run(
+        [*COMMAND, *arguments(runs_dir, **SETTINGS)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def in_this_process(runs_dir):
+    """What the command does, without the seconds that a process takes to begin."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        main(arguments(runs_dir, **SETTINGS))
+    return printed.getvalue()
+
+
 @pytest.mark.parametrize(
-    "landed",
+    ("landed", "resume"),
     [
-        before_the_first_checkpoint,
-        during_a_save,
-        in_the_middle_of_the_second_epoch,
+        (before_the_first_checkpoint, in_this_process),
+        (during_a_save, in_this_process),
+        (in_the_middle_of_the_second_epoch, the_same_command),
     ],
 )
-def test_killed_run_goes_on_bit_for_bit(tmp_path, uninterrupted, capsys, landed):
+def test_killed_run_goes_on_bit_for_bit(tmp_path, uninterrupted, landed, resume):
     """The process is killed, so nothing of it gets a chance to tidy up."""
     folder = tmp_path / uninterrupted.name
     with stopped(tmp_path, folder, landed) as process:
@@ -142,8 +161,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, uninterrupted, capsys, landed)
     assert not (folder / "result.json").exists()
     last = max(saved(folder), default=None)
 
-    main(arguments(tmp_path, **SETTINGS))
-    lines = capsys.readouterr().out.splitlines()
+    lines = resume(tmp_path).splitlines()
     begin = "training into" if last is None else f"resuming after step {last} of"
     assert any(line.startswith(begin) for line in lines)
     assert lines[-1].startswith("test accuracy ")

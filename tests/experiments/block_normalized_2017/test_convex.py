@@ -1,5 +1,6 @@
 """Normalized descent of a quadratic: how long its steps are, and where it ends."""
 
+import io
 import json
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from rich.console import Console
 
 from experiments.__main__ import discover
 from experiments.block_normalized_2017 import convex
@@ -45,6 +47,14 @@ def test_every_run_is_stored_from_the_start_on(stored, problem):
         assert gaps.shape == (len(LEARNING_RATES), STEPS // 10 + 1)
         assert (gaps >= 0).all()
         np.testing.assert_allclose(gaps[:, 0], first, rtol=1e-3)
+
+
+def test_methods_are_counted_in_a_terminal(monkeypatch):
+    screen, config = io.StringIO(), convex.ConvexConfig(size=2, steps=10)
+    still = convex.Trace(np.ones((len(LEARNING_RATES), 11)), np.zeros(()))
+    monkeypatch.setattr(convex, "descend_at_all_rates", lambda *_: still)
+    convex.measure(config, Console(file=screen, force_terminal=True, width=80))
+    assert "0/4" in screen.getvalue() and "4/4" in screen.getvalue()
 
 
 def test_six_rates_from_a_thousandth_to_a_tenth():

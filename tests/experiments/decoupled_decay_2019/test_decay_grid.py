@@ -14,6 +14,7 @@ from experiments.decoupled_decay_2019 import decay_grid
 from experiments.decoupled_decay_2019.decay_grid import MARGIN, alignment, main
 from experiments.decoupled_decay_2019.grid_training import (
     METHODS,
+    grid_errors,
     held_out_error,
     load_task,
     start,
@@ -36,9 +37,27 @@ def trained(name, learning_rate, decay, seed, task):
     return jax.jit(run)(learning_rate, decay, start(seed, task))
 
 
-def test_the_command_is_found_and_leaves_two_files(folder):
+def test_the_command_is_found_and_leaves_its_files(folder):
     assert "decoupled_decay_2019.decay_grid" in discover()
-    assert {path.name for path in folder.iterdir()} == {"grid.json", "grid.png"}
+    parts, *files = sorted(folder.iterdir())
+    assert [path.name for path in files] == ["decay_grid.json", "decay_grid.png"]
+    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
+    assert kept == set(METHODS)
+
+
+def test_the_same_command_trains_what_is_left(folder, monkeypatch):
+    records, trained = folder / "decay_grid.json", []
+    before = records.read_bytes()
+    (part,) = folder.glob("decay_grid-*/SGDW.json")
+    part.unlink()
+    monkeypatch.setattr(
+        decay_grid,
+        "grid_errors",
+        lambda make, *others: trained.append(make) or grid_errors(make, *others),
+    )
+    main(["--smoke", "--out", str(folder.parent)])
+    assert trained == [METHODS["SGDW"].make]
+    assert records.read_bytes() == before
 
 
 def test_every_cell_of_every_method_is_stored(stored):
@@ -149,14 +168,14 @@ def test_alignment_of_a_single_row_and_a_single_cell_is_unknown():
 
 
 def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "grid.png"
+    figure = folder / "decay_grid.png"
     drawn = figure.read_bytes()
     assert drawn.startswith(b"\x89PNG")
     figure.unlink()
     monkeypatch.delattr(decay_grid, "grid_errors")
     main(["--redraw", "--out", str(folder)])
     assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "grid.json").read_text())
+    changed = json.loads((folder / "decay_grid.json").read_text())
     changed["grids"]["AdamW"]["errors"][0][1][1] = 0.0
     decay_grid.draw(figure, changed)
     assert figure.read_bytes() != drawn
@@ -191,6 +210,6 @@ def test_one_seed_has_no_spread_and_is_refused(tmp_path):
 
 
 def test_nothing_stored_is_nothing_to_draw(tmp_path):
-    with pytest.raises(SystemExit, match="--redraw needs .*grid.json"):
+    with pytest.raises(SystemExit, match="--redraw needs .*decay_grid.json"):
         main(["--redraw", "--out", str(tmp_path / "absent")])
     assert not (tmp_path / "absent").exists()

@@ -1,5 +1,6 @@
 """The example's restarts: where they fall, whose rate is halved, what is stored."""
 
+import io
 import json
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from rich.console import Console
 
 import normopt
 from experiments.__main__ import discover
@@ -111,6 +113,17 @@ def test_lr_t_belongs_to_the_moments_with_their_bias(stored):
         # In single precision 1 - b2^t is off by 1e-5 at the first update.
         expected = pytest.approx(LR * float(direction), rel=1e-3)
         assert record["lr_t"] * m / v**0.5 == expected
+
+
+def test_updates_are_counted_in_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(
+        warm_restarts, "train", lambda schedule, steps, *others: list(steps)
+    )
+    runs = warm_restarts.measure(8, 0, console)
+    assert (runs["automatic"], runs["by_hand"]) == (list(range(72)), list(range(78)))
+    assert "72/72" in screen.getvalue() and "78/78" in screen.getvalue()
 
 
 def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):

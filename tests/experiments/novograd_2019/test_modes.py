@@ -12,6 +12,7 @@ from experiments.novograd_2019 import modes
 from experiments.novograd_2019.modes import MARGIN, main, near_best
 from experiments.novograd_2019.modes_training import (
     METHODS,
+    all_errors,
     convolve,
     held_out_error,
     load_task,
@@ -48,9 +49,27 @@ def steps_of(name, learning_rate, weights, gradients):
     return np.array(found)
 
 
-def test_the_command_is_found_and_leaves_two_files(folder):
+def test_the_command_is_found_and_leaves_its_files(folder):
     assert "novograd_2019.modes" in discover()
-    assert {path.name for path in folder.iterdir()} == {"modes.json", "modes.png"}
+    parts, *files = sorted(folder.iterdir())
+    assert [path.name for path in files] == ["modes.json", "modes.png"]
+    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
+    assert kept == set(METHODS)
+
+
+def test_the_same_command_trains_what_is_left(folder, monkeypatch):
+    records, trained = folder / "modes.json", []
+    before = records.read_bytes()
+    (part,) = folder.glob("modes-*/SGD.json")
+    part.unlink()
+    monkeypatch.setattr(
+        modes,
+        "all_errors",
+        lambda make, *others: trained.append(make) or all_errors(make, *others),
+    )
+    main(["--smoke", "--out", str(folder.parent)])
+    assert trained == [METHODS["SGD"].make]
+    assert records.read_bytes() == before
 
 
 def test_every_curve_is_stored_over_three_decades(stored):

@@ -1,16 +1,19 @@
 """What is measured is what its names say, and an epoch's mean is over its steps."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import normopt
 from experiments import preparation
 from experiments.__main__ import discover
 from experiments.preparation import TrainConfig
 from experiments.runs import read_records
-from experiments.spherical_2020 import protocol
+from experiments.spherical_2020 import effective_learning_rate, protocol
 from experiments.spherical_2020.effective_learning_rate import QUANTITIES, main
 from experiments.spherical_2020.turning import (
     draw_factors,
@@ -177,3 +180,35 @@ def test_finished_runs_are_read(folder, monkeypatch):
         lambda *args: pytest.fail("it was trained again"),
     )
     main(["--smoke", "--out", str(folder.parent)])
+
+
+def test_missing_data_is_an_error_of_one_line_and_leaves_nothing(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="^error: .*--data-dir") as error:
+        main(["--dataset", "cifar10", "--out", str(out)])
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_fresh_trains_again(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "smoke")
+    trained = []
+
+    def train_epochs(run, *arguments):
+        trained.append(run.folder.exists())
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(effective_learning_rate, "train_epochs", train_epochs)
+    with pytest.raises(SystemExit, match="^error: the disk is full$"):
+        main(["--smoke", "--fresh", "--out", str(tmp_path)])
+    assert trained == [False]
+
+
+def test_layers_are_drawn_by_depth():
+    names = ("stages/0/0/conv1", "stages/1/0/conv1", "stem/conv")
+    ones = {f"{name}/kernel": 1.0 for name in names}
+    axes = Figure().subplots()
+    records = [{"epoch": 1, "norm": ones}]
+    effective_learning_rate._draw_layers(axes, records, "norm", ones)
+    layers = [line.get_label().partition(" ")[0] for line in axes.lines]
+    assert layers == ["stem/conv", "stages/0/0/conv1", "stages/1/0/conv1"]

@@ -11,6 +11,8 @@ from experiments import data
 from experiments.__main__ import discover
 from experiments.models import MODELS, resnet8
 from experiments.runs import Run, read_records
+from experiments.spherical_2020 import table1
+from experiments.spherical_2020.epochs import RunDiverged
 from experiments.spherical_2020.seeds import initial_states, train_seeds
 from experiments.spherical_2020.table1 import in_words, main, table
 from experiments.spherical_2020.train import SphericalTrainConfig, prepare
@@ -183,10 +185,52 @@ def test_finished_cell_is_read(folder, monkeypatch, capsys):
     assert "cifar10/resnet20" in capsys.readouterr().out
 
 
-def printed(cells):
+FOUND = "the loss of step 7 of seed 1 is not finite"
+
+
+def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_path):
+    """One of two cells goes the real way, up to the epochs, which diverge."""
+    accurate = table1.train_seeds
+
+    def train_one_of_two(prepared, seeds, run, console):
+        train = train_seeds if "-sgd-" in run.folder.name else accurate
+        return train(prepared, seeds, run, console)
+
+    def ends():
+        with pytest.raises(SystemExit, match="diverged: cifar10/resnet18 sgd; --fresh"):
+            command(*place)
+        return json.loads((tmp_path / "table1.json").read_text())
+
+    def train_epochs(run, *arguments):
+        run.open()
+        raise RunDiverged(FOUND, 7, 1, "there is no checkpoint before it")
+
+    place = ("--columns", "cifar10/resnet18", "--optimizers", "sgd", "adam")
+    monkeypatch.setattr(table1, "train_seeds", train_one_of_two)
+    monkeypatch.setattr("experiments.spherical_2020.seeds.train_epochs", train_epochs)
+    stored = ends()
+    assert [cell["optimizer"] for cell in stored["cells"]] == ["adam"]
+    (cell,) = stored["diverged"]
+    assert (cell["column"], cell["optimizer"]) == ("cifar10/resnet18", "sgd")
+    assert cell["diverged"] == {"step": 7, "seed": 1, "words": FOUND}
+    text = " ".join(printed(**stored).split())
+    assert "sgd diverged 95.10 +- 0.04 - 405" in text
+    assert f"cifar10/resnet18 sgd: {FOUND}" in text
+
+    # It is not trained again, until that is asked for.
+    monkeypatch.delattr("experiments.spherical_2020.seeds.train_epochs")
+    assert ends()["diverged"] == stored["diverged"]
+    monkeypatch.setattr(table1, "train_seeds", accurate)
+    cells = command(*place, "--fresh")
+    assert [cell["optimizer"] for cell in cells] == ["sgd", "adam"]
+    assert not json.loads((tmp_path / "table1.json").read_text())["diverged"]
+    assert not list((tmp_path / "cells").glob("*-sgd-*"))
+
+
+def printed(cells, diverged=(), **_):
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(table({"cells": cells}))
+        console.print(table({"cells": cells, "diverged": list(diverged)}))
     return capture.get()
 
 
@@ -203,7 +247,8 @@ def a_cell(optimizer, *accuracies):
 
 def test_row_is_ours_theirs_and_the_difference():
     text = printed([a_cell("adamsrt", 0.75, 0.76, 0.77), a_cell("sgd", 0.7)])
-    rows = [line.split() for line in text.splitlines() if "resnet18" in line]
+    # In the order of the paper.
+    rows = [line.split() for line in text.splitlines() if "resnet18" in line][::-1]
     theirs = "75.28 +- 0.35".split()
     ours = "76.00 +- 1.00 (3)".split()
     assert rows[0] == ["cifar100/resnet18", "adamsrt", *ours, *theirs, "+0.72", "60"]

@@ -1,0 +1,117 @@
+"""What the commands of experiments share: where records go, and how errors end them."""
+
+import contextlib
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import provenance
+from experiments.loop import TrainingDiverged
+from experiments.progress import counted
+from experiments.runs import Run, write_json
+
+
+class Stored(Protocol):
+    """The part of a configuration that says where records are, and what to do."""
+
+    out: Path
+    smoke: bool
+    redraw: bool
+
+
+class Resumable(Stored, Protocol):
+    """That of an experiment whose parts are kept as they are finished."""
+
+    fresh: bool
+
+
+def folder_of(config: Stored) -> Path:
+    """Return the folder of the records, which smoke runs have apart from full ones."""
+    return config.out / "smoke" if config.smoke else config.out
+
+
+def measure_and_show(
+    config: Stored,
+    name: str,
+    measure: Callable[[Console], dict[str, Any]],
+    draw: Callable[[Path, dict[str, Any]], None],
+    table: Callable[[dict[str, Any]], Table],
+) -> None:
+    """Store what an experiment measures as JSON, and draw and print what is stored.
+
+    Args:
+        config: `out`, the folder of full runs; `smoke`, whether to keep apart from
+            these in a folder inside; `redraw`, whether to measure nothing.
+        name: of the experiment, and so of the records and the figure.
+        measure: returns the records, which get their provenance beside them; may tell
+            the console how far it is.
+        draw: writes the figure.
+        table: sums the records up.
+    """
+    folder, console = folder_of(config), Console()
+    records, figure = (folder / f"{name}.{end}" for end in ("json", "png"))
+    if config.redraw and not records.exists():
+        sys.exit(f"error: --redraw needs {records}, which a run without it writes")
+    with one_line_errors():
+        if not config.redraw:
+            measured = measure(console)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(records, {**measured, "provenance": provenance.describe()})
+        stored = json.loads(records.read_text())
+        draw(figure, stored)
+    console.print(table(stored))
+    console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
+
+
+def measure_parts(
+    config: Resumable,
+    name: str,
+    settings: dict[str, Any],
+    parts: Collection[str],
+    measure: Callable[[str], dict[str, Any]],
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Measure the parts of an experiment, but for those that the same command has left.
+
+    Args:
+        config: where they are kept, and whether to begin anew.
+        name: of the experiment.
+        settings: all that its numbers depend on, but for the program. That is told of
+            all parts alike, so no other one may have measured some of them.
+        parts: their names.
+        measure: from a name to what JSON can hold of that part.
+        console: gets a bar, and a line for each part.
+
+    Returns:
+        The parts by name.
+    """
+    origin = {"provenance": provenance.describe()}
+    run = Run(folder_of(config), name, {**settings, **origin})
+    if config.fresh:
+        run.remove()
+    run.open()
+    measured = {}
+    for part in counted(parts, console, "parts"):
+        began = time.perf_counter()
+        measured[part] = run.part(part, functools.partial(measure, part))
+        seconds = time.perf_counter() - began
+        console.print(f"{part}: {seconds:.0f} s", highlight=False)
+    return measured
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with one line at what its user can mend: no bug, no traceback."""
+    try:
+        yield
+    except (OSError, ValueError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on with what is not finished")
