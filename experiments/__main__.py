@@ -7,6 +7,7 @@ sentence after the command, "takes ... on ...".
 
 import ast
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ from rich.table import Table
 import experiments
 
 RESULTS = "results"  # the folder of what is stored in the repository
+# The file in it with the names of what is stored in part, which the report finds out:
+# to judge all claims takes seconds.
+IN_PART = "in_part.json"
 
 
 class Header(NamedTuple):
@@ -25,7 +29,7 @@ class Header(NamedTuple):
 
     summary: str
     takes: str  # how long it takes, and on what
-    stored: bool  # whether its results are in the repository
+    results: str  # whether they are in the repository
 
 
 def discover() -> dict[str, Header]:
@@ -69,8 +73,7 @@ def main() -> None:
     for column in ("name", "what it does", "takes", "results"):
         table.add_column(column, overflow="fold")
     for experiment, header in known.items():
-        status = "stored" if header.stored else "none stored"
-        table.add_row(experiment, header.summary, header.takes, status)
+        table.add_row(experiment, header.summary, header.takes, header.results)
     Console().print(table)
     if name not in ("-h", "--help"):
         sys.exit(f"error: unknown experiment {name!r}; known: {', '.join(known)}")
@@ -78,12 +81,20 @@ def main() -> None:
 
 def _header(name: str, docstring: str) -> Header:
     takes = re.search(r"\btakes ([^.;,]+? on [^.;,]+?)(?= for |[.;,])", docstring)
-    stored = _root() / RESULTS / f"{name.replace('.', '/')}.json"
     return Header(
         docstring.partition("\n")[0],
         " ".join(takes[1].split()) if takes else "",
-        stored.exists(),
+        _results(name),
     )
+
+
+def _results(name: str) -> str:
+    folder = _root() / RESULTS
+    if not (folder / f"{name.replace('.', '/')}.json").exists():
+        return "none stored"
+    in_part = folder / IN_PART
+    known = json.loads(in_part.read_text())["experiments"] if in_part.exists() else []
+    return "stored in part" if name in known else "stored"
 
 
 def _paper(folder: str) -> str:

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from types import ModuleType
 
 from experiments import compile_time, loop_time, step_time, tpu_compile, tpu_tables
-from experiments.claims import NO_VALUE, Chapter, Claim, Exhibit, Finding, Stored
+from experiments.claims import (
+    NO_VALUE,
+    OF_A_BAR,
+    Chapter,
+    Claim,
+    Exhibit,
+    Finding,
+    Stored,
+)
 
 OURS = tuple(name for name in tpu_compile.OPTIMIZERS if name != tpu_compile.BASELINE)
 
@@ -102,6 +110,8 @@ def _tpu_extent(stored: Stored) -> str:
 CHAPTER = Chapter(
     title="The library's own bars",
     source="Set for normopt itself; no paper has them.",
+    claimed="bars that this library sets itself",
+    verdicts=OF_A_BAR,
     exhibits={
         "step_time": Exhibit(
             claims=_bar_claims(step_time, "step"),

@@ -5,7 +5,9 @@ A verdict is never written down: each claim has a function that finds it in the 
 
 import dataclasses
 import enum
-from collections.abc import Callable, Mapping
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +15,57 @@ from rich.table import Table
 
 NO_VALUE = "no value published"
 
+# A mean within so many of its standard errors of zero is within the noise.
+ERRORS = 2
+# A copy of a data set may lack a few images; a part that was chosen is far below this.
+WHOLE_SHARE = 0.99
+
 # What an experiment's JSON file holds.
 Stored = Mapping[str, Any]
+
+
+def is_whole(images: int, official: int) -> bool:
+    """Say whether a run had all images of a set, but for some that a copy lacks."""
+    return images >= WHOLE_SHARE * official
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return that of a mean; of one value it is infinite, as nothing is known of it."""
+    if len(values) < 2:
+        return math.inf
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+class Paired(NamedTuple):
+    """By how much two methods differ, seed by seed.
+
+    Attributes:
+        mean: of the differences.
+        error: its standard error.
+        seeds: that both methods were run with.
+    """
+
+    mean: float
+    error: float
+    seeds: int
+
+    @classmethod
+    def of(cls, differences: Sequence[float]) -> "Paired":
+        """Sum up the differences, one a seed."""
+        error = standard_error(differences)
+        return cls(statistics.mean(differences), error, len(differences))
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the difference may be none at all."""
+        return abs(self.mean) <= ERRORS * self.error
+
+    def in_words(self, unit: str) -> str:
+        """Return mean, standard error, where it has one, and size."""
+        if self.seeds == 1:
+            return f"{self.mean:+.2f} {unit}, one seed"
+        mean = f"{self.mean:+.2f} ± {self.error:.2f} {unit}"
+        return f"{mean} over {self.seeds} paired seeds"
 
 
 class Verdict(enum.StrEnum):
@@ -23,6 +74,14 @@ class Verdict(enum.StrEnum):
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
     NOT_RUN = "not run"
+
+
+# The same of a bar that a library sets itself, where there is nothing to reproduce.
+OF_A_BAR = {
+    Verdict.REPRODUCED: "met",
+    Verdict.NOT_REPRODUCED: "missed",
+    Verdict.NOT_RUN: "not run",
+}
 
 
 class Finding(NamedTuple):
@@ -98,6 +157,8 @@ class Exhibit:
         tables: from the stored results.
         pictures: drawn from them.
         note: what a reader must know beside the verdicts, if anything.
+        whole: the options of the commands that make all that the claims ask for.
+        stored_by: those of the commands that made what is stored; None: it is `whole`.
         without_results: what tables are made of where nothing is stored, for those that
             hold published values as well; None: there are none then.
     """
@@ -107,6 +168,8 @@ class Exhibit:
     tables: tuple[Callable[[Stored], Table], ...] = ()
     pictures: tuple[Picture, ...] = ()
     note: str = ""
+    whole: tuple[str, ...] = ("",)
+    stored_by: Callable[[Stored], tuple[str, ...]] | None = None
     without_results: Stored | None = None
 
 
@@ -118,8 +181,14 @@ class Chapter:
         title: of the paper.
         source: who, when, where, and what its numbers are.
         exhibits: by name.
+        claimed: what their claims are, in the plural.
+        verdicts: the words for these.
     """
 
     title: str
     source: str
     exhibits: Mapping[str, Exhibit]
+    claimed: str = "claims of the papers"
+    verdicts: Mapping[Verdict, str] = dataclasses.field(
+        default_factory=lambda: {verdict: str(verdict) for verdict in Verdict}
+    )

@@ -8,7 +8,8 @@ command that runs it.
     python -m experiments report
 
 takes ten seconds on two CPU cores. It writes `RESULTS.md` with the figures in a folder
-beside it, and `index.html`, which has them inside and opens without a network.
+beside it, and `index.html`, which has them inside and opens without a network; and, for
+the list of experiments, the names of those that are stored in part.
 """
 
 import dataclasses
@@ -26,13 +27,13 @@ from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
 from experiments import bars, report_markdown, report_page
-from experiments.__main__ import RESULTS, discover
+from experiments.__main__ import IN_PART, RESULTS, discover
 from experiments.block_normalized_2017 import claims as block_normalized
 from experiments.claims import Picture, Stored
 from experiments.decoupled_decay_2019 import claims as decoupled_decay
 from experiments.novograd_2019 import claims as novograd
 from experiments.report_parts import Part, Report, Section
-from experiments.runs import write_bytes, write_text
+from experiments.runs import write_bytes, write_json, write_text
 from experiments.spherical_2020 import claims as spherical
 
 CHAPTERS = (
@@ -55,7 +56,7 @@ class ReportConfig:
     results: Path = FOLDER
     """The folder with the stored results."""
     out: Path = FOLDER
-    """The folder for `RESULTS.md`, `figures` and `index.html`."""
+    """The folder for all that is written."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -69,9 +70,12 @@ def main(args: Sequence[str]) -> None:
         write_bytes(figures / f"{name}.png", image)
     write_text(config.out / "RESULTS.md", report_markdown.render(report, FIGURES))
     write_text(config.out / "index.html", report_page.render(report, images))
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
+    in_part = [section.name for section in report.sections if section.is_in_part]
+    write_json(config.out / IN_PART, {"experiments": in_part})
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"claims: {counts}")
+    for tally in report.tallies:
+        counts = ", ".join(f"{count} {word}" for word, count in tally.counts.items())
+        console.print(f"{tally.claimed}: {counts}")
     console.print(f"{config.out / 'RESULTS.md'}\n{config.out / 'index.html'}")
 
 

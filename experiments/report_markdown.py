@@ -2,8 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
-from experiments.claims import Judged, Verdict
-from experiments.report_parts import INTRODUCTION, MARKS, OTHERS, Grid, Report, Section
+from experiments.claims import Chapter, Judged, Verdict
+from experiments.report_parts import (
+    INTRODUCTION,
+    MARKS,
+    OTHERS,
+    Grid,
+    Report,
+    Section,
+    Tally,
+)
 
 
 def render(report: Report, figures: str) -> str:
@@ -13,15 +21,12 @@ def render(report: Report, figures: str) -> str:
         report: what to show.
         figures: the folder with the figures, beside the file.
     """
-    found = report.counts
-    counts = ", ".join(f"**{count}** are {name}" for name, count in found.items())
-    total = f"Of {sum(found.values())} claims, {counts}."
-    blocks = ["# Results", INTRODUCTION, total]
+    blocks = ["# Results", INTRODUCTION, *map(_total, report.tallies)]
     blocks += ["## Verdicts", _verdicts(report)]
     for chapter, sections in report.parts:
         blocks += [f"## {chapter.title}", escaped(chapter.source)]
         for section in sections:
-            blocks += _section(section, figures)
+            blocks += _section(section, chapter, figures)
     rows = [(f"`{name}`", text) for name, text in report.others.items()]
     blocks += [
         f"## {OTHERS}",
@@ -30,20 +35,26 @@ def render(report: Report, figures: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _total(tally: Tally) -> str:
+    counts = ", ".join(f"**{n}** {word}" for word, n in tally.counts.items())
+    return f"Of {tally.total} {tally.claimed}: {counts}."
+
+
 def _verdicts(report: Report) -> str:
     rows = [
-        (_link(section.name), escaped(claim.text), _marked(verdict))
-        for section in report.sections
+        (_link(section.name), escaped(claim.text), _marked(verdict, chapter))
+        for chapter, sections in report.parts
+        for section in sections
         for claim, verdict, _ in section.judged
     ]
     return _table(("experiment", "claim", "verdict"), rows)
 
 
-def _section(section: Section, figures: str) -> Iterator[str]:
+def _section(section: Section, chapter: Chapter, figures: str) -> Iterator[str]:
     yield f"### `{section.name}`"
     yield escaped(section.summary)
     yield "\n".join(f"- {k}: {escaped(v)}" for k, v in section.origin.items())
-    rows = [_claim(judged) for judged in section.judged]
+    rows = [_claim(judged, chapter) for judged in section.judged]
     yield _table(("claim", "holds if", "published", "here", "verdict"), rows)
     if section.exhibit.note:
         yield escaped(section.exhibit.note)
@@ -54,10 +65,10 @@ def _section(section: Section, figures: str) -> Iterator[str]:
         yield from _grid(grid)
 
 
-def _claim(judged: Judged) -> tuple[str, ...]:
+def _claim(judged: Judged, chapter: Chapter) -> tuple[str, ...]:
     claim, verdict, ours = judged
     words = (claim.text, claim.if_so, claim.published, ours)
-    return (*(escaped(text) for text in words), _marked(verdict))
+    return (*(escaped(text) for text in words), _marked(verdict, chapter))
 
 
 def _grid(grid: Grid) -> Iterator[str]:
@@ -74,9 +85,9 @@ def _table(
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rules, *rows))
 
 
-def _marked(verdict: Verdict) -> str:
+def _marked(verdict: Verdict, chapter: Chapter) -> str:
     # On one line, however narrow the column is.
-    return f"{MARKS[verdict]} {verdict}".replace(" ", "&nbsp;")
+    return f"{MARKS[verdict]} {chapter.verdicts[verdict]}".replace(" ", "&nbsp;")
 
 
 def _link(name: str) -> str:

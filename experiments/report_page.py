@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
-from experiments.claims import Judged, Verdict
+from experiments.claims import Chapter, Judged, Verdict
 from experiments.report_parts import INTRODUCTION, MARKS, OTHERS, Grid, Report, Section
 
 STYLE = Path(__file__).with_name("report.css")
@@ -40,7 +40,7 @@ def _page(report: Report, images: Mapping[str, bytes]) -> Iterator[str]:
         yield f"<h2>{_text(chapter.title)}</h2>"
         yield f'<p class="source">{_text(chapter.source)}</p>'
         for section in sections:
-            yield from _section(section, images)
+            yield from _section(section, chapter, images)
         yield "</section>"
     yield from _others(report)
     yield "</main>"
@@ -52,10 +52,12 @@ def _top(report: Report) -> Iterator[str]:
     yield "<header>"
     yield "<h1>normopt: results</h1>"
     yield f"<p>{_text(INTRODUCTION)}</p>"
-    yield '<ul class="counts">'
-    for verdict, count in report.counts.items():
-        yield f'<li class="{_kind(verdict)}"><b>{count}</b> {verdict}</li>'
-    yield "</ul>"
+    for tally in report.tallies:
+        yield f'<p class="source">{tally.total} {_text(tally.claimed)}</p>'
+        yield '<ul class="counts">'
+        for verdict, (word, count) in zip(Verdict, tally.counts.items(), strict=True):
+            yield f'<li class="{_kind(verdict)}"><b>{count}</b> {word}</li>'
+        yield "</ul>"
     yield '<nav aria-label="chapters"><ul>'
     for number, (chapter, _) in enumerate(report.parts):
         yield f'<li><a href="#chapter-{number}">{_text(chapter.title)}</a></li>'
@@ -67,18 +69,26 @@ def _top(report: Report) -> Iterator[str]:
     yield '<table id="verdicts">'
     yield '<thead><tr><th scope="col">claim</th>'
     yield '<th scope="col">verdict</th></tr></thead>'
-    for section in report.sections:
-        yield "<tbody>"
-        name = f'<a href="#{section.name}"><code>{_breakable(section.name)}</code></a>'
-        yield f'<tr><th colspan="2" scope="rowgroup">{name}</th></tr>'
-        for claim, verdict, _ in section.judged:
-            yield f"<tr><td>{_text(claim.text)}</td><td>{_badge(verdict)}</td></tr>"
-        yield "</tbody>"
+    for chapter, sections in report.parts:
+        for section in sections:
+            yield from _verdicts(section, chapter)
     yield "</table></div>"
     yield "</section>"
 
 
-def _section(section: Section, images: Mapping[str, bytes]) -> Iterator[str]:
+def _verdicts(section: Section, chapter: Chapter) -> Iterator[str]:
+    yield "<tbody>"
+    name = f'<a href="#{section.name}"><code>{_breakable(section.name)}</code></a>'
+    yield f'<tr><th colspan="2" scope="rowgroup">{name}</th></tr>'
+    for claim, verdict, _ in section.judged:
+        badge = _badge(verdict, chapter)
+        yield f"<tr><td>{_text(claim.text)}</td><td>{badge}</td></tr>"
+    yield "</tbody>"
+
+
+def _section(
+    section: Section, chapter: Chapter, images: Mapping[str, bytes]
+) -> Iterator[str]:
     yield f'<article id="{section.name}">'
     yield f"<h3><code>{_breakable(section.name)}</code></h3>"
     yield f"<p>{_text(section.summary)}</p>"
@@ -86,7 +96,7 @@ def _section(section: Section, images: Mapping[str, bytes]) -> Iterator[str]:
     yield from (f"<dt>{k}</dt><dd>{_text(v)}</dd>" for k, v in section.origin.items())
     yield "</dl>"
     yield '<ul class="claims">'
-    yield from (_claim(judged) for judged in section.judged)
+    yield from (_claim(judged, chapter) for judged in section.judged)
     yield "</ul>"
     if section.exhibit.note:
         yield f'<p class="note">{_text(section.exhibit.note)}</p>'
@@ -100,11 +110,11 @@ def _section(section: Section, images: Mapping[str, bytes]) -> Iterator[str]:
     yield "</article>"
 
 
-def _claim(judged: Judged) -> str:
+def _claim(judged: Judged, chapter: Chapter) -> str:
     claim, verdict, ours = judged
     said = {"holds if": claim.if_so, "published": claim.published, "here": ours}
     return (
-        f"<li>{_badge(verdict)}<div><p>{_text(claim.text)}</p><dl>"
+        f"<li>{_badge(verdict, chapter)}<div><p>{_text(claim.text)}</p><dl>"
         + "".join(f"<dt>{k}</dt><dd>{_text(v)}</dd>" for k, v in said.items() if v)
         + "</dl></div></li>"
     )
@@ -140,8 +150,9 @@ def _others(report: Report) -> Iterator[str]:
     yield "</section>"
 
 
-def _badge(verdict: Verdict) -> str:
-    return f'<span class="badge {_kind(verdict)}">{MARKS[verdict]} {verdict}</span>'
+def _badge(verdict: Verdict, chapter: Chapter) -> str:
+    word = f"{MARKS[verdict]} {chapter.verdicts[verdict]}"
+    return f'<span class="badge {_kind(verdict)}">{word}</span>'
 
 
 def _kind(verdict: Verdict) -> str:

@@ -38,7 +38,7 @@ class Section(NamedTuple):
     Attributes:
         name: that the command line knows.
         summary: what the experiment does.
-        command: runs it.
+        command: runs it, if need be with some of its options.
         exhibit: what is shown of it.
         stored: its results; None where there are none.
     """
@@ -66,17 +66,40 @@ class Section(NamedTuple):
     @property
     def origin(self) -> dict[str, str]:
         """How much was run, on what, with what and how."""
-        command = f"`{self.command}`"
         if self.stored is None:
-            return {"results": "none are stored: not run", "command": command}
+            return {
+                "results": "none are stored: not run",
+                "command": self._commands(self.exhibit.whole),
+            }
         sources = sources_of(self.stored)
         return {
             "extent": self.exhibit.extent(self.stored),
             "device": _each("; ", (_devices(source) for source in sources)),
             "commit": _each(", ", (_short(source["commit"]) for source in sources)),
             "versions": _each("; ", (_versions(source) for source in sources)),
-            "command": command,
+            **self._made_by(self.stored),
         }
+
+    @property
+    def is_in_part(self) -> bool:
+        """Whether some of its results are stored, and some claims wait for others."""
+        return self.stored is not None and any(
+            claim.find is not None and verdict is Verdict.NOT_RUN
+            for claim, verdict, _ in self.judged
+        )
+
+    def _made_by(self, stored: Stored) -> dict[str, str]:
+        whole, stored_by = self.exhibit.whole, self.exhibit.stored_by
+        ran = whole if stored_by is None else stored_by(stored)
+        if set(whole) <= set(ran):
+            return {"command": self._commands(ran)}
+        return {
+            "stored by": self._commands(ran),
+            "the whole run": self._commands(whole),
+        }
+
+    def _commands(self, options: Sequence[str]) -> str:
+        return ", ".join(f"`{f'{self.command} {one}'.strip()}`" for one in options)
 
 
 class Part(NamedTuple):
@@ -84,6 +107,28 @@ class Part(NamedTuple):
 
     chapter: Chapter
     sections: Sequence[Section]
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        """How many of its claims have each verdict."""
+        return Counter(j.verdict for section in self.sections for j in section.judged)
+
+
+class Tally(NamedTuple):
+    """How claims of one sort turned out.
+
+    Attributes:
+        claimed: what they are, in the plural.
+        counts: by the words for the verdicts.
+    """
+
+    claimed: str
+    counts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """The number of all."""
+        return sum(self.counts.values())
 
 
 class Report(NamedTuple):
@@ -103,15 +148,25 @@ class Report(NamedTuple):
         return [section for part in self.parts for section in part.sections]
 
     @property
-    def counts(self) -> dict[Verdict, int]:
-        """How many claims have each verdict."""
-        found = Counter(j.verdict for section in self.sections for j in section.judged)
-        return {verdict: found[verdict] for verdict in Verdict}
+    def tallies(self) -> list[Tally]:
+        """One for each sort of claims: those of papers, and the library's own bars."""
+        counts: dict[str, Counter[Verdict]] = {}
+        words = {part.chapter.claimed: part.chapter.verdicts for part in self.parts}
+        for part in self.parts:
+            counts.setdefault(part.chapter.claimed, Counter()).update(part.counts)
+        return [
+            Tally(
+                claimed,
+                {words[claimed][verdict]: found[verdict] for verdict in Verdict},
+            )
+            for claimed, found in counts.items()
+        ]
 
 
 INTRODUCTION = (
-    "What the papers behind this library claim, and what was seen here. Every verdict, "
-    "figure and table is made from the results that are stored in the repository, by "
+    "What the papers behind this library claim, and what was seen here; apart from "
+    "that, the bars that the library sets itself. Every verdict, figure and table is "
+    "made from the results that are stored in the repository, by "
     "`python -m experiments report`; nothing is trained for it. A commit with a + had "
     "changed files. For what is not run, the command stands there; the JSON file that "
     "it writes belongs under `experiments/results`, named as the experiment."

@@ -5,23 +5,20 @@ are drawn from; what is claimed of networks is what the abstract says of the met
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from experiments.block_normalized_2017 import (
     cifar_cnn,
     convex,
-    curve_figures,
     deep_mlp,
     learning_rate_sensitivity,
+    network_claims,
 )
 from experiments.block_normalized_2017.learning_rate_sensitivity import ARRIVED
 from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
 
 # Learning rates that are far apart: by this factor and more.
 FAR = 10
-# What the example trains on: the official training images, and epochs at each rate.
-WHOLE = {"mnist": (60_000, 10), "cifar10": (50_000, 50)}
 
 
 def _optimizes(method: str, stored: Stored) -> Finding:
@@ -85,101 +82,6 @@ def _rates(rates: Sequence[float]) -> str:
     return ", ".join(f"{rate:.2g}" for rate in rates) or "no rate"
 
 
-def _faster(kind: str, stored: Stored) -> Finding:
-    plain = stored["curves"][kind]["train_loss"]
-    losses = stored["curves"][f"normalized {kind}"]["train_loss"]
-    epochs = next((n for n, loss in enumerate(losses, 1) if loss <= plain[-1]), None)
-    there = "never" if epochs is None else f"after {epochs}"
-    return Finding(
-        epochs is not None and epochs < len(plain),
-        f"{kind} ends at {plain[-1]:.4f} after {len(plain)} epochs; normalized, "
-        f"it is there {there} and ends at {losses[-1]:.4f}",
-    )
-
-
-def _generalizes(kind: str, stored: Stored) -> Finding:
-    return _more_accurate(f"normalized {kind}", kind, stored)
-
-
-def _more_accurate(method: str, other: str, stored: Stored) -> Finding:
-    ours, theirs = (
-        stored["curves"][name]["test_accuracy"][-1] for name in (method, other)
-    )
-    return Finding(ours > theirs, f"{method} {ours:.2%}, {other} {theirs:.2%}")
-
-
-def _of_the_whole(find: Callable[[Stored], Finding]) -> Callable[[Stored], Finding]:
-    """Judge by runs of the example's length on all of its images alone."""
-
-    def found(stored: Stored) -> Finding:
-        config, finding = stored["config"], find(stored)
-        ran = config["images"], config["epochs_per_rate"]
-        images, epochs = WHOLE[config["data"]]
-        if ran == (images, epochs):
-            return finding
-        return Finding(
-            None,
-            f"{finding.ours}; after {ran[1]} epochs of {ran[0]:,} images, where the "
-            f"example has {epochs} of {images:,}",
-        )
-
-    return found
-
-
-def _network_claims(network: str, published: str) -> tuple[Claim, ...]:
-    return tuple(
-        claim
-        for kind in ("SGD", "Adam")
-        for claim in (
-            Claim(
-                f"Normalizing accelerates the training of {network} by {kind}.",
-                _of_the_whole(functools.partial(_faster, kind)),
-                "the training loss that the plain optimizer ends with is reached in "
-                "fewer epochs",
-            ),
-            Claim(
-                f"Normalized {kind} generalizes better on {network}.",
-                _of_the_whole(functools.partial(_generalizes, kind)),
-                "it ends with a higher test accuracy than the plain optimizer",
-                published=published,
-            ),
-        )
-    )
-
-
-def _network(
-    name: str, network: str, published: str, *more: Claim, marks: str = ""
-) -> Exhibit:
-    return Exhibit(
-        claims=(*_network_claims(network, published), *more),
-        extent=_network_extent,
-        tables=(curve_figures.table,),
-        pictures=tuple(
-            Picture(
-                f"{name}_{split}",
-                f"Loss, on a log scale, and accuracy on {images} images over the "
-                f"epochs for {network}, by SGD and Adam, each plain and "
-                f"normalized{marks}.",
-                functools.partial(_draw_split, split=split),
-            )
-            for split, images in curve_figures.SPLITS.items()
-        ),
-    )
-
-
-def _draw_split(path: Path, stored: Stored, split: str) -> None:
-    curve_figures.draw(path, stored, split)
-
-
-def _network_extent(stored: Stored) -> str:
-    config, curves = stored["config"], stored["curves"].values()
-    epochs = {len(curve["train_loss"]) for curve in curves}
-    return (
-        f"n = 1 (seed {config['seed']}), {max(epochs)} epochs of {config['images']:,} "
-        f"images of {config['data']} in batches of {config['batch_size']}"
-    )
-
-
 def _convex_extent(stored: Stored) -> str:
     config = stored["config"]
     return (
@@ -241,25 +143,21 @@ CHAPTER = Chapter(
                 ),
             ),
         ),
-        "block_normalized_2017.deep_mlp": _network(
+        "block_normalized_2017.deep_mlp": network_claims.exhibit(
             "deep_mlp",
             "30 dense layers",
             deep_mlp.PUBLISHED,
             marks="; dotted lines where the learning rate changes",
         ),
-        "block_normalized_2017.cifar_cnn": _network(
+        "block_normalized_2017.cifar_cnn": network_claims.exhibit(
             "cifar_cnn",
             "the convolutional network",
             cifar_cnn.PUBLISHED,
-            Claim(
+            network_claims.more_accurate(
                 "On a convolutional network, the normalized gradient does better with "
                 "SGD than with Adam.",
-                _of_the_whole(
-                    functools.partial(
-                        _more_accurate, "normalized SGD", "normalized Adam"
-                    )
-                ),
-                "it ends with the higher test accuracy",
+                "normalized SGD",
+                "normalized Adam",
             ),
             Claim(
                 "On recurrent networks, the normalized gradient does better with "

@@ -1,7 +1,8 @@
 """A network trained by four optimizers, each a run that can be resumed, and its curves.
 
 The two networks of this paper share it: SGD with momentum and Adam, each plain and with
-normalized gradients, and one figure for the training and one for the test images.
+normalized gradients, and one figure for the training and one for the test images. The
+records of all seeds are in one file: the command of each seed adds its own.
 """
 
 import dataclasses
@@ -18,9 +19,14 @@ from flax import nnx
 from rich.console import Console
 
 import normopt
-from experiments import figures, provenance
 from experiments.augment import Augmentation
-from experiments.block_normalized_2017.curve_figures import SPLITS, draw, table
+from experiments.block_normalized_2017 import seed_records
+from experiments.block_normalized_2017.curve_figures import (
+    SPLITS,
+    Published,
+    draw,
+    table,
+)
 from experiments.block_normalized_2017.methods import (
     METHODS,
     MOMENTUM,
@@ -29,9 +35,10 @@ from experiments.block_normalized_2017.methods import (
 )
 from experiments.data import Dataset, Split
 from experiments.data.dataset import normalised
-from experiments.loop import Job, Loop, Plan, TrainingDiverged
+from experiments.loop import Job, Loop, Plan
+from experiments.measuring import folder_of, one_line_errors
 from experiments.preparation import Prepared
-from experiments.runs import Run, read_records, write_json
+from experiments.runs import Run, read_records
 from experiments.steps import Network, create, initial_state
 from experiments.train import train
 
@@ -48,7 +55,8 @@ class CurvesConfig:
     out: Path = Path("runs/block_normalized_2017")
     """The folder for the records, the figures and the runs."""
     seed: int = 0
-    """For the initial weights, dropout and the order of the images."""
+    """For the initial weights, dropout and the order of the images; what it gives is
+    added to the records of other seeds, which must be of the same settings."""
     images: int | None = None
     """Train on so many of the training images, the first ones; left out, on all."""
     epochs: int | None = None
@@ -58,7 +66,7 @@ class CurvesConfig:
     redraw: bool = False
     """Print and draw the stored records, without training."""
     fresh: bool = False
-    """Train again what is finished or under way."""
+    """Train again what is finished or under way; replace records of other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Task:
     norm: str
     rates: dict[str, tuple[float, ...]]
     epochs: int
-    published: str
+    published: Published
 
     def described(self) -> dict[str, Any]:
         """Return what JSON can hold of it."""
@@ -212,19 +220,13 @@ def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
         load: gives the task, whose data may be missing or damaged.
     """
     console = Console()
-    folder = config.out / "smoke" if config.smoke else config.out
+    folder = folder_of(config)
     records = folder / f"{name}.json"
     if config.redraw and not records.exists():
         sys.exit(f"error: --redraw needs {records}, which a run without it writes")
-    try:
-        if not config.redraw:
-            task = shortened(load(), config)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(records, measure(config, task, folder, console))
-    except (OSError, ValueError, TrainingDiverged) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on from the last checkpoint")
+    if not config.redraw:
+        with one_line_errors():
+            _train_and_store(config, shortened(load(), config), records, console)
     stored, paths = json.loads(records.read_text()), [records]
     for split in SPLITS:
         paths.append(folder / f"{name}_{split}.png")
@@ -232,6 +234,23 @@ def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
     console.print(table(stored))
     for path in paths:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+
+
+def _train_and_store(
+    config: CurvesConfig, task: Task, records: Path, console: Console
+) -> None:
+    settings = {**task.described(), "test_images": len(task.data.test)}
+    # Refused here, and not after hours of training.
+    seed_records.kept(records, settings, fresh=config.fresh)
+    records.parent.mkdir(parents=True, exist_ok=True)
+    seed_records.add(
+        records,
+        settings,
+        task.published._asdict(),
+        config.seed,
+        measure(config, task, records.parent, console),
+        fresh=config.fresh,
+    )
 
 
 def measure(
@@ -246,39 +265,19 @@ def measure(
         console: where progress goes.
 
     Returns:
-        The settings and the curves: loss and accuracy by epoch, of each optimizer.
+        The curves of the seed, loss and accuracy by epoch of each optimizer, and what
+        they are read from.
     """
     curves, runs, model = {}, {}, build(task, config.seed)
     for method in METHODS:
         console.print(f"[bold]{method}[/bold]")
         prepared = prepare(method, task, model, config.seed, folder)
         result = train(prepared, fresh=config.fresh, console=console)
-        curves[method] = curves_of(read_records(prepared.run.metrics_file))
+        curves[method] = seed_records.curves_of(read_records(prepared.run.metrics_file))
         runs[method] = {
             "folder": prepared.run.folder.name,
             "parameters": result["parameters"],
             "steps": result["steps"],
             "provenance": prepared.run.provenance(),
         }
-    return {
-        "config": {**task.described(), "seed": config.seed},
-        "published": task.published,
-        "curves": curves,
-        "runs": runs,
-        "provenance": provenance.describe(),
-    }
-
-
-def curves_of(records: figures.Records) -> dict[str, list[float]]:
-    """Return loss and accuracy at the end of each epoch, rounded as figures show them.
-
-    Args:
-        records: of a run with one an epoch, whose validation images are its test's.
-    """
-    return {
-        f"{split}_{quantity}": [
-            float(f"{record[f'{source}_{quantity}']:.5g}") for record in records
-        ]
-        for split, source in (("train", "train"), ("test", "validation"))
-        for quantity in ("loss", "accuracy")
-    }
+    return {"curves": curves, "runs": runs}

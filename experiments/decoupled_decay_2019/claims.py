@@ -6,14 +6,21 @@ import math
 
 import numpy as np
 
-from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
+from experiments.claims import (
+    ERRORS,
+    Chapter,
+    Claim,
+    Exhibit,
+    Finding,
+    Paired,
+    Picture,
+    Stored,
+)
 from experiments.decoupled_decay_2019 import decay_grid, warm_restarts
 from experiments.decoupled_decay_2019.decay_grid import Alignment, alignment
 
 # Of eta_t, which float32 rounds.
 TOLERANCE = 1e-6
-# A mean within so many standard errors of zero is within the noise.
-ERRORS = 2
 
 
 def _uncouples(coupled: str, decoupled: str, stored: Stored) -> Finding:
@@ -28,7 +35,10 @@ def _uncouples(coupled: str, decoupled: str, stored: Stored) -> Finding:
             span = f"{min(found[1:]):.2f} to {max(found[1:]):.2f}"
             words.append(f"{measure} {found[0]:.2f} ({span}) for {name}")
         holds = holds and max(lean[decoupled]) < min(lean[coupled])
-    return Finding(holds, "; ".join(words))
+    found = "; ".join(words)
+    if not stored["batch_norm"]:
+        return Finding(None, f"without batch norm: {found}")
+    return Finding(holds, f"with batch norm: {found}")
 
 
 def _alignments(name: str, stored: Stored) -> list[Alignment]:
@@ -47,15 +57,13 @@ def _generalizes(coupled: str, decoupled: str, stored: Stored) -> Finding:
     best = {name: _best_cell(name, stored) for name in (coupled, decoupled)}
     words = ", ".join(f"{name} {errors.mean():.2%}" for name, errors in best.items())
     words = f"best test error: {words}"
-    difference = best[decoupled] - best[coupled]
-    seeds, mean = len(difference), float(difference.mean())
-    if seeds < 2:
-        return Finding(None, f"one seed: {words}")
-    noise = float(difference.std(ddof=1)) / math.sqrt(seeds)
-    words += f"; {100 * mean:+.2f} ± {100 * noise:.2f} points over {seeds} paired seeds"
-    if abs(mean) <= ERRORS * noise:
+    points = Paired.of((100 * (best[decoupled] - best[coupled])).tolist())
+    words += f"; {points.in_words('points')}"
+    if points.seeds < 2:
+        return Finding(None, words)
+    if points.is_noise:
         return Finding(False, f"within the noise: {words}")
-    return Finding(mean < 0, words)
+    return Finding(points.mean < 0, words)
 
 
 def _best_cell(name: str, stored: Stored) -> np.ndarray:
@@ -94,8 +102,8 @@ def _grid_claims(coupled: str, decoupled: str, kind: str) -> tuple[Claim, Claim]
             f"L2 in the gradient couples decay and rate of {kind}; decoupled decay "
             "does less so.",
             functools.partial(_uncouples, coupled, decoupled),
-            "the best cells of the map lean less, by rho and by slope, whichever seed "
-            "is left out",
+            "with batch norm, the best cells of the map lean less, by rho and by "
+            "slope, whichever seed is left out",
         ),
         Claim(
             f"{decoupled} generalizes better than {kind} with L2 in the gradient.",

@@ -5,14 +5,22 @@ import itertools
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
-from experiments.data.dataset import VALIDATION_FRACTION
+from experiments.claims import (
+    ERRORS,
+    Chapter,
+    Claim,
+    Exhibit,
+    Finding,
+    Picture,
+    Stored,
+    standard_error,
+)
 from experiments.spherical_2020 import (
+    cell_settings,
     effective_learning_rate,
     protocol,
     table1,
@@ -26,19 +34,10 @@ NOT_JUDGED = "adamg"
 JUDGED = tuple(name for name in PUBLISHED if name != NOT_JUDGED)
 # Two means agree within so many standard deviations of their difference.
 DEVIATIONS = 2
-# They differ if it is more than so many of its standard errors.
-ERRORS = 2
-# All official training images but those that are for validation.
-IMAGES = {
-    name: images - round(VALIDATION_FRACTION * images)
-    for name, images in (("cifar10", 50_000), ("cifar100", 50_000), ("svhn", 73_257))
-}
 # Of the logarithms of angle and predicted rate, fixed before a full run.
 CORRELATION = 0.9
 # Of the slope of one against the other, which is 1 where they are proportional.
 SLOPES = (0.8, 1.2)
-# What the paper's numbers are of.
-OPTIONS = {"dtype": "float32", "channel_axes": "paper"}
 # Through two layers there is always a line.
 FEWEST_LAYERS = 3
 
@@ -50,7 +49,7 @@ def _order(column: str, stored: Stored) -> Finding:
     run = [name for name in ORDER if name in cells]
     words = ", ".join(f"{name} {_in_words(cells[name])}" for name in run)
     if run:
-        words += f", after {_effort(stored['cells'], column)}"
+        words += f", after {cell_settings.effort(stored['cells'], column)}"
     if missing := [name for name in ORDER if name not in run]:
         return Finding(None, "; ".join(filter(None, (_not_run(missing), words))))
     if not _alike(column, stored):
@@ -71,15 +70,14 @@ def _alike(column: str, stored: Stored) -> bool:
     They may not, where commands of different settings have written into one table.
     """
     cells = [cell for cell in stored["cells"] if cell["optimizer"] in ORDER]
-    keys = ("epochs", "images", *OPTIONS)
-    return all(len(_found(cells, key, column)) == 1 for key in keys)
+    keys = ("epochs", "images", *cell_settings.OPTIONS)
+    return all(len(cell_settings.found(cells, key, column)) == 1 for key in keys)
 
 
 def _step(lower: Sequence[float], upper: Sequence[float]) -> tuple[float, float]:
     """Return how much higher a mean is, and how much of that may be noise."""
-    variances = (statistics.variance(seeds) / len(seeds) for seeds in (lower, upper))
     more = statistics.mean(upper) - statistics.mean(lower)
-    return more, ERRORS * math.sqrt(sum(variances))
+    return more, ERRORS * math.hypot(*map(standard_error, (lower, upper)))
 
 
 def _not_run(names: Collection[str]) -> str:
@@ -98,13 +96,14 @@ def _values(column: str, stored: Stored) -> Finding:
         f"{name} {more:+.2f}" + " (not judged)" * (name == NOT_JUDGED)
         for name, more in differences.items()
     )
-    words += f", after {_effort(stored['cells'], column)}"
-    images = IMAGES[column.partition("/")[0]]
-    whole = {"epochs": protocol.EPOCHS, "images": images}
-    if any(_found(stored["cells"], k, column) != {n} for k, n in whole.items()):
-        words += f", where the paper has {protocol.EPOCHS} of {images:,}"
+    words += f", after {cell_settings.effort(stored['cells'], column)}"
+    if not cell_settings.are_whole(stored["cells"], column):
+        words += f", where the paper has {protocol.EPOCHS} epochs of all"
         return Finding(None, words)
-    if any(_found(stored["cells"], k, column) != {at} for k, at in OPTIONS.items()):
+    if any(
+        cell_settings.found(stored["cells"], key, column) != {usual}
+        for key, usual in cell_settings.OPTIONS.items()
+    ):
         words += ", where the paper has float32 and its own rule of channel axes"
         return Finding(None, words)
     if missing := [name for name in JUDGED if name not in cells]:
@@ -132,28 +131,6 @@ def _column(column: str, stored: Stored) -> Cells:
     }
 
 
-def _effort(cells: Sequence[Mapping[str, Any]], column: str | None = None) -> str:
-    """Say how long cells were trained, on what: those of a column, or all."""
-    epochs, images = (_found(cells, key, column) for key in ("epochs", "images"))
-    words = f"{_span(epochs)} epochs of {_span(images)} images"
-    for key, usual in OPTIONS.items():
-        if (found := _found(cells, key, column)) != {usual}:
-            words += f", {key} {' or '.join(sorted(found))}"
-    return words
-
-
-def _found(
-    cells: Sequence[Mapping[str, Any]], key: str, column: str | None
-) -> set[Any]:
-    settings = ({**cell["config"], **cell} for cell in cells)
-    return {one[key] for one in settings if column in (None, one["column"])}
-
-
-def _span(numbers: Collection[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
-
-
 def grid(stored: Stored) -> Table:
     """Return the paper's table with ours below each row."""
     shown = Table(
@@ -177,12 +154,15 @@ def grid(stored: Stored) -> Table:
 
 def _table_extent(stored: Stored) -> str:
     cells = stored["cells"]
-    seeds = _span([len(cell["test_accuracy"]) for cell in cells])
+    if not cells:
+        return "no cell was trained to its end"
+    seeds = cell_settings.span([len(cell["test_accuracy"]) for cell in cells])
     devices = "; ".join(sorted({cell["device"] for cell in cells}))
     return (
         f"n = {seeds} {'seed' if seeds == '1' else 'seeds'} a cell, {len(cells)} of "
-        f"{len(PUBLISHED) * len(protocol.COLUMNS)} cells, {_effort(cells)}, where the "
-        f"paper has {protocol.EPOCHS} epochs; {devices}"
+        f"{len(PUBLISHED) * len(protocol.COLUMNS)} cells, "
+        f"{cell_settings.effort(cells)}, where the paper has {protocol.EPOCHS} epochs; "
+        f"{cell_settings.tested(cells)}; {devices}"
     )
 
 
@@ -252,6 +232,7 @@ CHAPTER = Chapter(
             ),
             extent=_table_extent,
             tables=(grid, table1.table),
+            stored_by=cell_settings.commands,
             without_results={"cells": []},
         ),
         "spherical_2020.effective_learning_rate": Exhibit(

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from experiments import bars, compile_time, report_parts, step_time
-from experiments.block_normalized_2017 import claims as block_normalized
-from experiments.block_normalized_2017.claims import WHOLE
-from experiments.claims import Verdict
+from experiments.block_normalized_2017.network_claims import WHOLE
+from experiments.claims import OF_A_BAR, Paired, is_whole, standard_error
 from experiments.decoupled_decay_2019.decay_grid import MARGIN
 from experiments.novograd_2019.claims import BASELINES, MODES
 from experiments.report import CHAPTERS, FOLDER
 from experiments.spherical_2020 import protocol
-from experiments.spherical_2020.claims import IMAGES, PUBLISHED
+from experiments.spherical_2020.cell_settings import IMAGES
+from experiments.spherical_2020.claims import PUBLISHED
 
 EXHIBITS = {
     name: exhibit for chapter in CHAPTERS for name, exhibit in chapter.exhibits.items()
@@ -67,9 +67,15 @@ def curves():
         "Adam": faster,
         "normalized Adam": fast,
     }
+    return [network(curves, curves, curves) for curves in (good, bad)]
+
+
+def network(*seeds):
+    """Stored curves of a whole run, those of one seed after those of another."""
     images, epochs = WHOLE["cifar10"]
     config = {"data": "cifar10", "images": images, "epochs_per_rate": epochs}
-    return [{"curves": curves, "config": config} for curves in (good, bad)]
+    seeds = {str(seed): {"curves": curves} for seed, curves in enumerate(seeds)}
+    return {"seeds": seeds, "config": config}
 
 
 def decay_grid():
@@ -83,10 +89,11 @@ def decay_grid():
     forms = {"SGD, L2": True, "SGDW": False, "Adam, L2": True, "AdamW": False}
     return [
         {
+            "batch_norm": True,
             "grids": {
                 name: {**axes, "errors": [shapes[coupled is right]] * 2}
                 for name, coupled in forms.items()
-            }
+            },
         }
         for right in (True, False)
     ]
@@ -237,7 +244,7 @@ def test_table_of_fewer_epochs_or_cells_decides_what_it_can():
     assert values.judge(short).verdict == "not run"
     part = {"cells": [{**cell, "images": 500} for cell in columns]}
     assert values.judge(part).verdict == "not run"
-    after = "after 60 epochs of 47,500 images, where the paper has 405 of 47,500"
+    after = "after 60 epochs of 47,500 images, where the paper has 405 epochs of all"
     assert after in values.judge(short).ours
     assert {claim.judge(short).verdict for claim in others} == {"not run"}
     fewer = {"cells": [c for c in columns if c["optimizer"] in ("sgd", "adam")]}
@@ -324,7 +331,56 @@ def test_maps_are_compared_seed_by_seed():
     assert noisy.verdict == "not reproduced"
     assert noisy.ours.startswith("within the noise: ") and "3 paired" in noisy.ours
     lone = judged(-0.01)
-    assert lone.verdict == "not run" and lone.ours.startswith("one seed: ")
+    assert lone.verdict == "not run" and lone.ours.endswith(" points, one seed")
+
+
+def test_what_couples_is_seen_with_batch_norm_alone():
+    good, _ = decay_grid()
+    claim = EXHIBITS["decoupled_decay_2019.decay_grid"].claims[0]
+    assert claim.if_so.startswith("with batch norm, ")
+    assert claim.judge(good).ours.startswith("with batch norm: rho ")
+    without = claim.judge({**good, "batch_norm": False})
+    assert without.verdict == "not run"
+    assert without.ours.startswith("without batch norm: rho ")
+
+
+def test_modes_are_compared_seed_by_seed_with_the_better_baseline():
+    claim = EXHIBITS["novograd_2019.modes"].claims[1]
+
+    def judged(*differences):
+        # The seeds differ by far more than the two optimizers.
+        seeds = 0.1 * np.arange(len(differences))
+        errors = {
+            MODES[0]: seeds + differences,
+            BASELINES[0]: seeds + 0.01,
+            BASELINES[1]: seeds,
+        }
+        curves = {
+            name: {"errors": [[0.9, error] for error in column]}
+            for name, column in errors.items()
+        }
+        return claim.judge({"curves": curves})
+
+    assert judged(-0.01, -0.01, -0.02).verdict == "reproduced"
+    assert judged(0.01, -0.01, 0.02).verdict == "reproduced"
+    worse = judged(0.01, 0.01, 0.02)
+    assert worse.verdict == "not reproduced"
+    assert f"+1.33 ± 0.33 points over 3 paired seeds above {BASELINES[1]}" in worse.ours
+    assert judged(0.01).verdict == "not run"
+
+
+def test_a_difference_is_noise_within_two_standard_errors():
+    assert standard_error([1.0, 3.0]) == pytest.approx(1.0)
+    assert Paired.of([1.0, 3.0]) == pytest.approx((2.0, 1.0, 2))
+    assert Paired.of([1.0, 3.0]).is_noise and not Paired.of([1.1, 3.0]).is_noise
+    assert Paired.of([-1.0, -3.0]).is_noise and Paired.of([0.0, 0.0]).is_noise
+    # Of one seed nothing is known.
+    assert Paired.of([9.0]).is_noise
+
+
+def test_a_copy_may_lack_a_few_images():
+    assert is_whole(50_000, 50_000) and is_whole(49_927, 50_000)
+    assert not is_whole(49_499, 50_000) and not is_whole(5_000, 50_000)
 
 
 def test_nothing_is_said_of_programs_that_are_not_compiled():
@@ -352,10 +408,72 @@ def test_published_values_stand_beside_ours():
     assert len(grid.rows) == 2 * len(PUBLISHED) and len(grid.rows[0]) == 9
 
 
+NETWORK = EXHIBITS["block_normalized_2017.cifar_cnn"]
+
+
 @pytest.mark.parametrize("part", [{"images": 5000}, {"epochs_per_rate": 10}])
 def test_networks_are_not_judged_by_a_part_of_the_run(part):
     good, _ = curves()
     stored = {**good, "config": {**good["config"], **part}}
-    chapter = block_normalized.CHAPTER
-    for claim in chapter.exhibits["block_normalized_2017.cifar_cnn"].claims:
-        assert claim.judge(stored).verdict == Verdict.NOT_RUN
+    for claim in NETWORK.claims:
+        assert claim.judge(stored).verdict == "not run"
+
+
+def test_networks_are_judged_by_a_copy_that_lacks_a_few_images():
+    good, _ = curves()
+    stored = {**good, "config": {**good["config"], "images": 49_927}}
+    for claim in NETWORK.claims:
+        assert claim.judge(stored).verdict == claim.judge(good).verdict
+
+
+def test_networks_are_judged_by_three_seeds():
+    seed = curves()[0]["seeds"]["0"]["curves"]
+    for claim in NETWORK.claims:
+        if claim.find is not None:
+            found = claim.judge(network(seed, seed))
+            assert found.verdict == "not run"
+            assert found.ours.endswith("n = 2, judged from 3 seeds on")
+            assert claim.judge(network(seed, seed, seed)).verdict == "reproduced"
+            assert ", one seed; n = 1" in claim.judge(network(seed)).ours
+
+
+def test_networks_are_compared_seed_by_seed():
+    faster, better, *_ = NETWORK.claims
+
+    def judged(claim, *seeds):
+        """By the plain and the normalized loss, or accuracy, of each seed."""
+        return claim.judge(
+            network(
+                *(
+                    {
+                        "SGD": {"train_loss": [9, 8, 7, 6], "test_accuracy": [plain]},
+                        "normalized SGD": {
+                            "train_loss": [9] * epochs + [6] * (4 - epochs),
+                            "test_accuracy": [plain + more],
+                        },
+                    }
+                    for plain, more, epochs in seeds
+                )
+            )
+        )
+
+    # The seeds differ by far more than the two methods.
+    clear = [(0.1, 0.02, 0), (0.5, 0.03, 1), (0.9, 0.02, 1)]
+    assert judged(better, *clear).verdict == judged(faster, *clear).verdict
+    assert judged(better, *clear).verdict == "reproduced"
+    assert "after: 1, 2, 2; +2.33 ± 0.33 epochs sooner" in judged(faster, *clear).ours
+    noisy = [(0.1, 0.02, 0), (0.5, -0.01, 3), (0.9, 0.02, 3)]
+    for claim in (faster, better):
+        found = judged(claim, *noisy)
+        assert found.verdict == "not reproduced"
+        assert found.ours.startswith("within the noise: ")
+    never = judged(faster, *clear, (0.5, 0.0, 4))
+    assert never.verdict == "not reproduced" and never.ours.endswith("2, 2, never")
+
+
+def test_bars_are_met_or_missed():
+    words = {chapter.claimed: chapter.verdicts for chapter in CHAPTERS}
+    assert len(words) == 2
+    assert words.pop(bars.CHAPTER.claimed) == OF_A_BAR
+    (of_papers,) = words.values()
+    assert all(word == str(verdict) for verdict, word in of_papers.items())

@@ -1,10 +1,12 @@
 """What the list of experiments says, in README and in the terminal."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from experiments.__main__ import discover, markdown
+from experiments import __main__ as command_line
+from experiments.__main__ import IN_PART, RESULTS, discover, markdown
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -18,3 +20,21 @@ def test_every_experiment_says_what_it_does_and_how_long_it_takes(name, header):
     assert header.summary.endswith(".")
     assert " on " in header.takes
     assert f"`{name.rpartition('.')[0]}`" in markdown() or "." not in name
+
+
+def test_the_list_says_of_what_a_part_is_stored(monkeypatch, tmp_path):
+    (tmp_path / RESULTS / "paper").mkdir(parents=True)
+    for name in ("whole", "part"):
+        (tmp_path / f"{name}.py").write_text('"""Do it."""\ndef main(args): ...\n')
+        (tmp_path / RESULTS / f"{name}.json").write_text("{}")
+    (tmp_path / "paper.py").write_text('"""Do it."""\ndef main(args): ...\n')
+    monkeypatch.setattr(command_line.experiments, "__path__", [str(tmp_path)])
+
+    def results():
+        return {name: header.results for name, header in discover().items()}
+
+    nothing = {"part": "stored", "whole": "stored", "paper": "none stored"}
+    assert results() == nothing
+    in_part = {"experiments": ["part"]}
+    (tmp_path / RESULTS / IN_PART).write_text(json.dumps(in_part))
+    assert results() == nothing | {"part": "stored in part"}

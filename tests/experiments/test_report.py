@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from experiments import report_markdown
-from experiments.__main__ import discover
-from experiments.claims import Exhibit, Verdict
+from experiments.__main__ import IN_PART, discover
+from experiments.claims import Claim, Exhibit, Finding
 from experiments.report import DRAWN_BY, FIGURES, FOLDER, gather, main
 from experiments.report_parts import Section, sources_of
 from experiments.spherical_2020.claims import PUBLISHED
@@ -48,6 +48,7 @@ def assert_same_report(ours, other):
     text = (other / "RESULTS.md").read_text()
     assert (ours / "RESULTS.md").read_text() == text
     pages = ((folder / "index.html").read_text() for folder in (ours, other))
+    assert (ours / IN_PART).read_text() == (other / IN_PART).read_text()
     # Another matplotlib draws other images.
     page, other_page = (re.sub(r"(?<=;base64,)[^\"]+", "", page) for page in pages)
     assert page == other_page
@@ -75,13 +76,27 @@ def test_an_image_says_what_drew_it(written):
 
 def test_both_forms_say_how_many_claims_there_are_and_what_to_know(written, page):
     report, text = gather(FOLDER), (written / "RESULTS.md").read_text()
-    counts = {str(verdict): count for verdict, count in report.counts.items()}
+    papers, bars = report.tallies
     claims = sum(len(section.judged) for section in report.sections)
+    assert papers.total + bars.total == claims
+    counts = papers.counts
     assert (
-        f"Of {claims} claims, **{counts['reproduced']}** are reproduced, "
-        f"**{counts['not reproduced']}** are not reproduced, "
-        f"**{counts['not run']}** are not run."
+        f"Of {papers.total} claims of the papers: "
+        f"**{counts['reproduced']}** reproduced, "
+        f"**{counts['not reproduced']}** not reproduced, "
+        f"**{counts['not run']}** not run."
     ) in text
+    counts = bars.counts
+    assert (
+        f"Of {bars.total} bars that this library sets itself: **{counts['met']}** met, "
+        f"**{counts['missed']}** missed, **{counts['not run']}** not run."
+    ) in text
+    for tally in (papers, bars):
+        assert f"{tally.total} {tally.claimed}</p>" in page
+        for word, count in tally.counts.items():
+            assert f"<b>{count}</b> {word}</li>" in page
+            badges = re.findall(rf'<span class="badge [a-z-]+">. {word}</span>', page)
+            assert len(badges) >= 2 * count
     notes = [s.exhibit.note for s in report.sections if s.exhibit.note]
     assert any("Without it" in note for note in notes)
     shown = re.sub(r"<code>([^<]*)</code>", r"`\1`", page)
@@ -116,11 +131,14 @@ def test_without_results_nothing_is_claimed_and_commands_are_shown(nothing, tmp_
     main(["--results", str(tmp_path / "none"), "--out", str(tmp_path)])
     text, page = ((tmp_path / f).read_text() for f in ("RESULTS.md", "index.html"))
     claims = [claim for s in nothing.sections for claim in s.exhibit.claims]
-    assert nothing.counts == {v: len(claims) * (v == "not run") for v in Verdict}
+    counts = {w: n for tally in nothing.tallies for w, n in tally.counts.items() if n}
+    assert set(counts) == {"not run"}
+    assert sum(tally.total for tally in nothing.tallies) == len(claims)
     assert "<img" not in page and "![" not in text
     assert not list((tmp_path / FIGURES).iterdir())
     for section in nothing.sections:
         assert f"- command: `{section.command}`" in text
+    assert json.loads((tmp_path / IN_PART).read_text()) == {"experiments": []}
     # What was published is there all the same.
     for row in PUBLISHED.values():
         for mean, deviation in row.values():
@@ -155,6 +173,49 @@ def test_a_result_without_runs_of_its_own_comes_from_its_command():
     assert sources_of(stored) == [LAST]
     origin = Section("a", "", "", Exhibit((), lambda stored: ""), stored).origin
     assert origin["commit"] == "not known"
+
+
+def shown_commands(exhibit, stored):
+    origin = Section("a", "", "run", exhibit, stored).origin
+    return {k: v for k, v in origin.items() if k not in ("extent", *STORED_BY_ALL)}
+
+
+STORED_BY_ALL = ("device", "commit", "versions", "results")
+
+
+def test_commands_of_what_is_stored_and_of_the_whole_are_told_apart():
+    whole, stored = ("", "--seed 1"), {"provenance": LAST}
+
+    def exhibit(*stored_by):
+        return Exhibit((), lambda _: "", whole=whole, stored_by=lambda _: stored_by)
+
+    both = "`run`, `run --seed 1`"
+    assert shown_commands(exhibit("--epochs 1"), None) == {"command": both}
+    assert shown_commands(exhibit("--epochs 1"), stored) == {
+        "stored by": "`run --epochs 1`",
+        "the whole run": both,
+    }
+    assert shown_commands(exhibit(*whole), stored) == {"command": both}
+    more = shown_commands(exhibit(*whole, "--seed 2"), stored)
+    assert more == {"command": f"{both}, `run --seed 2`"}
+    assert shown_commands(Exhibit((), lambda _: ""), stored) == {"command": "`run`"}
+
+
+def test_results_are_stored_in_part_where_claims_wait_for_others():
+    def in_part(stored, *finds):
+        claims = tuple(Claim("", find) for find in finds)
+        return Section("a", "", "", Exhibit(claims, lambda _: ""), stored).is_in_part
+
+    def judged(_):
+        return Finding(False, "")
+
+    def waits(_):
+        return Finding(None, "")
+
+    assert in_part({}, judged, waits)
+    assert not in_part(None, judged, waits)
+    # No run would decide the other.
+    assert not in_part({}, judged, None)
 
 
 class _Loads(HTMLParser):
@@ -230,6 +291,6 @@ def test_a_browser_shows_the_page_without_a_network(page, tmp_path):
     seen = sorted(map(json.loads, lines), key=lambda one: one["width"])
     report = gather(FOLDER)
     images = sum(len(s.exhibit.pictures) for s in report.sections if s.stored)
-    badges = sum(report.counts.values())
+    badges = sum(tally.total for tally in report.tallies)
     rest = {"images": images, "badges": badges, "shown": True, "inside": True}
     assert seen == [{"width": width, **rest} for width in widths]

@@ -1,7 +1,6 @@
 """What the four optimizers of a network share: rates, norms, data and resuming."""
 
 import dataclasses
-import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -187,12 +186,3 @@ def test_a_part_is_trained_on_for_so_long(task):
     assert (len(part.data.train), part.epochs) == (256, 2)
     assert len(part.data.test) == len(task.data.test)
     assert curves.shortened(task, curves.CurvesConfig()) == task
-
-
-def test_curves_are_those_of_the_records():
-    record = {"train_loss": 0.1234567, "train_accuracy": 0.5}
-    record |= {"validation_loss": 2.0, "validation_accuracy": 0.25}
-    found = curves.curves_of([record, record | {"train_loss": 1.0}])
-    assert found["train_loss"] == [0.12346, 1.0]
-    assert found["test_accuracy"] == [0.25, 0.25]
-    assert json.loads(json.dumps(found)) == found
