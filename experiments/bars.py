@@ -23,7 +23,9 @@ def _keeps(name: str, bar: float, stored: Stored) -> Finding:
     row = next((row for row in stored["rows"] if row["optimizer"] == name), None)
     if row is None:
         return Finding(None, f"{name}: not run")
-    return Finding(row["ratio"] <= bar, f"{row['ratio']:.2f} times")
+    low, high = row["quartiles"]
+    words = f"{row['ratio']:.2f} times, half of the rounds from {low:.2f} to {high:.2f}"
+    return Finding(row["ratio"] <= bar, words)
 
 
 def _keeps_up(stored: Stored) -> Finding:

@@ -34,6 +34,7 @@ from rich.table import Table
 import normopt
 from experiments import devices, provenance
 from experiments.progress import counted
+from experiments.ratios import Ratio
 from experiments.runs import write_json
 
 RATE = 1e-3
@@ -131,7 +132,8 @@ def measure(layers: int, rounds: int, console: Console) -> list[Row]:
 
     Returns:
         One row an optimizer: seconds of tracing and of compiling, and the ratio of
-        their sum to that of its baseline, all medians over the rounds.
+        their sum to that of its baseline, all medians over the rounds, and the
+        quartiles of the ratio.
     """
     params = parameters(layers)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
@@ -179,13 +181,16 @@ def _row(name: str, seconds: dict[str, list[tuple[float, float]]]) -> Row:
         "compile_seconds": statistics.median(compiles),
         "baseline": case.baseline,
         "ratio": None,
+        "quartiles": None,
         "bar": case.bar,
         "holds": None,
     }
     if case.baseline is not None and case.bar is not None:
-        pairs = zip(seconds[name], seconds[case.baseline], strict=True)
-        ratio = statistics.median(sum(mine) / sum(its) for mine, its in pairs)
-        row |= {"ratio": ratio, "holds": ratio <= case.bar}
+        ratio, quartiles = Ratio.of(
+            map(sum, seconds[name]), map(sum, seconds[case.baseline])
+        )
+        row |= {"ratio": ratio, "quartiles": list(quartiles)}
+        row["holds"] = ratio <= case.bar
     return row
 
 
@@ -198,14 +203,15 @@ def table(stored: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    for name in ("trace s", "compile s", "ratio", "of", "bar"):
+    for name in ("trace s", "compile s", "ratio", "quartiles", "of", "bar"):
         shown.add_column(name, justify="right")
     for row in stored["rows"]:
-        cells = ["-", "-", "-"]
+        cells = ["-", "-", "-", "-"]
         if row["ratio"] is not None:
             verdict = "holds" if row["holds"] else "missed"
             cells = [
                 f"{row['ratio']:.2f}",
+                "{:.2f}-{:.2f}".format(*row["quartiles"]),
                 row["baseline"],
                 f"{row['bar']:g} {verdict}",
             ]

@@ -37,6 +37,7 @@ from experiments import devices, provenance
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
 from experiments.progress import counted
+from experiments.ratios import Ratio
 from experiments.runs import write_json
 
 CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
@@ -225,10 +226,8 @@ def _row(
         "gigabytes_per_second": case.traffic * parameters / median / 1e9,
     }
     if case.baseline is not None:
-        pairs = zip(seconds[name], seconds[case.baseline], strict=True)
-        ratios = [mine / its for mine, its in pairs]
-        low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        row |= {"ratio": ratio, "quartiles": [low, high]}
+        ratio, quartiles = Ratio.of(seconds[name], seconds[case.baseline])
+        row |= {"ratio": ratio, "quartiles": list(quartiles)}
         if case.bar is not None:
             row["holds"] = ratio <= case.bar
     return row

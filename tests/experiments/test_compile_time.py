@@ -48,6 +48,7 @@ def test_ratios_are_of_the_same_round(monkeypatch):
     monkeypatch.setattr(compile_time, "trace_and_compile", lambda *_: next(times))
     rows = {row["optimizer"]: row for row in compile_time.measure(10, 2, Console())}
     assert rows["novograd"]["ratio"] == 2.0 and not rows["novograd"]["holds"]
+    assert rows["novograd"]["quartiles"] == [2.0, 2.0]
     assert rows["adamsrt+rules"]["ratio"] == 1.0 and rows["adamsrt+rules"]["holds"]
 
 
