@@ -17,6 +17,8 @@ NO_VALUE = "no value published"
 
 # A mean within so many of its standard errors of zero is within the noise.
 ERRORS = 2
+# Fewer runs do not tell how far runs differ.
+FEWEST_SEEDS = 3
 # A copy of a data set may lack a few images; a part that was chosen is far below this.
 WHOLE_SHARE = 0.99
 
@@ -66,6 +68,20 @@ class Paired(NamedTuple):
             return f"{self.mean:+.2f} {unit}, one seed"
         mean = f"{self.mean:+.2f} ± {self.error:.2f} {unit}"
         return f"{mean} over {self.seeds} paired seeds"
+
+    def is_positive(self, unit: str, words: str) -> "Finding":
+        """Find whether the difference is above zero by more than its noise.
+
+        Args:
+            unit: of the difference.
+            words: what it is the difference of.
+        """
+        words = f"{words}; {self.in_words(unit)}"
+        if self.seeds < FEWEST_SEEDS:
+            return Finding(None, words)
+        if self.is_noise:
+            return Finding(False, f"within the noise: {words}")
+        return Finding(self.mean > 0, words)
 
 
 class Verdict(enum.StrEnum):

@@ -18,7 +18,7 @@ from experiments.progress import counted
 from experiments.runs import Run, write_json
 
 
-class Stored(Protocol):
+class Kept(Protocol):
     """The part of a configuration that says where records are, and what to do."""
 
     out: Path
@@ -26,19 +26,19 @@ class Stored(Protocol):
     redraw: bool
 
 
-class Resumable(Stored, Protocol):
+class Resumable(Kept, Protocol):
     """That of an experiment whose parts are kept as they are finished."""
 
     fresh: bool
 
 
-def folder_of(config: Stored) -> Path:
+def folder_of(config: Kept) -> Path:
     """Return the folder of the records, which smoke runs have apart from full ones."""
     return config.out / "smoke" if config.smoke else config.out
 
 
 def measure_and_show(
-    config: Stored,
+    config: Kept,
     name: str,
     measure: Callable[[Console], dict[str, Any]],
     draw: Callable[[Path, dict[str, Any]], None],
@@ -59,13 +59,13 @@ def measure_and_show(
     records, figure = (folder / f"{name}.{end}" for end in ("json", "png"))
     if config.redraw and not records.exists():
         sys.exit(f"error: --redraw needs {records}, which a run without it writes")
-    with one_line_errors():
-        if not config.redraw:
+    if not config.redraw:
+        with one_line_errors():
             measured = measure(console)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(records, {**measured, "provenance": provenance.describe()})
-        stored = json.loads(records.read_text())
-        draw(figure, stored)
+    stored = json.loads(records.read_text())
+    draw(figure, stored)
     console.print(table(stored))
     console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
 
@@ -92,9 +92,11 @@ def measure_parts(
     Returns:
         The parts by name.
     """
-    origin = {"provenance": provenance.describe()}
-    run = Run(folder_of(config), name, {**settings, **origin})
-    if config.fresh:
+    origin = provenance.describe()
+    run = Run(folder_of(config), name, {**settings, "provenance": origin})
+    # Of files that differ from their commit nobody knows whether they still are the
+    # ones that have measured the parts.
+    if config.fresh or not provenance.is_known(origin):
         run.remove()
     run.open()
     measured = {}
@@ -108,10 +110,10 @@ def measure_parts(
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with one line at what its user can mend: no bug, no traceback."""
+    """End the program with one line at what its user can mend."""
     try:
         yield
     except (OSError, ValueError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on with what is not finished")
+        sys.exit("interrupted; the same command, without --fresh, goes on")

@@ -33,6 +33,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def is_known(provenance: dict[str, Any]) -> bool:
+    """Say whether its commit tells what the program was."""
+    commit = provenance["commit"]
+    return commit is not None and not commit.endswith("+")
+
+
 def _commit() -> str | None:
     commit = _git("rev-parse", "HEAD")
     if commit is None:

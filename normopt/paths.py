@@ -167,11 +167,20 @@ def structural_difference(one: Any, other: Any) -> str:
 
     The structures of NNX states can differ in metadata: there the paths decide.
     """
-    ours, theirs = ([place.path for place in places(tree)] for tree in (one, other))
-    if ours != theirs:
-        lone = sorted(set(ours) ^ set(theirs)) or ours
+    difference = path_difference(places(one), places(other))
+    return difference or _other_container(one, other, ())
+
+
+def path_difference(ours: Sequence[Place], theirs: Sequence[Place]) -> str:
+    """Tells which path stands in one of two trees alone; empty if none does."""
+    one, other = ([place.path for place in tree] for tree in (ours, theirs))
+    if one == other:
+        return ""
+    lone = sorted(set(one) ^ set(other))
+    if lone:
         return f"only one of the two has {lone[0]!r}"
-    return _other_container(one, other, ())
+    first = next(a for a, b in zip(one, other, strict=False) if a != b)
+    return f"{first!r} does not stand in the same place of both"
 
 
 def _other_container(one: Any, other: Any, keys: KeyPath) -> str:
@@ -180,13 +189,16 @@ def _other_container(one: Any, other: Any, keys: KeyPath) -> str:
         return ""
     (ours, kind), (theirs, other_kind) = _children(one), _children(other)
     if kind != other_kind:
-        names = f"{type(one).__name__} and {type(other).__name__}"
-        return f"the containers at {_join(keys)!r} are not the same: {names}"
+        where = repr(_join(keys)) if keys else "the root"
+        kinds = f"{type(one).__name__} and {type(other).__name__}"
+        if type(one) is type(other):
+            kinds = f"{kind} and {other_kind}"
+        return f"the containers at {where} are not the same: {kinds}"
     for (key, child), (_, other_child) in zip(ours, theirs, strict=True):
-        if key:
-            difference = _other_container(child, other_child, (*keys, *key))
-            if difference:
-                return difference
+        # A leaf is its own only child, without a key.
+        difference = _other_container(child, other_child, (*keys, *key)) if key else ""
+        if difference:
+            return difference
     return ""
 
 
@@ -216,12 +228,12 @@ def _is_value_attribute(key: Any) -> bool:
 
 
 def _is_nnx_variable(node: Any) -> bool:
-    return _is_nnx(node, "Variable")
-
-
-def _is_nnx(node: Any, name: str = "") -> bool:
-    # By name, because flax is no run-time dependency.
+    # By name, because flax is no run-time dependency. Fires on nnx.Param and its kin.
     return any(
-        kind.__module__.startswith("flax.nnx") and name in ("", kind.__name__)
+        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
         for kind in type(node).__mro__
     )
+
+
+def _is_nnx(node: Any) -> bool:
+    return any(kind.__module__.startswith("flax.nnx") for kind in type(node).__mro__)

@@ -18,16 +18,16 @@ and the test images are tested after each epoch; nothing is chosen by that. The 
 record is the cross-entropy, without the L2 term.
 
 The example's text has two figures, of training and test, and makes no claim about them:
-those that RESULTS.md judges are of the paper's abstract. Seen with the seed 0, beside
-what the notebook printed of its one run:
+those that RESULTS.md judges are of the paper's abstract. Seen, means over three
+seeds beside what the notebook printed of its one run:
 
                      test accuracy after epoch 10     20     30  training  notebook
-    SGD                                     68.0%  69.8%  70.0%     1.11
-    normalized SGD                          62.2%  86.0%  87.4%     0.52     77.22%
-    Adam                                    61.7%  85.0%  86.0%     0.57     94.32%
-    normalized Adam                         65.4%  85.0%  86.6%     0.50     94.60%
+    SGD                                     68.6%  71.0%  71.2%     1.08
+    normalized SGD                          64.7%  82.0%  85.9%     0.57     77.22%
+    Adam                                    70.8%  90.3%  91.4%     0.46     94.32%
+    normalized Adam                         63.2%  83.3%  90.9%     0.51     94.60%
 
-SGD gains two points in its last twenty epochs, where the others gain twenty and more.
+SGD gains three points in its last twenty epochs, where the others gain twenty and more.
 Accuracies climb by stairs of about ten percent, the share of a class, in the notebook
 as here; on which of them a single run ends differs.
 """

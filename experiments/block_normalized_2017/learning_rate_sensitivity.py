@@ -38,7 +38,6 @@ from rich.table import Table
 from experiments import figures
 from experiments.block_normalized_2017 import convex
 from experiments.measuring import folder_of, measure_and_show
-from experiments.progress import counted
 
 # A run has arrived when its gap is this part of the gap at the start.
 ARRIVED = 0.01
@@ -77,7 +76,7 @@ def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
 
     Args:
         config: where they lie.
-        console: told whether they are computed first, and gets a bar.
+        console: told whether they are computed first.
 
     Returns:
         Their settings and provenance, and for each method and rate the gap at the end,
@@ -100,7 +99,7 @@ def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
                 "gap_at_end": [gaps[-1] for gaps in rates],
                 "arrived_after": [arrival(gaps, every) for gaps in rates],
             }
-            for name, rates in counted(runs["gaps"].items(), console, "methods")
+            for name, rates in runs["gaps"].items()
         },
     }
 

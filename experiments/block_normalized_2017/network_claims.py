@@ -9,6 +9,7 @@ from experiments.block_normalized_2017 import curve_figures
 from experiments.block_normalized_2017.curve_figures import Published
 from experiments.claims import (
     ERRORS,
+    FEWEST_SEEDS,
     NO_VALUE,
     Claim,
     Exhibit,
@@ -21,8 +22,6 @@ from experiments.claims import (
 
 # What the example trains on: the official training images, and epochs at each rate.
 WHOLE = {"mnist": (60_000, 10), "cifar10": (50_000, 50)}
-# On which stair the accuracy of a single run ends is chance.
-FEWEST_SEEDS = 3
 IF_SO = (
     f"seed by seed, by more than {ERRORS} standard errors of the difference, over "
     f"{FEWEST_SEEDS} seeds and more"
@@ -114,7 +113,7 @@ def _faster(kind: str, stored: Stored) -> Finding:
     if len(reached) < len(needed):
         return Finding(False, words)
     sooner = Paired.of([epochs - n for n in reached])
-    return _ahead(sooner, "epochs sooner", words)
+    return sooner.is_positive("epochs sooner", words)
 
 
 def _more_accurate(method: str, other: str, stored: Stored) -> Finding:
@@ -130,14 +129,7 @@ def _more_accurate(method: str, other: str, stored: Stored) -> Finding:
         for name, percents in ((method, ours), (other, theirs))
     )
     more = Paired.of([a - b for a, b in zip(ours, theirs, strict=True)])
-    return _ahead(more, "points", f"test accuracy: {words}")
-
-
-def _ahead(paired: Paired, unit: str, words: str) -> Finding:
-    words += f"; {paired.in_words(unit)}"
-    if paired.seeds > 1 and paired.is_noise:
-        return Finding(False, f"within the noise: {words}")
-    return Finding(paired.mean > 0, words)
+    return more.is_positive("points", f"test accuracy: {words}")
 
 
 def _of_the_whole(find: Callable[[Stored], Finding]) -> Callable[[Stored], Finding]:

@@ -56,14 +56,8 @@ def _generalizes(coupled: str, decoupled: str, stored: Stored) -> Finding:
     """Compare the best cells of two maps, seed by seed."""
     best = {name: _best_cell(name, stored) for name in (coupled, decoupled)}
     words = ", ".join(f"{name} {errors.mean():.2%}" for name, errors in best.items())
-    words = f"best test error: {words}"
-    points = Paired.of((100 * (best[decoupled] - best[coupled])).tolist())
-    words += f"; {points.in_words('points')}"
-    if points.seeds < 2:
-        return Finding(None, words)
-    if points.is_noise:
-        return Finding(False, f"within the noise: {words}")
-    return Finding(points.mean < 0, words)
+    points = Paired.of((100 * (best[coupled] - best[decoupled])).tolist())
+    return points.is_positive("points lower", f"best test error: {words}")
 
 
 def _best_cell(name: str, stored: Stored) -> np.ndarray:

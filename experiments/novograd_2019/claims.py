@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.claims import (
     ERRORS,
+    FEWEST_SEEDS,
     Chapter,
     Claim,
     Exhibit,
@@ -39,7 +40,7 @@ def _on_par(mode: str, stored: Stored) -> Finding:
     points = Paired.of((100 * (found[mode] - found[bar])).tolist())
     words = ", ".join(f"{name} {errors.mean():.2%}" for name, errors in found.items())
     words += f"; {points.in_words('points')} above {bar}"
-    if points.seeds < 2:
+    if points.seeds < FEWEST_SEEDS:
         return Finding(None, words)
     return Finding(points.mean <= 0 or points.is_noise, words)
 

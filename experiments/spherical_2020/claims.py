@@ -51,7 +51,9 @@ def _order(column: str, stored: Stored) -> Finding:
     if run:
         words += f", after {cell_settings.effort(stored['cells'], column)}"
     if missing := [name for name in ORDER if name not in run]:
-        return Finding(None, "; ".join(filter(None, (_not_run(missing), words))))
+        return Finding(
+            None, "; ".join(filter(None, (_missing(missing, column, stored), words)))
+        )
     if not _alike(column, stored):
         return Finding(None, f"not trained alike: {words}")
     if min(len(cells[name]) for name in ORDER) < 2:
@@ -80,14 +82,25 @@ def _step(lower: Sequence[float], upper: Sequence[float]) -> tuple[float, float]
     return more, ERRORS * math.hypot(*map(standard_error, (lower, upper)))
 
 
-def _not_run(names: Collection[str]) -> str:
-    return f"{', '.join(names)}: not run"
+def _missing(names: Collection[str], column: str, stored: Stored) -> str:
+    """Say which of the optimizers have no accuracy in a column, and why."""
+    diverged = {
+        cell["optimizer"]
+        for cell in stored.get("diverged", [])
+        if cell["column"] == column
+    }
+    why = {"diverged": diverged.intersection(names), "not run": {*names} - diverged}
+    return "; ".join(
+        f"{', '.join(name for name in names if name in missing)}: {word}"
+        for word, missing in why.items()
+        if missing
+    )
 
 
 def _values(column: str, stored: Stored) -> Finding:
     cells = _column(column, stored)
     if not cells:
-        return Finding(None, _not_run(JUDGED))
+        return Finding(None, _missing(JUDGED, column, stored))
     differences = {
         name: statistics.mean(percents) - PUBLISHED[name][column][0]
         for name, percents in cells.items()
@@ -107,7 +120,7 @@ def _values(column: str, stored: Stored) -> Finding:
         words += ", where the paper has float32 and its own rule of channel axes"
         return Finding(None, words)
     if missing := [name for name in JUDGED if name not in cells]:
-        return Finding(None, f"{_not_run(missing)}; {words}")
+        return Finding(None, f"{_missing(missing, column, stored)}; {words}")
     if min(len(cells[name]) for name in JUDGED) < 2:
         return Finding(None, f"one seed: {words}")
     deviations = {

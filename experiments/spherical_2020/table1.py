@@ -110,8 +110,11 @@ def main(args: Sequence[str]) -> None:
     console.print(table(stored))
     console.print(f"{records}", markup=False, highlight=False, soft_wrap=True)
     if diverged:
-        names = ", ".join(f"{cell['column']} {cell['optimizer']}" for cell in diverged)
-        sys.exit(f"error: diverged: {names}; --fresh trains again")
+        names = ", ".join(
+            f"--columns {cell['column']} --optimizers {cell['optimizer']}"
+            for cell in diverged
+        )
+        sys.exit(f"error: diverged: {names}; with --fresh that one is trained again")
 
 
 def measure(

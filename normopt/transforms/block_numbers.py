@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import Axes, has_numbers
-from normopt.paths import Place, all_places, check_distinct, places
+from normopt.paths import all_places, check_distinct, path_difference, places
 
 Values = Sequence[jax.Array | None]  # in leaf order; None for leaves without numbers
 
@@ -86,10 +86,11 @@ def unpack(numbers: BlockNumbers | None, updates: Any, axes: Sequence[Axes]) -> 
     if numbers is None:
         return [None] * len(axes)
     values: list[jax.Array | None] = []
-    kept = _in_order(numbers.elements, updates)
-    for place, element, own in zip(places(updates), kept, axes, strict=True):
+    kept, leaves = _in_order(numbers.elements, updates), places(updates)
+    for position, (place, own) in enumerate(zip(leaves, axes, strict=True)):
         if own is None:
-            values.append(_of_element(element, place))
+            _check_kept(kept[position], place.leaf, updates, position)
+            values.append(kept[position])
         elif place.path in numbers.blocks:
             value = numbers.blocks[place.path]
             shape = tuple(place.leaf.shape[axis] for axis in own)
@@ -100,7 +101,7 @@ def unpack(numbers: BlockNumbers | None, updates: Any, axes: Sequence[Axes]) -> 
                 )
             values.append(value)
         else:
-            known = ", ".join(map(repr, numbers.blocks))
+            known = ", ".join(map(repr, numbers.blocks)) or "no leaf"
             raise ValueError(
                 f"the state was made for other params: it has no block moments of "
                 f"{place.path!r}, only of {known}"
@@ -115,8 +116,10 @@ def unpack_like_params(tree: Any, updates: Any) -> Values:
       ValueError: if the state has other leaves, or a leaf held integers then and does
         not now, or the reverse, or had another shape.
     """
-    kept = _in_order(tree, updates)
-    return [_of_element(*pair) for pair in zip(kept, places(updates), strict=True)]
+    kept, leaves = _in_order(tree, updates), jax.tree.leaves(updates)
+    for position, (value, leaf) in enumerate(zip(kept, leaves, strict=True)):
+        _check_kept(value, leaf, updates, position)
+    return kept
 
 
 def _in_order(tree: Any, updates: Any) -> Values:
@@ -126,18 +129,22 @@ def _in_order(tree: Any, updates: Any) -> Values:
     )
     if structure != like:
         # The structures of NNX states can differ in metadata alone: the paths decide.
-        ours, theirs = (
-            [place.path for place in all_places(one)] for one in (tree, updates)
-        )
-        if ours != theirs:
-            lone = sorted(set(ours) ^ set(theirs)) or ours
+        difference = path_difference(all_places(tree), all_places(updates))
+        if difference:
             raise ValueError(
-                "the state was made for other params: of it and the updates, only one "
-                f"has {lone[0]!r}"
+                f"the state was made for other params: of it and the updates, "
+                f"{difference}"
+            )
+    pairs = list(zip(kept, leaves, strict=True))
+    for position, (value, leaf) in enumerate(pairs):
+        if _is_masked(leaf) and not _is_masked(value):
+            path = all_places(updates)[position].path
+            raise ValueError(
+                f"the state was made for other params: {path!r} was not masked then"
             )
     return [
         None if _is_masked(value) else value
-        for value, leaf in zip(kept, leaves, strict=True)
+        for value, leaf in pairs
         if not _is_masked(leaf)
     ]
 
@@ -146,19 +153,25 @@ def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def _of_element(value: jax.Array | None, place: Place) -> jax.Array | None:
-    """Returns the numbers that are kept for each element of a leaf, if they fit."""
-    if has_numbers(place.leaf) == (value is None):
+def _check_kept(
+    value: jax.Array | None, leaf: Any, updates: Any, position: int
+) -> None:
+    """Raises unless the state keeps a number for each element of a leaf."""
+    if value is not None and has_numbers(leaf) and value.shape == leaf.shape:
+        return
+    if value is None and not has_numbers(leaf):
+        return
+    path = places(updates)[position].path
+    if value is None:
         raise ValueError(
-            f"{place.path!r} held integers when the state was made, or does now: leave "
-            "it out by optax.masked"
+            f"the state keeps nothing for the elements of {path!r}: when it was made, "
+            f"{path!r} held integers, which are to be left out by optax.masked, or had "
+            "blocks"
         )
-    if value is not None and value.shape != place.leaf.shape:
-        raise ValueError(
-            f"the state was made for other params: what it keeps of {place.path!r} has "
-            f"the shape {value.shape}, the updates have {place.leaf.shape}"
-        )
-    return value
+    raise ValueError(
+        f"the state was made for other params: what it keeps of {path!r} has the shape "
+        f"{value.shape}, the updates have {leaf.shape} of {leaf.dtype}"
+    )
 
 
 def pack(

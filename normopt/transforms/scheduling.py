@@ -108,20 +108,40 @@ def scale_by_rate(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates by minus the learning rate, a number or a schedule.
 
-    As `optax.scale_by_learning_rate` does; but a rate that is an array, as an injected
-    one is, does not raise the dtype of the updates to its own.
+    As `optax.scale_by_learning_rate` does, with its states; but in float32 at least,
+    and without raising the dtype of the updates to that of a rate that is an array, as
+    an injected one is.
     """
-    if callable(learning_rate):
-        descend = optax.scale_by_learning_rate(learning_rate)
-        return optax.with_extra_args_support(descend)
+    if not callable(learning_rate):
+        link = optax.stateless(lambda updates, _: _descended(updates, learning_rate))
+        return optax.with_extra_args_support(link)
 
-    def scaled(u: Any) -> Any:
-        if jnp.issubdtype(u.dtype, jnp.inexact):
-            return (accumulator(u) * -learning_rate).astype(u.dtype)
-        return u * -learning_rate  # which a link that has kept nothing of it refuses
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
+        del params, extra_args
+        updates = _descended(updates, learning_rate(state.count))
+        count: Any = optax.safe_increment(state.count)
+        return updates, optax.ScaleByScheduleState(count)
 
-    link = optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
-    return optax.with_extra_args_support(link)
+    init_fn = optax.scale_by_schedule(learning_rate).init
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _descended(updates: optax.Updates, rate: Any) -> optax.Updates:
+    rate = -rate
+    # Integers become real numbers, which a state that was made for integers refuses.
+    return jax.tree.map(
+        lambda u: (
+            (accumulator(u) * rate).astype(u.dtype)
+            if jnp.issubdtype(u.dtype, jnp.inexact)
+            else u * rate
+        ),
+        updates,
+    )
 
 
 def _check_schedule(schedule: Any) -> None:

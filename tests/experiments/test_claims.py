@@ -91,7 +91,7 @@ def decay_grid():
         {
             "batch_norm": True,
             "grids": {
-                name: {**axes, "errors": [shapes[coupled is right]] * 2}
+                name: {**axes, "errors": [shapes[coupled is right]] * 3}
                 for name, coupled in forms.items()
             },
         }
@@ -331,7 +331,7 @@ def test_maps_are_compared_seed_by_seed():
     assert noisy.verdict == "not reproduced"
     assert noisy.ours.startswith("within the noise: ") and "3 paired" in noisy.ours
     lone = judged(-0.01)
-    assert lone.verdict == "not run" and lone.ours.endswith(" points, one seed")
+    assert lone.verdict == "not run" and lone.ours.endswith(" lower, one seed")
 
 
 def test_what_couples_is_seen_with_batch_norm_alone():

@@ -22,7 +22,7 @@ class Config:
 
 
 @pytest.fixture
-def measured(tmp_path):
+def measured(tmp_path, committed):
     """Measures parts of one letter; returns which ones, and what all of them are."""
 
     def run(parts="abc", settings=(), stop=None, console=None, **changes):
@@ -62,6 +62,16 @@ def test_other_settings_another_program_and_fresh_begin_anew(measured, monkeypat
     assert measured() == (list("abc"), WHOLE)
 
 
+@pytest.mark.parametrize("commit", [None, "0123abc+"])
+def test_parts_of_a_program_that_may_have_changed_are_measured_again(
+    measured, monkeypatch, commit
+):
+    monkeypatch.undo()
+    monkeypatch.setattr(provenance, "describe", lambda: {"commit": commit})
+    measured()
+    assert measured() == (list("abc"), WHOLE)
+
+
 def test_parts_are_counted_in_a_terminal(measured):
     screen = io.StringIO()
     measured(console=Console(file=screen, force_terminal=True, width=60))
@@ -75,7 +85,10 @@ def test_parts_are_counted_in_a_terminal(measured):
         (OSError("cannot write file"), "error: cannot write file"),
         (ValueError("`epochs` must be >= 1"), "error: `epochs` must be >= 1"),
         (TrainingDiverged("the loss of step 3"), "error: the loss of step 3"),
-        (KeyboardInterrupt(), "interrupted; the same command goes on with what is not"),
+        (
+            KeyboardInterrupt(),
+            "interrupted; the same command, without --fresh, goes on",
+        ),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error, line):

@@ -1,10 +1,8 @@
 """The dependency on the rate is read off the runs of the convex experiment."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from experiments.__main__ import discover
 from experiments.block_normalized_2017 import convex, learning_rate_sensitivity
@@ -62,14 +60,6 @@ def test_runs_that_are_stored_are_not_computed_again(folder, tmp_path, monkeypat
     main(["--out", str(tmp_path)])
     found = json.loads((tmp_path / f"{NAME}.json").read_text())
     assert found["methods"]["Adam"]["gap_at_end"][1] == 123.0
-
-
-def test_methods_are_counted_in_a_terminal(folder):
-    screen = io.StringIO()
-    config = learning_rate_sensitivity.SensitivityConfig(folder.parent, smoke=True)
-    console = Console(file=screen, force_terminal=True, width=80)
-    learning_rate_sensitivity.measure(config, console)
-    assert "0/4" in screen.getvalue() and "4/4" in screen.getvalue()
 
 
 def test_the_figure_is_redrawn_from_the_records(folder, stored, monkeypatch):

@@ -45,7 +45,7 @@ def test_the_command_is_found_and_leaves_its_files(folder):
     assert kept == set(METHODS)
 
 
-def test_the_same_command_trains_what_is_left(folder, monkeypatch):
+def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     records, trained = folder / "decay_grid.json", []
     before = records.read_bytes()
     (part,) = folder.glob("decay_grid-*/SGDW.json")

@@ -57,7 +57,7 @@ def test_the_command_is_found_and_leaves_its_files(folder):
     assert kept == set(METHODS)
 
 
-def test_the_same_command_trains_what_is_left(folder, monkeypatch):
+def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     records, trained = folder / "modes.json", []
     before = records.read_bytes()
     (part,) = folder.glob("modes-*/SGD.json")

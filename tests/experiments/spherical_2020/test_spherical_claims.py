@@ -109,3 +109,14 @@ def test_a_difference_within_the_noise_of_several_seeds_is_not_more_accurate():
     assert found.ours.startswith("within the noise: adam 80.00 ± 1.41 (2)")
     lone = {name: {"test_accuracy": [0.8]} for name in seeds}
     assert ORDERED.judge(table(lone)).verdict == "not run"
+
+
+def test_a_cell_that_diverged_is_not_one_that_was_not_run():
+    stored = table()
+    kept = [
+        cell for cell in stored["cells"] if cell["optimizer"] not in ("sgd", "adam")
+    ]
+    diverged = [{"column": COLUMN, "optimizer": "sgd"}]
+    found = VALUES.judge({"cells": kept, "diverged": diverged})
+    assert found.verdict == "not run"
+    assert found.ours.startswith("sgd: diverged; adam: not run; ")

@@ -197,7 +197,7 @@ def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_
         return train(prepared, seeds, run, console)
 
     def ends():
-        with pytest.raises(SystemExit, match="diverged: cifar10/resnet18 sgd; --fresh"):
+        with pytest.raises(SystemExit, match="cifar10/resnet18 --optimizers sgd; with"):
             command(*place)
         return json.loads((tmp_path / "table1.json").read_text())
 
