@@ -70,12 +70,14 @@ train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS sa
 	@$(PY) -m experiments train $(ARGS)
 
 # Test processes share a GPU only if none of them reserves its whole memory first. The
-# tests of a file stay in one of them: what they share is made once. The tests compile
-# thousands of programs and run each a few times, so XLA is told to compile quickly, by
-# those of the flags that it knows: it aborts on others. JAX has it optimize next to
-# nothing, but for the experiments' tests, which train. XLA_FLAGS= tests what it makes
-# without being told, as test-versions does with the library's tests; programs that are
-# compiled so by their tests, as those of find_scale_invariance, stay as they are.
+# tests of a file stay in one of them: what they share is made once; files of a few long
+# tests are not left for the end, where one process would wait for the other. The tests
+# compile thousands of programs and run each a few times, so XLA is told to compile
+# quickly, by those of the flags that it knows: it aborts on others. JAX has it optimize
+# next to nothing, but for the experiments' tests, which train. XLA_FLAGS= tests what it
+# makes without being told, as test-versions does with the library's tests; programs
+# that are compiled so by their tests, as those of find_scale_invariance, stay as they
+# are.
 test: check ## check, then the whole test suite with its coverage
 	@export XLA_PYTHON_CLIENT_PREALLOCATE=false; quick=; \
 	for flag in $(QUICK); do \
@@ -86,7 +88,7 @@ test: check ## check, then the whole test suite with its coverage
 	  export XLA_FLAGS="$$quick" JAX_DISABLE_MOST_OPTIMIZATIONS=1; \
 	fi; \
 	env | grep -E '^(XLA_FLAGS|JAX_DISABLE_MOST_OPTIMIZATIONS)='; \
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile --cov
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --cov
 
 # pyright runs its bundled checker on the Node of its wheel and asks no network.
 check: $(STAMP) ## formatting, lint and types
@@ -123,7 +125,7 @@ test-versions: ## the library's tests on the newest versions and on the oldest d
 	    continue; \
 	  fi; \
 	  result=passed; \
-	  $$there/bin/python -m pytest -rs -n $(WORKERS) -o "filterwarnings=$$(printf '$(WARNINGS)')" \
+	  $$there/bin/python -m pytest -rfEs -n $(WORKERS) -o "filterwarnings=$$(printf '$(WARNINGS)')" \
 	  normopt tests --ignore=tests/experiments || { failed=1; result=FAILED; }; \
 	  summary="$$summary$$end: $$result with $$($$there/bin/python -c '$(VERSIONS)')|"; \
 	done; \

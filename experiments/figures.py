@@ -66,7 +66,7 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     if note:
         _add_strip(figure, note)
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
+    figure.savefig(image, format="png", dpi=140)
     write_bytes(path, image.getvalue())
 
 

@@ -8,9 +8,9 @@ times of the same round: another load on the machine slows both.
 
     python -m experiments step_time --json experiments/results/step_time.json
 
-takes two to four minutes on two CPU cores. There AdamS took 0.83 times optax.adamw's
-step, AdamSRT 1.4, AdamW 1.0 and NadamW 1.1 times; NovoGrad took 0.8 times
-optax.novograd's, SGD-MRT 2.0 and SGDW 1.0 times optax.sgd's. The bars: AdamS at most
+takes two to four minutes on two CPU cores. There AdamS took 0.89 times optax.adamw's
+step, AdamSRT 1.6, AdamW 1.0 and NadamW 1.1 times; NovoGrad took 0.8 times
+optax.novograd's, SGD-MRT 1.9 and SGDW 1.1 times optax.sgd's. The bars: AdamS at most
 0.95 and AdamSRT at most 1.4 times optax.adamw, SGD-MRT at most 2.2 times optax.sgd,
 NovoGrad at most 0.9 times optax.novograd.
 """

@@ -20,13 +20,13 @@ much noise, became 8. Seen, slopes in octaves of decay per octave of rate, in br
 the range when one seed is left out:
 
               best               rho                  slope
-    SGD, L2   5.88%  -0.67 (-0.85, -0.66)  -1.00 (-1.30, -1.00)
-    SGDW      5.92%  -0.40 (-0.40, -0.13)  -0.20 (-0.20, -0.00)
-    Adam, L2  5.84%  -0.77 (-0.87, -0.68)  -1.50 (-2.00, -1.00)
-    AdamW     6.50%   0.16 (-0.16, 0.28)    0.11 (-0.10, 0.34)
+    SGD, L2   5.87%  -0.82 (-0.85, -0.73)  -1.00 (-1.30, -1.00)
+    SGDW      5.92%  -0.40 (-0.40, -0.13)  -0.20 (-0.40, -0.00)
+    Adam, L2  5.84%  -0.52 (-0.87, -0.52)  -1.00 (-2.00, -1.00)
+    AdamW     6.43%   0.22 (-0.12, 0.19)    0.30 (-0.57, 0.60)
 
 So the decoupled forms lie closer to the axes, clearly for Adam; for SGD by the slope
-more than by rho. But AdamW's best error is 0.7 points above that of Adam with L2: here
+more than by rho. But AdamW's best error is 0.6 points above that of Adam with L2: here
 it does not generalise better, as it does in the paper.
 
 This holds for weights whose length the loss does not see. With `--no-batch-norm`, where
