@@ -125,7 +125,9 @@ def draw(picture: Picture, stored: Stored) -> bytes:
         picture.draw(path, stored)
         # Lines and their edges need no more colours, and a third of the bytes.
         with Image.open(path) as full:
-            small = full.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            small = full.convert("RGB").quantize(
+                256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
             about = PngInfo()
             # By which matplotlib it was drawn: another one draws other pixels.
             about.add_text(DRAWN_BY, full.info[DRAWN_BY])
