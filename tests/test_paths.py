@@ -1,6 +1,7 @@
 """The same rules hit the same leaves, whatever holds the parameters."""
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,6 +14,7 @@ import pytest
 from flax import nnx
 
 import normopt
+from normopt.paths import structural_difference
 
 
 class LinenModel(nn.Module):
@@ -191,3 +193,32 @@ def test_a_pattern_is_searched_not_matched():
     assert normopt.leaf_paths(params, "conv_1") == ["conv_1/kernel", "conv_10/kernel"]
     assert normopt.leaf_paths(params, "conv_1/") == ["conv_1/kernel"]
     assert normopt.leaf_paths(params, "(^|/)conv_1/") == ["conv_1/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "difference"),
+    [
+        ({"a": 1.0}, {"a": 1.0, "b": 2.0}, "only one of the two has 'b'"),
+        (
+            OrderedDict(a=1.0, b=2.0),
+            OrderedDict(b=2.0, a=1.0),
+            "'a' does not stand in the same place of both",
+        ),
+        (
+            {"a": [1.0]},
+            {"a": (1.0,)},
+            "the containers at 'a' are not the same: list and tuple",
+        ),
+        ([1.0], (1.0,), "the containers at the root are not the same: list and tuple"),
+        (
+            {"a": 1.0, "b": None},
+            {"a": 1.0},
+            "the containers at the root are not the same: "
+            "PyTreeDef({'a': *, 'b': *}) and PyTreeDef({'a': *})",
+        ),
+        ({"a": nnx.Param(1.0)}, {"a": 1.0}, ""),
+    ],
+)
+def test_where_two_structures_differ_is_told(one, other, difference):
+    assert jax.tree.structure(one) != jax.tree.structure(other)
+    assert structural_difference(one, other) == difference
