@@ -30,7 +30,7 @@ from tests.contract_cases import (
     run,
     tree,
 )
-from tests.versions import enable_x64
+from tests.versions import SUMS_KEEP_DTYPE, enable_x64
 
 
 def test_every_optimizer_and_every_link_has_a_case():
@@ -167,6 +167,8 @@ def test_runs_can_be_vmapped(case):
 
 @every_case
 def test_gradients_can_be_averaged_over_steps(case):
+    if case.widens and not SUMS_KEEP_DTYPE:
+        pytest.skip("optax.MultiSteps of 0.2.5 changes the dtype of its sums")
     params = case.params()
     grads = gradients(params)
     parts = [optax.tree.scale(part, g) for g in grads for part in (0.5, 1.5)]

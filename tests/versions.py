@@ -1,4 +1,4 @@
-"""What the tests use whose name or presence depends on the versions of jax and flax.
+"""What the tests use that depends on the versions of jax, optax and flax.
 
 `make test-versions` runs them on the oldest that are declared and on the newest.
 """
@@ -6,6 +6,7 @@
 import flax
 import jax
 import jax.experimental
+import optax
 import pytest
 from flax import nnx
 from packaging.version import Version
@@ -24,6 +25,9 @@ NNX_KEEPS_MASKS = Version(flax.__version__) >= Version("0.12")
 needs_masks_in_nnx = pytest.mark.skipif(
     not NNX_KEEPS_MASKS, reason="nnx.Optimizer keeps optax.MaskedNode from flax 0.12 on"
 )
+
+# `optax.MultiSteps` of 0.2.5 keeps sums of gradients in the dtype of the updates.
+SUMS_KEEP_DTYPE = Version(optax.__version__) > Version("0.2.5")
 
 HAS_SHARD_MAP = hasattr(jax, "shard_map")
 needs_shard_map = pytest.mark.skipif(
