@@ -179,7 +179,9 @@ def path_difference(ours: Sequence[Place], theirs: Sequence[Place]) -> str:
     lone = sorted(set(one) ^ set(other))
     if lone:
         return f"only one of the two has {lone[0]!r}"
-    first = next(a for a, b in zip(one, other, strict=False) if a != b)
+    # Where the shorter is the beginning of the longer, that has a path twice.
+    last = max(one, other, key=len)[-1]
+    first = next((a for a, b in zip(one, other, strict=False) if a != b), last)
     return f"{first!r} does not stand in the same place of both"
 
 

@@ -216,6 +216,11 @@ def test_a_pattern_is_searched_not_matched():
             "the containers at the root are not the same: "
             "PyTreeDef({'a': *, 'b': *}) and PyTreeDef({'a': *})",
         ),
+        (
+            {"a": {"b": 1.0}, "a/b": 2.0},
+            {"a/b": 2.0},
+            "'a/b' does not stand in the same place of both",
+        ),
         ({"a": nnx.Param(1.0)}, {"a": 1.0}, ""),
     ],
 )
