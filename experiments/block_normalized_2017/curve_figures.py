@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments import figures
 from experiments.block_normalized_2017.methods import METHODS, kind_of
-from experiments.claims import NO_VALUE
+from experiments.claims import NO_VALUE, Stored
 
 # Of the records, what each figure shows.
 SPLITS = {"train": "training", "test": "test"}
@@ -22,8 +22,6 @@ SPLITS = {"train": "training", "test": "test"}
 _COLOURS = {"SGD": "#1f6fb2", "Adam": "#d9601a"}
 # Between the names of two marks, as a share of the axis.
 _LINE = 0.055
-
-Stored = Mapping[str, Any]
 
 
 class Published(NamedTuple):

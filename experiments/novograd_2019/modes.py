@@ -74,7 +74,7 @@ from experiments.novograd_2019.modes_training import (
 )
 
 MARGIN = 0.01  # what is near the best: an error of one point more
-ERRORS = (0.05, 0.1, 0.2, 0.5, 0.9)  # marks of a logarithmic axis
+TICKS = (0.05, 0.1, 0.2, 0.5, 0.9)  # marks of a logarithmic axis
 
 # Colours that the colour-blind can tell apart, of Okabe and Ito.
 _LINES = {
@@ -211,7 +211,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         left.set(xlabel="learning rate", ylabel="test error, log scale", yscale="log")
         left.set_title("mean and deviation over the seeds, drawn a little apart")
         left.set_yticks([], minor=True)
-        left.set_yticks(ERRORS, [f"{error:.0%}" for error in ERRORS])
+        left.set_yticks(TICKS, [f"{error:.0%}" for error in TICKS])
         _draw_shift(left, stored)
         right.axhline(100 * MARGIN, color="#888888", linewidth=1, zorder=1)
         right.set(
