@@ -11,11 +11,13 @@ import normopt
 # What runs the library for long without being the test of a line of it.
 _UNTRACED = (
     "tests/experiments",
+    "tests/optimizers",
     "tests/test_contract",
     "tests/test_invariance.py::test_finds_the_truth",
     "tests/test_optax_suite",
     "tests/test_properties",
     "tests/test_readme",
+    "tests/transforms/test_normalizing",
 )
 _LOCATIONS = "jax_traceback_in_locations_limit"
 

@@ -76,7 +76,7 @@ def _add_strip(figure: Figure, note: str) -> None:
     strip = _STRIP / (height + _STRIP)
     above = (0, strip, 1, 1 - strip)
     figure.get_layout_engine().set(rect=above)
-    figure.draw_without_rendering()
+    figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
     # The layout keeps room for a legend that is outside, unless that has an anchor, but
     # the legend lies at the very edge of the figure, unless it has one.

@@ -13,14 +13,17 @@ from experiments import provenance
 def _compilation_cache(tmp_path_factory):
     with _settings(
         jax_compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
-        jax_persistent_cache_min_compile_time_secs=0.2,
+        jax_persistent_cache_min_compile_time_secs=0,
     ):
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _optimizations():
-    """Programs that train run often, so it pays that XLA optimizes them."""
+    """Programs that train run often, so it pays that XLA optimizes them.
+
+    A module where it does not has a fixture of this name that leaves them alone.
+    """
     with _settings(jax_disable_most_optimizations=False):
         yield
 

@@ -17,6 +17,13 @@ def apply(link, updates, params=None):
     return new
 
 
+@pytest.fixture
+def eager():
+    """Arithmetic of all norms shares its few operations, where programs share none."""
+    with jax.disable_jit():
+        yield
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("axes", [(), (-1,), (0, -1), (0,), (0, 1, 2)])
 def test_unit_length_at_every_size(norm, axes):
@@ -52,6 +59,7 @@ def test_many_tiny_numbers_beside_a_larger_one():
     assert float(normopt.block_norms(block)) == pytest.approx(true, rel=1e-4)
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
@@ -63,6 +71,7 @@ def test_a_zero_block_gives_a_zero_update(norm, eps, dtype):
     assert jnp.isfinite(updates).all()
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
 @pytest.mark.parametrize(

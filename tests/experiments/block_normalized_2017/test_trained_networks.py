@@ -13,6 +13,11 @@ from experiments.block_normalized_2017.methods import METHODS
 EPOCHS = 3
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations():
+    """None, for so small a network takes longer to compile than to train."""
+
+
 @pytest.fixture(scope="module", params=[deep_mlp, cifar_cnn], ids=lambda m: m.NAME)
 def module(request):
     return request.param

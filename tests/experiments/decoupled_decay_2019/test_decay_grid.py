@@ -25,6 +25,11 @@ HELD_OUT = 1797 - 200
 RATES, DECAYS = range(-7, 0), range(-12, -3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations():
+    """None, for so small a network takes longer to compile than to train."""
+
+
 @pytest.fixture(scope="module")
 def task():
     return load_task(epochs=3, hidden=16, batch_norm=True)

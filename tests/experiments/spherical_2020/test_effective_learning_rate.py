@@ -26,6 +26,11 @@ from experiments.steps import compiled_quickly
 from tests.experiments.small_runs import NAMED
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations():
+    """None, for so small a network takes longer to compile than to train."""
+
+
 def filters(*columns):
     """A convolution of four elements an output channel, beside two other leaves."""
     kernel = jnp.asarray(columns, float).T.reshape(2, 1, 2, -1)
