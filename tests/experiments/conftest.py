@@ -13,7 +13,7 @@ from experiments import provenance
 def _compilation_cache(tmp_path_factory):
     with _settings(
         jax_compilation_cache_dir=str(tmp_path_factory.mktemp("compiled")),
-        jax_persistent_cache_min_compile_time_secs=0,
+        jax_persistent_cache_min_compile_time_secs=0.2,
     ):
         yield
 
