@@ -8,7 +8,7 @@ import pytest
 
 import normopt
 
-# What runs the library for long without being the test of a line of it.
+# What runs for long lines of the library that other tests run, too.
 _UNTRACED = (
     "tests/experiments",
     "tests/optimizers",
