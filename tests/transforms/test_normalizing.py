@@ -87,6 +87,24 @@ def test_the_derivative_at_a_zero_block_is_finite(norm, eps, link):
     assert jnp.isfinite(slope).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_zero_block_is_no_trouble_when_compiled(norm):
+    grads = jnp.array([[0.0, 1.0], [0.0, -2.0]])
+    link = optax.chain(
+        normopt.clip_blocks(0.5, norm, (-1,), eps=0.0),
+        normopt.normalize_blocks(norm, (-1,), eps=0.0),
+    )
+
+    @jax.jit
+    def updates_and_slope(grads):
+        updates, pull_back = jax.vjp(lambda g: apply(link, g), grads)
+        return updates, *pull_back(jnp.ones_like(grads))
+
+    updates, slope = updates_and_slope(grads)
+    assert not updates[:, 0].any()
+    assert jnp.isfinite(updates).all() and jnp.isfinite(slope).all()
+
+
 # The derivative itself holds 1 / norm^2, which has to be a float32.
 @pytest.mark.parametrize("size", [1e-15, 1.0, 1e15])
 def test_the_derivative_is_tangent(size):
