@@ -18,6 +18,7 @@ import optax
 from experiments.augment import Augmentation
 from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Split
+from experiments.images import Images, on_device
 from experiments.placement import Placement
 from experiments.processes import are_many
 from experiments.progress import TrainingProgress
@@ -27,7 +28,6 @@ from experiments.selection import chosen, select
 from experiments.skipping import all_finite, skipped_steps
 from experiments.steps import (
     EVALUATION_BATCH,
-    Images,
     Network,
     Sums,
     TrainState,
@@ -254,7 +254,7 @@ class Loop:
         return state
 
     def _evaluate(self, state: TrainState, data: Images) -> Sums:
-        batches = math.ceil(len(data.labels) / EVALUATION_BATCH)
+        batches = math.ceil(len(data) / EVALUATION_BATCH)
         arguments = (state.params, state.model_state, data)
         return self._run_evaluation(self._zeros(), batches, *arguments)[1]
 
@@ -287,11 +287,6 @@ def keys_of(seed: int) -> tuple[jax.Array, jax.Array]:
 def order_of(key: jax.Array, epoch: int | jax.Array, images: int) -> jax.Array:
     """Return the order of an epoch's images, which follows from its number alone."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), images)
-
-
-def on_device(split: Split) -> Images:
-    """Return a split whose images and labels lie on the device."""
-    return Images(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
 def _snapshot(state: TrainState) -> tuple[TrainState, jax.Array]:

@@ -27,7 +27,8 @@ from rich.console import Console
 
 from experiments import devices, provenance
 from experiments.checkpoints import Checkpoints
-from experiments.loop import keys_of, on_device, order_of
+from experiments.images import on_device
+from experiments.loop import keys_of, order_of
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig, prepare
 from experiments.progress import TrainingProgress, counted

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 import normopt
 from experiments import steps
 from experiments.augment import AUGMENTATIONS
+from experiments.images import Images
 from experiments.models import MODELS
 from experiments.placement import Gathering, at, split_before, whole
 
@@ -55,7 +56,7 @@ def lower_training_step(
         ), (
             jax.random.key(0),
             jnp.zeros(TRAINING_IMAGES, jnp.int32),
-            steps.Images(
+            Images.of(
                 jnp.zeros((TRAINING_IMAGES, *IMAGE), jnp.uint8),
                 jnp.zeros(TRAINING_IMAGES, jnp.int32),
             ),

@@ -48,13 +48,6 @@ class Sums(NamedTuple):
         return cls(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
-class Images(NamedTuple):
-    """A split on the device."""
-
-    images: jax.Array  # (n, height, width, channels) uint8
-    labels: jax.Array  # (n,) int32
-
-
 class Network(NamedTuple):
     """A model without its arrays: what a step needs to apply it to some."""
 
@@ -180,8 +173,8 @@ def make_train_step(
         state, sums = carry
         start = state.step % (len(order) // batch_size) * batch_size
         indices = jax.lax.dynamic_slice(order, (start,), (batch_size,))
-        labels = data.labels[indices]
-        images = augmentation(jax.random.fold_in(key, state.step), data.images[indices])
+        images, labels = data.take(indices)
+        images = augmentation(jax.random.fold_in(key, state.step), images)
 
         def loss_fn(params):
             logits, model_state = network.train(params, state.model_state, images)
@@ -239,13 +232,12 @@ def make_evaluation_step(
 
     def step(carry, params, model_state, data):
         batch, sums = carry
-        size = min(EVALUATION_BATCH, len(data.labels))
+        size = min(EVALUATION_BATCH, len(data))
         size = -(-size // multiple) * multiple
         indices = batch * size + jnp.arange(size)
-        counted = indices < len(data.labels)
-        indices = jnp.minimum(indices, len(data.labels) - 1)
-        labels = data.labels[indices]
-        logits = network.evaluate(params, model_state, data.images[indices])
+        counted = indices < len(data)
+        images, labels = data.take(jnp.minimum(indices, len(data) - 1))
+        logits = network.evaluate(params, model_state, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         hits = logits.argmax(-1) == labels
         sums = Sums(

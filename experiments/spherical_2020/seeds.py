@@ -16,14 +16,14 @@ from rich.console import Console
 
 from experiments import devices
 from experiments.data import Split
-from experiments.loop import keys_of, on_device, order_of
+from experiments.images import Images, on_device
+from experiments.loop import keys_of, order_of
 from experiments.preparation import Prepared, initial_weights
 from experiments.runs import Run
 from experiments.selection import chosen, keep_best, select
 from experiments.spherical_2020.epochs import Record, RunDiverged, train_epochs
 from experiments.steps import (
     EVALUATION_BATCH,
-    Images,
     Sums,
     TrainState,
     initial_state,
@@ -140,7 +140,7 @@ class _Stack:
         return self._evaluate(state, on_device(split))
 
     def _evaluate(self, state: TrainState, data: Images) -> Sums:
-        batches = math.ceil(len(data.labels) / EVALUATION_BATCH)
+        batches = math.ceil(len(data) / EVALUATION_BATCH)
         carry = (jnp.zeros(self._seeds, jnp.int32), self._zeros())
         arguments = (state.params, state.model_state, data)
         return self._run_evaluation(carry, batches, *arguments)[1]

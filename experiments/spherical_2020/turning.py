@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import normopt
-from experiments.loop import Job, keys_of, on_device, order_of
+from experiments.images import on_device
+from experiments.loop import Job, keys_of, order_of
 from experiments.spherical_2020 import protocol
 from experiments.spherical_2020.epochs import Record
 from experiments.steps import Sums, TrainState, initial_state, make_train_step, repeat

@@ -16,7 +16,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Split
 from experiments.loop import Job, Loop, Plan
 from experiments.runs import Run, read_records
-from experiments.steps import Images, initial_state
+from experiments.steps import initial_state
 from experiments.train import TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -76,10 +76,8 @@ class Line:
 
 def line_data(n):
     rng = np.random.default_rng(0)
-    return Images(
-        jnp.asarray(rng.normal(size=(n, 2, 2, 1)), jnp.float32),
-        jnp.asarray(rng.integers(0, 3, n), jnp.int32),
-    )
+    images = rng.normal(size=(n, 2, 2, 1)).astype(np.float32)
+    return Split(images, rng.integers(0, 3, n).astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Steps:
 
 def train_line(folder, *, bad_steps=(), progress=None, **changes):
     """Train a `Line` for three epochs of nine steps as `train` would, or go on."""
-    images = line_data(36)
+    split = line_data(36)
     augmentation = Damaged(steps=bad_steps) if bad_steps else Augmentation()
     job = Job(
         **{
@@ -120,7 +118,7 @@ def train_line(folder, *, bad_steps=(), progress=None, **changes):
             "optimizer": optax.sgd(0.1),
             "optimizer_name": "sgd",
             "schedule": optax.constant_schedule(0.1),
-            "data": Dataset("lines", 3, *[Split(*images)] * 3, np.zeros(1), np.ones(1)),
+            "data": Dataset("lines", 3, *[split] * 3, np.zeros(1), np.ones(1)),
             "augmentation": augmentation,
             "plan": Plan(images=36, batch_size=4, epochs=3, log_every=5),
             "seed": 0,

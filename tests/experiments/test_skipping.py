@@ -11,6 +11,7 @@ from rich.console import Console
 
 from experiments import loop
 from experiments.augment import AUGMENTATIONS, Augmentation
+from experiments.images import on_device
 from experiments.loop import TrainingDiverged
 from experiments.progress import TrainingProgress
 from experiments.runs import read_records
@@ -59,7 +60,8 @@ def line_steps(count, *, network=None, bad_steps=(), scan=False):
     # The key that a run with the seed 0 has.
     _, key = jax.random.split(jax.random.key(0))
     carry = (state, Sums.zeros())
-    return repeat(step, scan=scan)(carry, count, key, jnp.arange(30), line_data(30))
+    data = on_device(line_data(30))
+    return repeat(step, scan=scan)(carry, count, key, jnp.arange(30), data)
 
 
 @pytest.mark.parametrize("scan", [False, True])

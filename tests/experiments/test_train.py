@@ -17,6 +17,7 @@ import normopt
 from experiments import devices, optimizers
 from experiments.augment import Augmentation
 from experiments.checkpoints import Checkpoints
+from experiments.images import on_device
 from experiments.loop import Plan, TrainingDiverged
 from experiments.runs import append_record, read_records, write_json
 from experiments.steps import (
@@ -389,7 +390,7 @@ def line_run(scan, counts=(7,)):
     step = make_train_step(Line(), optimizer, Augmentation(padding=1), batch_size=4)
     run = repeat(step, scan=scan)
     state = initial_state(jnp.zeros((4, 3)), jnp.zeros((), jnp.int32), optimizer)
-    data, ticks = line_data(30), []
+    data, ticks = on_device(line_data(30)), []
     carry = (state, Sums.zeros())
     order = jnp.arange(30)[::-1]
     for count in counts:
@@ -437,11 +438,11 @@ class Counts(Line):
 def test_an_epoch_shows_every_image_once(scan):
     optimizer = optax.sgd(0.1)
     step = make_train_step(Counts(), optimizer, Augmentation(), batch_size=4)
-    data = line_data(20)
-    numbered = jnp.zeros_like(data.images).at[:, 0, 0, 0].set(jnp.arange(20))
+    split = line_data(20)
+    split.images[:, 0, 0, 0] = np.arange(20)
     state = initial_state(jnp.zeros((4, 3)), jnp.zeros(20, jnp.int32), optimizer)
     order = jax.random.permutation(jax.random.key(2), 20)
-    arguments = (jax.random.key(0), order, data._replace(images=numbered))
+    arguments = (jax.random.key(0), order, on_device(split))
     run = repeat(step, scan=scan)
     # The first epoch in two stretches, of which the second begins in its middle.
     carry = run((state, Sums.zeros()), 2, *arguments)
@@ -455,18 +456,18 @@ def test_an_epoch_shows_every_image_once(scan):
 @pytest.mark.parametrize("n", [1, 499, 500, 501, 1203])
 @pytest.mark.parametrize("scan", [False, True])
 def test_evaluation_counts_every_image_once(n, scan):
-    data = line_data(n)
+    split = line_data(n)
     params = jnp.asarray(np.random.default_rng(1).normal(size=(4, 3)), jnp.float32)
-    logits = Line().evaluate(params, None, data.images)
+    logits = Line().evaluate(params, None, split.images)
     # The last image fills up the last batch: were it counted again, as a hit, it would
     # show.
-    data = data._replace(labels=data.labels.at[-1].set(logits[-1].argmax()))
+    split.labels[-1] = logits[-1].argmax()
     run = repeat(make_evaluation_step(Line()), scan=scan)
     carry = (jnp.zeros((), jnp.int32), Sums.zeros())
-    _, sums = run(carry, -(-n // 500), params, None, data)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, data.labels)
+    _, sums = run(carry, -(-n // 500), params, None, on_device(split))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
     assert int(sums.images) == n
-    assert int(sums.correct) == int(jnp.sum(logits.argmax(-1) == data.labels))
+    assert int(sums.correct) == int(jnp.sum(logits.argmax(-1) == split.labels))
     # Two orders of summation of up to 1,203 float32 terms.
     np.testing.assert_allclose(sums.loss, losses.sum(), rtol=1e-5)
 

@@ -9,10 +9,10 @@ from flax import nnx
 
 import normopt
 from experiments.augment import Augmentation
+from experiments.images import Images
 from experiments.models.cnn import CNN
 from experiments.models.mlp import MLP
 from experiments.steps import (
-    Images,
     Sums,
     compiled_quickly,
     create,
@@ -37,7 +37,7 @@ def made(kind, **changes):
 def images_of(n=16):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 17, (n, 8, 8, 1)).astype(np.uint8)
-    return Images(jnp.asarray(pixels), jnp.asarray(random.integers(0, 10, n)))
+    return jnp.asarray(pixels), jnp.asarray(random.integers(0, 10, n))
 
 
 def shapes(kind, size, channels):
@@ -72,7 +72,7 @@ def test_the_cnn_has_four_convolutions_and_two_dense_layers():
 @pytest.mark.parametrize("kind", SMALL)
 def test_dropout_draws_anew_at_each_batch_and_never_in_evaluation(kind):
     network, params, state = made(kind)
-    images = images_of().images
+    images, _ = images_of()
     trained, tested = (
         compiled_quickly(network.train),
         compiled_quickly(network.evaluate),
@@ -97,17 +97,17 @@ def test_a_fifth_of_each_layer_is_left_out():
     norm = params["layers"][0]["norm"]
     norm["scale"], norm["bias"] = jnp.zeros(width), jnp.ones(width)
     params["head"]["kernel"] = jnp.ones((width, 10))
-    kept, _ = network.train(params, state, images_of().images)
+    kept, _ = network.train(params, state, images_of()[0])
     # What is kept is scaled up by 1 / 0.8; three deviations of a binomial's mean.
     np.testing.assert_allclose(0.8 * kept / width, 0.8, atol=3 * 0.4 / width**0.5)
     assert np.ptp(kept[:, 0]) > 0
-    every = network.evaluate(params, state, images_of().images)
+    every = network.evaluate(params, state, images_of()[0])
     np.testing.assert_allclose(every, width)
 
 
 def stepped(l2, optimizer):
     network, params, model_state = made(MLP, l2=l2)
-    data = images_of()
+    data = Images.of(*images_of())
     step = make_train_step(network, optimizer, Augmentation(), batch_size=16)
     carry = (initial_state(params, model_state, optimizer), Sums.zeros())
     state, sums = compiled_quickly(step)(carry, jax.random.key(0), jnp.arange(16), data)

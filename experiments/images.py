@@ -1,0 +1,50 @@
+"""A split of a data set on the device, from which a step takes its batch."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from experiments.data import Split
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("rows", "labels"),
+    meta_fields=("shape",),
+)
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images, each one a row of numbers, and their labels.
+
+    Of an array (n, height, width, 3) a TPU takes a batch after it has copied the whole,
+    0.6 GB for CIFAR-10, to another layout, in each step. Rows it takes as they lie.
+
+    Attributes:
+        rows: (n, height * width * channels), uint8.
+        labels: (n,), int32.
+        shape: (height, width, channels).
+    """
+
+    rows: jax.Array
+    labels: jax.Array
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, images: jax.Array, labels: jax.Array) -> "Images":
+        """Return `images`, (n, height, width, channels), as rows."""
+        return cls(images.reshape(len(images), -1), labels, images.shape[1:])
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    def take(self, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the images (m, height, width, channels) at `indices`, and labels."""
+        return self.rows[indices].reshape(-1, *self.shape), self.labels[indices]
+
+
+def on_device(split: Split) -> Images:
+    """Return a split whose images and labels lie on the device."""
+    return Images.of(jnp.asarray(split.images), jnp.asarray(split.labels))
