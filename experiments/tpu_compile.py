@@ -14,7 +14,7 @@ Numbers are the compiler's own and of one chip; nothing is run.
     pip install -e '.[experiments,tpu-compile]' -c constraints.txt
     python -m experiments tpu_compile --json experiments/results/tpu_compile.json
 
-takes about 25 minutes on two CPU cores. The same command again compiles what the file
+takes about four minutes on two CPU cores. The same command again compiles what the file
 does not have yet, if commit and packages are the same and no file differs from the
 commit. There libtpu 0.0.52 gave optax.adamw 28 bytes of main memory for each parameter
 and step, AdamSRT 21 to 22, AdamS 20 to 21 and NovoGrad 21: what two passes read stays
@@ -22,8 +22,9 @@ on the chip between them. Alone none of them exchanges anything, but under FSDP 
 a number for each split leaf. The data-parallel training step has 36 sums over chips of
 22 MB in all, the gradients and BatchNorm's statistics. Under FSDP on 4 chips it gathers
 22 MB, scatters 5.5 MB of the gradients' sums and leaves 17 MB of sums whole; on 256
-chips sums do the gathering too, 43 MB in all. Of the peak of 0.8 GB, 0.15 are the data
-set and 0.6 its copy in another layout, made anew in each step.
+chips sums do the gathering too, 43 MB in all. At its peak the step has 0.23 to 0.36 GB,
+of which 0.15 are the data set; where that is images instead of rows, 0.6 are a copy of
+it in another layout, made anew in each step.
 """
 
 import dataclasses
