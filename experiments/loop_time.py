@@ -7,7 +7,7 @@ record of an epoch and the last one before the validation.
 
     python -m experiments loop_time --json experiments/results/loop_time.json
 
-takes under a minute on two CPU cores. There a step of the loop took 1.06 times the
+takes under a minute on two CPU cores. There a step of the loop took 1.02 times the
 bare step. The bar: at most 1.1 times.
 """
 
