@@ -8,7 +8,8 @@ record of an epoch and the last one before the validation.
     python -m experiments loop_time --json experiments/results/loop_time.json
 
 takes under a minute on two CPU cores. There a step of the loop took 1.02 times the
-bare step. The bar: at most 1.1 times.
+bare step: the median of the rounds' own ratios, where the ratio of the two medians is
+1.09. The bar: at most 1.1 times.
 """
 
 import dataclasses

@@ -10,16 +10,17 @@ times of the same round: another load on the machine slows both.
 
 takes two to four minutes on two CPU cores. There AdamS took 0.87 times optax.adamw's
 step, AdamSRT 1.41, AdamW 0.94 and NadamW 1.10 times; NovoGrad took 0.80 times
-optax.novograd's, SGD-MRT 2.05 and SGDW 0.98 times optax.sgd's. Three other runs gave
-AdamSRT 1.6 to 1.7. The bars: AdamS at most 0.95 and AdamSRT at most 1.4 times
-optax.adamw, SGD-MRT at most 2.2 times optax.sgd, NovoGrad at most 0.9 times
+optax.novograd's, SGD-MRT 2.05 and SGDW 0.98 times optax.sgd's. Three other runs, not
+stored, gave AdamSRT 1.6 to 1.7. The bars: AdamS at most 0.95 and AdamSRT at most 1.4
+times optax.adamw, SGD-MRT at most 2.2 times optax.sgd, NovoGrad at most 0.9 times
 optax.novograd.
 
-With "+L2", XLA writes the sums of gradients and decay to memory of their own, 45 MB,
-which the C library gives back after each step and fetches page by page in the next.
-Where MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ let it keep them, AdamS+L2 took
-1.3 times optax.adamw's step instead of 2.9 in runs of eight rounds, AdamG 2.9 instead
-of 5.0 and AdamP 2.5 instead of 4.0.
+With "+L2", and in AdamG and AdamP, XLA writes numbers of all parameters to memory of
+their own, 45 to 57 MB, which the C library gives back after each step and fetches page
+by page in the next. In runs that are not stored, these steps took 0.4 to 0.7 of their
+time where it kept the memory, as it does with
+
+    MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 """
 
 import dataclasses

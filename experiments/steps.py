@@ -162,11 +162,12 @@ def make_train_step(
         batch_size: images in a batch.
 
     Returns:
-        `step((state, sums), key, order, data) -> (state, sums)`: `order` is the epoch's
-        order of the images, and the batch and its random numbers follow from `key` and
-        `state.step` alone. Where the optimizer skips a step, so does all else: the
-        model's state stays as it is, and the images do not count in the sums. Those are
-        of the cross-entropy alone; the gradient is that of what the model adds, too.
+        `step((state, sums), key, order, data) -> (state, sums)`: `data` are `Images`,
+        `order` is the epoch's order of them, and the batch and its random numbers
+        follow from `key` and `state.step` alone. Where the optimizer skips a step, so
+        does all else: the model's state stays as it is, and the images do not count in
+        the sums. Those are of the cross-entropy alone; the gradient is that of what the
+        model adds, too.
     """
 
     def step(carry, key, order, data):
@@ -223,7 +224,8 @@ def make_evaluation_step(
 ) -> Callable[..., tuple[jax.Array, Sums]]:
     """Build `step((batch, sums), params, model_state, data) -> (batch + 1, sums)`.
 
-    Batches have one shape: the last one repeats the last image and does not count it.
+    The data are `Images`. Batches have one shape: the last one repeats the last image
+    and does not count it.
 
     Args:
         network: the model.

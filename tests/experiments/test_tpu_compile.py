@@ -152,7 +152,8 @@ def test_the_command_prints_and_stores_a_row_for_every_program(tmp_path):
     size = TRAINING_IMAGES * math.prod(IMAGE)
     for way in WAYS:
         step = rows[way, STEP]
-        assert step["temporary_bytes"] < 0.1 * size < size < step["argument_bytes"]
+        assert step["argument_bytes"] > size
+        assert step["temporary_bytes"] < 0.1 * size
     sizes = {way: rows[way, BASELINE]["parameters_of_chip"] for way in WAYS}
     assert sizes["FSDP"] < 0.3 * sizes["data-parallel"]
     kinds = {
@@ -162,16 +163,16 @@ def test_the_command_prints_and_stores_a_row_for_every_program(tmp_path):
 
 
 def run(*arguments):
-    # What the tests tell XLA is for this machine: libtpu aborts on flags of others.
-    told = {"XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS"}
-    environment = {name: os.environ[name] for name in os.environ.keys() - told}
+    # On the flags of the tests, which are those of a CPU, libtpu would abort.
+    environment = {**os.environ, "COLUMNS": "80"}
+    environment.pop("XLA_FLAGS", None)
     return subprocess.run(
         [sys.executable, "-m", "experiments", "tpu_compile", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        env={**environment, "COLUMNS": "80"},
+        env=environment,
     )
 
 
