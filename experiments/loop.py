@@ -149,9 +149,10 @@ class Loop:
             state, sums = step(carry, *args)
             return job.placement.keep_state(state, job.optimizer), sums
 
-        self._run_steps = repeat(step_in_place, scan=job.scan)
         evaluation = make_evaluation_step(network, job.placement.devices)
-        self._run_evaluation = repeat(evaluation, scan=job.scan)
+        dispatch = {"scan": job.scan, "wait": job.placement.emulated}
+        self._run_steps = repeat(step_in_place, **dispatch)
+        self._run_evaluation = repeat(evaluation, **dispatch)
         self._snapshot = jax.jit(_snapshot)
         self._select = jax.jit(select)
         everywhere = job.placement.everywhere

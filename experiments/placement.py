@@ -132,6 +132,19 @@ class Placement:
         self.devices = 1 if mesh is None else mesh.size
 
     @property
+    def emulated(self) -> bool:
+        """Whether several devices are one CPU, where steps must not run far ahead.
+
+        XLA queues at most 32 programs for a device, and has a thread for each device.
+        Where one lags, its thread may wait with the next program for a place in the
+        queue while the others wait for the device in a collective: none is left to run
+        what it is at, and XLA ends the process.
+        """
+        if self._mesh is None:
+            return False
+        return len(self._mesh.local_devices) > 1 and jax.default_backend() == "cpu"
+
+    @property
     def everywhere(self) -> NamedSharding | None:
         """Whole on every device; None for the default device."""
         return None if self._mesh is None else whole(self._mesh)

@@ -252,7 +252,9 @@ def make_evaluation_step(
     return step
 
 
-def repeat(step: Callable[..., Any], *, scan: bool) -> Callable[..., Any]:
+def repeat(
+    step: Callable[..., Any], *, scan: bool, wait: bool = False
+) -> Callable[..., Any]:
     """Return `run(carry, count, *args, tick)`, which applies `step` `count` times.
 
     The carry's buffers are donated. `tick(n)` is called after each dispatch of n steps.
@@ -262,9 +264,11 @@ def repeat(step: Callable[..., Any], *, scan: bool) -> Callable[..., Any]:
         scan: whether all steps run inside one jitted `lax.scan`, which spares an
             accelerator the dispatches. On CPU each step is dispatched by itself:
             XLA's convolution gradients are about 3 times slower inside a loop there.
+        wait: whether each dispatch waits for the one before, which devices emulated on
+            a CPU need.
 
     Returns:
-        The function; it waits for nothing.
+        The function; it waits for nothing else.
     """
 
     def stretch(carry, count, *args):
@@ -280,6 +284,8 @@ def repeat(step: Callable[..., Any], *, scan: bool) -> Callable[..., Any]:
         for _ in range(count // steps):
             carry = jitted(carry, steps, *args)
             tick(steps)
+            if wait:
+                jax.block_until_ready(carry)
         return carry
 
     return run

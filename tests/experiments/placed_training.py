@@ -7,17 +7,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
 import normopt
 from experiments.augment import Augmentation
+from experiments.data import Dataset
 from experiments.loop import Plan
 from experiments.placement import Placement, PlacementConfig
 from experiments.runs import read_records
 from experiments.skipping import skip_nonfinite
-from tests.experiments.small_runs import train_line
+from tests.experiments.small_runs import Line, line_data, train_line
 
 # The matrix of a `Line` is (4, 3): its rows can be split, the numbers of columns not.
 CASES = {
@@ -48,6 +50,7 @@ def main(folder: Path) -> None:
         np.testing.assert_array_equal(resumed.params, state.params)
         back, *_ = trained(folder / name, Placement())
         np.testing.assert_array_equal(back.params, state.params)
+    far_ahead(folder / "slow")
     print("ways of placing followed:", len(CASES))
 
 
@@ -61,6 +64,25 @@ def trained(folder, placement):
         plan=Plan(images=36, batch_size=8, epochs=3, log_every=2),
     )
     return state, read_records(run.metrics_file), np.asarray(state.params)
+
+
+class Slow(Line):
+    """A `Line` whose steps take longer than their dispatch."""
+
+    def evaluate(self, params, model_state, images):
+        slowly = jax.lax.fori_loop(0, 3000, lambda _, x: jnp.sin(x), images)
+        return super().evaluate(params, model_state, slowly)
+
+
+def far_ahead(folder):
+    """Many steps between two records: XLA ends a process that dispatches them all."""
+    train_line(
+        folder,
+        network=Slow(),
+        data=Dataset("lines", 3, *[line_data(800)] * 3, np.zeros(1), np.ones(1)),
+        placement=PlacementConfig(mesh="data", fsdp=True).placement(),
+        plan=Plan(images=800, batch_size=8, epochs=1, log_every=100),
+    )
 
 
 def lies(leaf, devices, spec):
