@@ -1,12 +1,12 @@
-"""One cell of the table: several seeds trained together under `jax.vmap`.
+"""One cell of the table: several seeds trained together.
 
 The step, the evaluation and the choice of the best weights are those of the general
 loop, and so are the random numbers: seed k here is `spherical_2020.train --seed k`, up
-to the rounding of sums that are batched.
+to the rounding of sums that are batched where the seeds are one computation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,7 +93,48 @@ def initial_states(prepared: Prepared, seeds: Sequence[int]) -> TrainState:
         )
         for seed in seeds
     )
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return _stacked(list(states))
+
+
+def repeat_over_seeds(
+    step: Callable[..., Any], axes: Sequence[int | None], *, scan: bool
+) -> Callable[..., Any]:
+    """Return `repeat` of a step for several runs, stacked along a leading axis.
+
+    Args:
+        step: of one run.
+        axes: 0 for each argument of the step that the runs have each for themselves,
+            None for one that they share; the first is the carry's, 0.
+        scan: whether stretches of steps run inside one `lax.scan`, and then the runs
+            together under `jax.vmap`. On CPU they go one after another: there XLA takes
+            several times as long for convolutions with a kernel for each run.
+    """
+    if scan:
+        return repeat(jax.vmap(step, tuple(axes)), scan=True)
+    run_one = repeat(step, scan=False)
+
+    def run(carry, count, *args):
+        shared = [axis is None for axis in axes[1:]]
+        ends = []
+        for seed in range(len(jax.tree.leaves(carry)[0])):
+            own = (
+                arg if is_shared else _at(arg, seed)
+                for arg, is_shared in zip(args, shared, strict=True)
+            )
+            ends.append(run_one(_at(carry, seed), count, *own))
+        return _stacked(ends)
+
+    return run
+
+
+@jax.jit
+def _at(stack: Any, seed: int | jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[seed], stack)
+
+
+@jax.jit
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 class _Stack:
@@ -109,12 +150,11 @@ class _Stack:
         step = make_train_step(
             job.network, job.optimizer, job.augmentation, job.plan.batch_size
         )
-        over_seeds = jax.vmap(step, in_axes=(0, 0, 0, None))
-        self._run_steps = repeat(over_seeds, scan=job.scan)
-        evaluation = jax.vmap(
-            make_evaluation_step(job.network), in_axes=(0, 0, 0, None)
+        evaluation = make_evaluation_step(job.network)
+        self._run_steps, self._run_evaluation = (
+            repeat_over_seeds(one, (0, 0, 0, None), scan=job.scan)
+            for one in (step, evaluation)
         )
-        self._run_evaluation = repeat(evaluation, scan=job.scan)
         self._select = jax.jit(jax.vmap(select))
         self._orders = jax.jit(
             lambda keys, epoch: jax.vmap(order_of, (0, None, None))(
