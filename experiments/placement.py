@@ -44,6 +44,8 @@ class PlacementConfig:
     def initialize(self) -> None:
         """Find the other processes, before anything else asks for a device."""
         if self.distributed:
+            # Where it runs, JAX catches SIGTERM, and `kill` does not end the process.
+            jax.config.update("jax_enable_preemption_service", False)
             jax.distributed.initialize(
                 self.coordinator_address, self.num_processes, self.process_id
             )

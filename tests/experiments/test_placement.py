@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -12,7 +15,7 @@ from experiments.placement import PlacementConfig
 from experiments.preparation import prepare
 from experiments.runs import read_records
 from experiments.train import train
-from tests.experiments.small_runs import arguments, config, quiet
+from tests.experiments.small_runs import ROOT, arguments, config, quiet
 from tests.multidevice.running import EIGHT, finish, free_address, start
 
 EPOCHS = 2
@@ -117,6 +120,18 @@ def test_what_one_process_cannot_write_stops_both(together, tmp_path):
     (first, second), (words, _) = ends_of(start_two_processes(tmp_path))
     assert first == 1 and second != 0
     assert "error: cannot write" in words
+
+
+def test_a_process_that_is_told_to_end_ends():
+    script = (
+        "import os, signal\n"
+        "from experiments.placement import PlacementConfig\n"
+        f"PlacementConfig(None, False, True, {free_address()!r}, 1, 0).initialize()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "signal.sigtimedwait((), 60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
