@@ -1,8 +1,9 @@
-"""The training loop: keeps the device busy and never waits for a step.
+"""The training loop: keeps the device busy, without waiting for a step.
 
 The data lives on the device. While one interval of steps runs, the host waits for
 nothing but the metrics of the interval before; those go to disk before the checkpoint
-that follows them, so a resumed run finds every record it needs.
+that follows them, so a resumed run finds every record it needs. On emulated devices
+alone it waits for each step; see `Placement.emulated`.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ whole on every device, also on those of other processes.
 
 import dataclasses
 import re
+import signal
 from typing import Any, NamedTuple
 
 import jax
@@ -44,11 +45,11 @@ class PlacementConfig:
     def initialize(self) -> None:
         """Find the other processes, before anything else asks for a device."""
         if self.distributed:
-            # Where it runs, JAX catches SIGTERM, and `kill` does not end the process.
-            jax.config.update("jax_enable_preemption_service", False)
             jax.distributed.initialize(
                 self.coordinator_address, self.num_processes, self.process_id
             )
+            # JAX catches SIGTERM now, to tell who asks; here it ends the process.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def placement(self, dtype: Any = None) -> "Placement":
         """Return where arrays go.
@@ -137,10 +138,10 @@ class Placement:
     def emulated(self) -> bool:
         """Whether several devices are one CPU, where steps must not run far ahead.
 
-        XLA queues at most 32 programs for a device, and has a thread for each device.
-        Where one lags, its thread may wait with the next program for a place in the
-        queue while the others wait for the device in a collective: none is left to run
-        what it is at, and XLA ends the process.
+        XLA takes at most 32 programs for each and runs those of all on one pool of
+        threads, as many as there are devices, or cores. Behind a slow device one thread
+        waits to hand over the next program and the others wait in a collective for the
+        device; no thread is left to run it, and XLA ends the process.
         """
         if self._mesh is None:
             return False

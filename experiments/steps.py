@@ -264,11 +264,11 @@ def repeat(
         scan: whether all steps run inside one jitted `lax.scan`, which spares an
             accelerator the dispatches. On CPU each step is dispatched by itself:
             XLA's convolution gradients are about 3 times slower inside a loop there.
-        wait: whether each dispatch waits for the one before, which devices emulated on
-            a CPU need.
+        wait: whether to wait for each dispatch, after its tick; see
+            `Placement.emulated`.
 
     Returns:
-        The function; it waits for nothing else.
+        The function; without `wait` it waits for nothing.
     """
 
     def stretch(carry, count, *args):

@@ -1,7 +1,8 @@
 """Runs that pause after each epoch: resumable, for loops other than the general one.
 
 What they train is a `TrainState`, of one run or of several that are stacked, and maybe
-something beside it. The general loop never waits for a step; these wait once an epoch.
+something beside it. The general loop goes on before its numbers are there; these wait
+for them once an epoch.
 """
 
 from collections.abc import Callable, Sequence

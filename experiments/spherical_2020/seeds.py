@@ -1,4 +1,4 @@
-"""One cell of the table: several seeds trained together.
+"""One cell of the table: several seeds of one run.
 
 The step, the evaluation and the choice of the best weights are those of the general
 loop, and so are the random numbers: seed k here is `spherical_2020.train --seed k`, up
@@ -87,49 +87,49 @@ def initial_states(prepared: Prepared, seeds: Sequence[int]) -> TrainState:
     """
     model = prepared.run.config["model"]
     optimizer = prepared.loop.job.optimizer
-    states = (
+    states = [
         keep_best(
             initial_state(*initial_weights(model, prepared.data, seed), optimizer)
         )
         for seed in seeds
-    )
-    return _stacked(list(states))
+    ]
+    return _stacked(states)
 
 
-def repeat_over_seeds(
-    step: Callable[..., Any], axes: Sequence[int | None], *, scan: bool
-) -> Callable[..., Any]:
-    """Return `repeat` of a step for several runs, stacked along a leading axis.
+def repeat_over_seeds(step: Callable[..., Any], *, scan: bool) -> Callable[..., Any]:
+    """Return `run(carry, count, *args)`, which takes `count` steps of each run.
 
     Args:
-        step: of one run.
-        axes: 0 for each argument of the step that the runs have each for themselves,
-            None for one that they share; the first is the carry's, 0.
+        step: `step(carry, *args) -> carry` of one run. In the carry and the arguments
+            those of all runs are stacked along a leading axis, but for the last
+            argument, which they share. The carry's buffers may be donated.
         scan: whether stretches of steps run inside one `lax.scan`, and then the runs
             together under `jax.vmap`. On CPU they go one after another: there XLA takes
             several times as long for convolutions with a kernel for each run.
     """
     if scan:
-        return repeat(jax.vmap(step, tuple(axes)), scan=True)
+
+        def together(carry, *args):
+            axes = (*[0] * len(args), None)
+            return jax.vmap(step, axes)(carry, *args)
+
+        return repeat(together, scan=True)
     run_one = repeat(step, scan=False)
 
     def run(carry, count, *args):
-        shared = [axis is None for axis in axes[1:]]
+        *own, shared = args
         ends = []
-        for seed in range(len(jax.tree.leaves(carry)[0])):
-            own = (
-                arg if is_shared else _at(arg, seed)
-                for arg, is_shared in zip(args, shared, strict=True)
-            )
-            ends.append(run_one(_at(carry, seed), count, *own))
+        for index in range(len(jax.tree.leaves(carry)[0])):
+            one, *its_own = _at((carry, *own), index)
+            ends.append(run_one(one, count, *its_own, shared))
         return _stacked(ends)
 
     return run
 
 
 @jax.jit
-def _at(stack: Any, seed: int | jax.Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf[seed], stack)
+def _at(stack: Any, index: int | jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], stack)
 
 
 @jax.jit
@@ -152,8 +152,7 @@ class _Stack:
         )
         evaluation = make_evaluation_step(job.network)
         self._run_steps, self._run_evaluation = (
-            repeat_over_seeds(one, (0, 0, 0, None), scan=job.scan)
-            for one in (step, evaluation)
+            repeat_over_seeds(one, scan=job.scan) for one in (step, evaluation)
         )
         self._select = jax.jit(jax.vmap(select))
         self._orders = jax.jit(

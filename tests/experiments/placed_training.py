@@ -1,5 +1,7 @@
 """The loop on eight devices, and on four of them, follows the loop on one.
 
+Nor does it run so far ahead of eight emulated devices that XLA ends the process.
+
 Run as `python -m tests.experiments.placed_training FOLDER`.
 """
 
@@ -31,8 +33,10 @@ CASES = {
 def main(folder: Path) -> None:
     assert jax.device_count() == 8
     alone, numbers, params = trained(folder / "one", Placement())
+    assert not Placement().emulated
     for name, (config, devices, spec) in CASES.items():
         placement = config.placement()
+        assert placement.emulated
         state, others, _ = trained(folder / name, placement)
         lies(state.params, devices, spec)
         lies(optax.tree.get(state.opt_state, "mu"), devices, spec)
