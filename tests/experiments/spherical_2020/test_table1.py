@@ -96,7 +96,7 @@ def test_seeds_together_are_seeds_one_after_another():
         carry = jax.tree.map(jnp.copy, (states, sums))
         ends.append(run(carry, 7, keys, orders, on_device(line_data(30))))
     assert ends[0][0].step.tolist() == [7] * seeds
-    # Batched sums of some hundred float32 terms may be rounded otherwise.
+    # Compiled apart, the two may round differently, which seven steps carry on.
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6),
         *ends,
