@@ -88,7 +88,7 @@ def _compiled(
         (row["topology"], row["way"], row["program"]): row for row in stored["rows"]
     }
     wanted = list(itertools.product(tpu_compile.IMAGES_PER_CHIP, ways, names))
-    # An interrupted run, or one of some topologies, proves nothing of the others.
+    # A run of some topologies proves nothing of the others.
     return {key: rows[key] for key in wanted} if rows.keys() >= set(wanted) else None
 
 

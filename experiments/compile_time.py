@@ -33,7 +33,7 @@ from rich.table import Table
 
 import normopt
 from experiments import devices, provenance
-from experiments.progress import counted
+from experiments.measuring import measure_rounds, one_line_errors
 from experiments.ratios import Ratio
 from experiments.runs import write_json
 
@@ -96,6 +96,10 @@ class CompileTimeConfig:
     """Twelve layers and one round."""
     json: Path | None = None
     """A file for the records."""
+    out: Path = Path("runs")
+    """The folder for what is finished, from where the same command goes on."""
+    fresh: bool = False
+    """Measure again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -110,37 +114,44 @@ def main(args: Sequence[str]) -> None:
             sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
-    stored = {
-        "device": devices.describe(),
-        "layers": config.layers,
-        "rounds": config.rounds,
-        "rows": measure(config.layers, config.rounds, console),
-        "provenance": provenance.describe(),
-    }
+    with one_line_errors():
+        stored = {
+            "device": devices.describe(),
+            "layers": config.layers,
+            "rounds": config.rounds,
+            "rows": measure(config, console),
+            "provenance": provenance.describe(),
+        }
     console.print(table(stored))
     if config.json is not None:
         write_json(config.json, stored)
 
 
-def measure(layers: int, rounds: int, console: Console) -> list[Row]:
-    """Time the optimizers by turns.
+def measure(config: CompileTimeConfig, console: Console) -> list[Row]:
+    """Time the optimizers by turns, in rounds of which those that are finished stay.
 
     Args:
-        layers: of three leaves.
-        rounds: turns of each.
-        console: gets a bar.
+        config: how many layers and rounds.
+        console: gets a bar, and a line for each round.
 
     Returns:
         One row an optimizer: seconds of tracing and of compiling, and the ratio of
         their sum to that of its baseline, all medians over the rounds, and the
         quartiles of the ratio.
     """
-    params = parameters(layers)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
-    for name in counted(rounds * list(CASES), console, "turns"):
-        # Nothing that an earlier turn traced is found again.
-        jax.clear_caches()
-        seconds[name].append(trace_and_compile(CASES[name].make(), params))
+    params = parameters(config.layers)
+
+    def turns(_: str) -> dict[str, tuple[float, float]]:
+        seconds = {}
+        for name, case in CASES.items():
+            # Nothing that an earlier turn traced is found again.
+            jax.clear_caches()
+            seconds[name] = trace_and_compile(case.make(), params)
+        return seconds
+
+    settings = {"layers": config.layers}
+    rounds = measure_rounds(config, "compile_time", settings, turns, console)
+    seconds = {name: [times[name] for times in rounds] for name in CASES}
     return [_row(name, seconds) for name in CASES]
 
 

@@ -13,6 +13,7 @@ bare step: the median of the rounds' own ratios, where the ratio of the two medi
 """
 
 import dataclasses
+import functools
 import statistics
 import sys
 import tempfile
@@ -30,9 +31,10 @@ from experiments import devices, provenance
 from experiments.checkpoints import Checkpoints
 from experiments.images import on_device
 from experiments.loop import keys_of, order_of
+from experiments.measuring import measure_rounds, one_line_errors
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig, prepare
-from experiments.progress import TrainingProgress, counted
+from experiments.progress import TrainingProgress
 from experiments.runs import Run, read_records, write_json
 from experiments.steps import Sums, make_train_step, repeat
 
@@ -53,6 +55,10 @@ class LoopTimeConfig:
     """ResNet-8 and one round."""
     json: Path | None = None
     """A file for the records."""
+    out: Path = Path("runs")
+    """The folder for what is finished, from where the same command goes on."""
+    fresh: bool = False
+    """Measure again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
@@ -65,44 +71,59 @@ def main(args: Sequence[str]) -> None:
         sys.exit(f"error: `rounds` must be >= 1, got {config.rounds}")
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
-    stored = {
-        "model": config.model,
-        "rounds": config.rounds,
-        **measure(config.model, config.rounds, console),
-        "provenance": provenance.describe(),
-    }
+    with one_line_errors():
+        stored = {
+            "model": config.model,
+            "rounds": config.rounds,
+            **measure(config, console),
+            "provenance": provenance.describe(),
+        }
     console.print(in_words(stored), highlight=False, soft_wrap=True)
     if config.json is not None:
         write_json(config.json, stored)
 
 
-def measure(model: str, rounds: int, console: Console) -> dict[str, float]:
-    """Time both loops by turns.
+def measure(config: LoopTimeConfig, console: Console) -> dict[str, float]:
+    """Time both loops by turns, in rounds of which those that are finished stay.
 
     Args:
-        model: the network.
-        rounds: turns of each that count, after one that compiles.
-        console: gets a bar.
+        config: the network, and how many turns of each count.
+        console: gets a bar, and a line for each round.
 
     Returns:
         Milliseconds of a step in each, and their ratio, medians over the rounds.
     """
-    settings = TrainConfig(
-        model=model, optimizer="adamw", epochs=1, log_every=LOG_EVERY
+    loops = functools.cache(lambda: _Loops(config.model))
+    rounds = measure_rounds(
+        config,
+        "loop_time",
+        {"model": config.model},
+        lambda _: loops().turn(),
+        console,
     )
-    prepared = prepare(settings)
-    bare = _Bare(prepared)
-    pairs = []
-    for turn in counted(range(rounds + 1), console, "rounds"):
-        with tempfile.TemporaryDirectory() as folder:
-            pair = _in_loop(prepared, Path(folder)), bare.seconds()
-        if turn:
-            pairs.append(pair)
     return {
-        "loop_ms": 1e3 * statistics.median(loop for loop, _ in pairs),
-        "bare_ms": 1e3 * statistics.median(bare for _, bare in pairs),
-        "ratio": statistics.median(loop / bare for loop, bare in pairs),
+        "loop_ms": 1e3 * statistics.median(times["loop"] for times in rounds),
+        "bare_ms": 1e3 * statistics.median(times["bare"] for times in rounds),
+        "ratio": statistics.median(times["loop"] / times["bare"] for times in rounds),
     }
+
+
+class _Loops:
+    """Both loops, compiled."""
+
+    def __init__(self, model: str):
+        self._prepared = prepare(
+            TrainConfig(model=model, optimizer="adamw", epochs=1, log_every=LOG_EVERY)
+        )
+        self._bare = _Bare(self._prepared)
+        # It compiles, and does not count.
+        self.turn()
+
+    def turn(self) -> dict[str, float]:
+        """Return the seconds of a step in each."""
+        with tempfile.TemporaryDirectory() as folder:
+            in_loop = _in_loop(self._prepared, Path(folder))
+        return {"loop": in_loop, "bare": self._bare.seconds()}
 
 
 def _in_loop(prepared: Prepared, folder: Path) -> float:

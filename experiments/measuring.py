@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -17,12 +17,19 @@ from experiments.loop import TrainingDiverged
 from experiments.progress import counted
 from experiments.runs import Run, write_json
 
+_Part = TypeVar("_Part", dict[str, Any], list[dict[str, Any]])
+
 
 class Kept(Protocol):
-    """The part of a configuration that says where records are, and what to do."""
+    """The part of a configuration that says where records are."""
 
     out: Path
     smoke: bool
+
+
+class Drawn(Kept, Protocol):
+    """That of an experiment whose figure can be drawn again."""
+
     redraw: bool
 
 
@@ -32,13 +39,19 @@ class Resumable(Kept, Protocol):
     fresh: bool
 
 
+class Timed(Resumable, Protocol):
+    """That of an experiment which measures the same several times."""
+
+    rounds: int
+
+
 def folder_of(config: Kept) -> Path:
     """Return the folder of the records, which smoke runs have apart from full ones."""
     return config.out / "smoke" if config.smoke else config.out
 
 
 def measure_and_show(
-    config: Kept,
+    config: Drawn,
     name: str,
     measure: Callable[[Console], dict[str, Any]],
     draw: Callable[[Path, dict[str, Any]], None],
@@ -75,9 +88,9 @@ def measure_parts(
     name: str,
     settings: dict[str, Any],
     parts: Collection[str],
-    measure: Callable[[str], dict[str, Any]],
+    measure: Callable[[str], _Part],
     console: Console,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, _Part]:
     """Measure the parts of an experiment, but for those that the same command has left.
 
     Args:
@@ -85,7 +98,7 @@ def measure_parts(
         name: of the experiment.
         settings: all that its numbers depend on, but for the program. That is told of
             all parts alike, so no other one may have measured some of them.
-        parts: their names.
+        parts: their names, which are those of files.
         measure: from a name to what JSON can hold of that part.
         console: gets a bar, and a line for each part.
 
@@ -106,6 +119,28 @@ def measure_parts(
         seconds = time.perf_counter() - began
         console.print(f"{part}: {seconds:.0f} s", highlight=False)
     return measured
+
+
+def measure_rounds(
+    config: Timed,
+    name: str,
+    settings: dict[str, Any],
+    measure: Callable[[str], dict[str, Any]],
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Measure the same in every round, as `measure_parts` does whose parts are rounds.
+
+    Args:
+        config: how many, where they are kept, and whether to begin anew.
+        name: of the experiment.
+        settings: all that a round depends on, but for the program.
+        measure: from the name of a round to what JSON can hold of it.
+        console: gets a bar, and a line for each round.
+    """
+    rounds = [f"round {number}" for number in range(1, config.rounds + 1)]
+    return list(
+        measure_parts(config, name, settings, rounds, measure, console).values()
+    )
 
 
 @contextlib.contextmanager

@@ -11,9 +11,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments import processes, provenance
+
+_Part = TypeVar("_Part", dict[str, Any], list[dict[str, Any]])
 
 
 class Run:
@@ -82,7 +84,7 @@ class Run:
         kept = [r for r in read_records(self.metrics_file) if r["step"] <= step]
         write_text(self.metrics_file, "".join(_line(record) for record in kept))
 
-    def part(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def part(self, name: str, measure: Callable[[], _Part]) -> _Part:
         """Return a part of an open run, which is measured unless the folder has it."""
         path = self.folder / f"{name}.json"
         if not path.exists():

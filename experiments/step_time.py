@@ -24,6 +24,7 @@ time where it kept the memory, as it does with
 """
 
 import dataclasses
+import functools
 import random
 import statistics
 import sys
@@ -42,9 +43,9 @@ from rich.table import Table
 
 import normopt
 from experiments import devices, provenance
+from experiments.measuring import measure_rounds, one_line_errors
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
-from experiments.progress import counted
 from experiments.ratios import Ratio
 from experiments.runs import write_json
 
@@ -128,6 +129,10 @@ class StepTimeConfig:
     """The smallest network, and two turns of one step."""
     json: Path | None = None
     """A file for the records."""
+    out: Path = Path("runs")
+    """The folder for what is finished, from where the same command goes on."""
+    fresh: bool = False
+    """Measure again what is finished."""
 
 
 class Stepper:
@@ -142,8 +147,6 @@ class Stepper:
             return optax.apply_updates(params, updates), state
 
         self.carry = jax.tree.map(jnp.copy, params), jax.jit(optimizer.init)(params)
-        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.carry[1]))
-        self.state_bytes = state_bytes / optax.tree.size(params)
         self._step = jax.jit(step, donate_argnums=(0, 1))
 
     def turn(self, gradients: Any, steps: int) -> float:
@@ -175,26 +178,27 @@ def main(args: Sequence[str]) -> None:
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     params = random_parameters(config.model)
-    stored = {
-        "device": devices.describe(),
-        "model": config.model,
-        "parameters": optax.tree.size(params),
-        "rounds": config.rounds,
-        "rows": measure(config, params, console),
-        "provenance": provenance.describe(),
-    }
+    with one_line_errors():
+        stored = {
+            "device": devices.describe(),
+            "model": config.model,
+            "parameters": optax.tree.size(params),
+            "rounds": config.rounds,
+            "rows": measure(config, params, console),
+            "provenance": provenance.describe(),
+        }
     console.print(table(stored))
     if config.json is not None:
         write_json(config.json, stored)
 
 
 def measure(config: StepTimeConfig, params: Any, console: Console) -> list[Row]:
-    """Time the optimizers by turns.
+    """Time the optimizers by turns, in rounds of which those that are finished stay.
 
     Args:
         config: which ones, and how often.
         params: the parameters, whose values do not matter.
-        console: gets a bar.
+        console: gets a bar, and a line for each round.
 
     Returns:
         One row an optimizer: milliseconds a step and its ratio to its baseline, both
@@ -204,23 +208,36 @@ def measure(config: StepTimeConfig, params: Any, console: Console) -> list[Row]:
     chosen = set(config.optimizers or CASES)
     chosen |= {CASES[name].baseline for name in chosen} - {None}
     names = [name for name in CASES if name in chosen]
-    gradients = optax.tree.random_like(jax.random.key(1), params)
-    steppers = {name: Stepper(CASES[name], params) for name in names}
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    shuffle = random.Random(config.seed).sample
-    for _ in counted(range(config.rounds), console, "rounds"):
-        for name in shuffle(names, len(names)):
-            seconds[name].append(steppers[name].turn(gradients, config.repeats))
-    return [
-        _row(name, seconds, steppers[name].state_bytes, optax.tree.size(params))
-        for name in names
-    ]
+
+    @functools.cache
+    def begin() -> tuple[Any, dict[str, Stepper]]:
+        gradients = optax.tree.random_like(jax.random.key(1), params)
+        return gradients, {name: Stepper(CASES[name], params) for name in names}
+
+    def turns(this_round: str) -> dict[str, float]:
+        gradients, steppers = begin()
+        shuffle = random.Random(f"{this_round}, seed {config.seed}").sample
+        return {
+            name: steppers[name].turn(gradients, config.repeats)
+            for name in shuffle(names, len(names))
+        }
+
+    settings = {
+        "model": config.model,
+        "optimizers": names,
+        "repeats": config.repeats,
+        "seed": config.seed,
+    }
+    rounds = measure_rounds(config, "step_time", settings, turns, console)
+    seconds = {name: [times[name] for times in rounds] for name in names}
+    return [_row(name, seconds, params) for name in names]
 
 
-def _row(
-    name: str, seconds: dict[str, list[float]], state_bytes: float, parameters: int
-) -> Row:
+def _row(name: str, seconds: dict[str, list[float]], params: Any) -> Row:
     case, median = CASES[name], statistics.median(seconds[name])
+    parameters = optax.tree.size(params)
+    state = jax.tree.leaves(jax.eval_shape(case.make().init, params))
+    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in state)
     row = {
         "optimizer": name,
         "milliseconds": 1e3 * median,
@@ -229,7 +246,7 @@ def _row(
         "quartiles": None,
         "bar": case.bar,
         "holds": None,
-        "state_bytes": state_bytes,
+        "state_bytes": state_bytes / parameters,
         "least_traffic_bytes": case.traffic,
         "gigabytes_per_second": case.traffic * parameters / median / 1e9,
     }

@@ -14,17 +14,16 @@ Numbers are the compiler's own and of one chip; nothing is run.
     pip install -e '.[experiments,tpu-compile]' -c constraints.txt
     python -m experiments tpu_compile --json experiments/results/tpu_compile.json
 
-takes about four minutes on two CPU cores. The same command again compiles what the file
-does not have yet, if commit and packages are the same and no file differs from the
-commit. There libtpu 0.0.52 gave optax.adamw 28 bytes of main memory for each parameter
-and step, AdamSRT 21 to 22, AdamS 20 to 21 and NovoGrad 21: what two passes read stays
-on the chip between them. Alone none of them exchanges anything, but under FSDP NovoGrad
-a number for each split leaf. The data-parallel training step has 36 sums over chips of
-22 MB in all, the gradients and BatchNorm's statistics. Under FSDP on 4 chips it gathers
-22 MB, scatters 5.5 MB of the gradients' sums and leaves 17 MB of sums whole; on 256
-chips sums do the gathering too, 43 MB in all. At its peak the step has 0.23 to 0.36 GB,
-of which 0.15 are the data set. Were that images instead of rows, the peak would be 0.78
-to 0.86: with a copy in another layout, made anew in each step.
+takes about four minutes on two CPU cores. There libtpu 0.0.52 gave optax.adamw 28 bytes
+of main memory for each parameter and step, AdamSRT 21 to 22, AdamS 20 to 21 and
+NovoGrad 21: what two passes read stays on the chip between them. Alone none of them
+exchanges anything, but under FSDP NovoGrad a number for each split leaf. The
+data-parallel training step has 36 sums over chips of 22 MB in all, the gradients and
+BatchNorm's statistics. Under FSDP on 4 chips it gathers 22 MB, scatters 5.5 MB of the
+gradients' sums and leaves 17 MB of sums whole; on 256 chips sums do the gathering too,
+43 MB in all. At its peak the step has 0.23 to 0.36 GB, of which 0.15 are the data set.
+Were that images instead of rows, the peak would be 0.78 to 0.86: with a copy in another
+layout, made anew in each step.
 """
 
 import dataclasses
@@ -32,11 +31,10 @@ import functools
 import importlib.metadata
 import importlib.util
 import itertools
-import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +46,7 @@ from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
 from experiments import hlo, provenance
+from experiments.measuring import measure_parts, one_line_errors
 from experiments.models import MODELS
 from experiments.placed_steps import (
     abstract_model,
@@ -56,7 +55,6 @@ from experiments.placed_steps import (
     size_of_shard,
 )
 from experiments.placement import fully_sharded, replicated
-from experiments.progress import counted
 from experiments.runs import write_json
 from experiments.step_time import CASES
 from experiments.tpu_tables import BASELINE, STEP, Row, exchanges, programs, traffic
@@ -88,8 +86,11 @@ class TpuCompileConfig:
     smoke: bool = False
     """ResNet-8 on the first topology, with two images on each chip."""
     json: Path | None = None
-    """A file for the rows, written after each of them; those in it are not compiled
-    again."""
+    """A file for the rows."""
+    out: Path = Path("runs")
+    """The folder for what is finished, from where the same command goes on."""
+    fresh: bool = False
+    """Compile again what is finished."""
 
 
 class Program(NamedTuple):
@@ -109,6 +110,10 @@ class Program(NamedTuple):
     model: str
     images_of_chip: int
 
+    def __str__(self) -> str:
+        """Name it among the others of a command."""
+        return f"{self.topology}, {self.way}, {self.program}"
+
 
 def main(args: Sequence[str]) -> None:
     """Print the tables that the command line asks for."""
@@ -126,43 +131,42 @@ def main(args: Sequence[str]) -> None:
         os.environ.setdefault(name, value)
     # JAX would otherwise look for chips to run on.
     jax.config.update("jax_platforms", "cpu")
-    console, source, rows = Console(), origin(), []
-    console.print(f"JAX {jax.__version__}, libtpu {source['versions']['libtpu']}")
-    known = known_rows(config.json, source)
-    for program in counted(programs_of(config), console, "programs"):
-        if program in known:
-            rows.append(known[program])
-            continue
-        rows.append(compile_program(program))
-        console.print(in_words(rows[-1]), highlight=False)
-        if config.json is not None:
-            write_json(config.json, {"rows": rows, "provenance": source})
+    console, libtpu = Console(), importlib.metadata.version("libtpu")
+    console.print(f"JAX {jax.__version__}, libtpu {libtpu}")
+    with one_line_errors():
+        stored = {
+            "rows": measure(config, libtpu, console),
+            "provenance": provenance.describe(),
+        }
+    stored["provenance"]["versions"]["libtpu"] = libtpu
     for table in (programs, traffic, exchanges):
-        console.print(table({"rows": rows}))
+        console.print(table(stored))
+    if config.json is not None:
+        write_json(config.json, stored)
 
 
-def origin() -> dict[str, Any]:
-    """Return what compiles: as of any result, and the version of libtpu."""
-    source = provenance.describe()
-    source["versions"]["libtpu"] = importlib.metadata.version("libtpu")
-    return source
-
-
-def known_rows(path: Path | None, source: Mapping[str, Any]) -> dict[Program, Row]:
-    """Return the rows that an interrupted command left.
+def measure(config: TpuCompileConfig, libtpu: str, console: Console) -> list[Row]:
+    """Compile all programs, or read those that are finished.
 
     Args:
-        path: of its file, if any.
-        source: what compiles now. Where it is not the file's, the rows are out of date,
-            and where files differ from the commit, nobody can tell.
+        config: which ones.
+        libtpu: the version of what compiles.
+        console: gets a bar, and a line for each program.
+
+    Returns:
+        One row a program, as of `compile_program`.
     """
-    commit = source["commit"]
-    if path is None or not path.exists() or commit is None or commit.endswith("+"):
-        return {}
-    stored = json.loads(path.read_text())
-    if stored["provenance"] != source:
-        return {}
-    return {Program(*(r[k] for k in Program._fields)): r for r in stored["rows"]}
+    named = {str(program): program for program in programs_of(config)}
+    return list(
+        measure_parts(
+            config,
+            "tpu_compile",
+            {"model": config.model, "libtpu": libtpu},
+            named,
+            lambda name: compile_program(named[name]),
+            console,
+        ).values()
+    )
 
 
 def programs_of(config: TpuCompileConfig) -> list[Program]:
@@ -239,9 +243,3 @@ def read(compiled: jax.stages.Compiled, chips: int) -> Row:
         "bytes_accessed": cost["bytes accessed"],
         "collectives": hlo.collectives(compiled.as_text(), chips),
     }
-
-
-def in_words(row: Row) -> str:
-    """Return a line that says what was compiled, and in how many seconds."""
-    where = f"{row['topology']}, {row['way']}"
-    return f"{where}: {row['program']} compiled in {row['compile_seconds']:.0f} s"

@@ -10,8 +10,8 @@ each of six learning rates. Drawn is L(x) - L(x*), which is e'Qe / 2 for e = x -
 
     python -m experiments block_normalized_2017.convex
 
-takes ten seconds on two CPU cores. It writes `convex.json` and `convex.png`; `--redraw`
-draws the stored records again.
+takes ten seconds on two CPU cores. It writes `convex.json`, `convex.png` and what is
+finished, from where the same command goes on; `--redraw` draws the stored records.
 
 No value is published that could be met: the example's notebook draws another Q without
 a seed (by scikit-learn's `make_spd_matrix`, -b'x in the place of b'x), and its SGD, at
@@ -37,7 +37,6 @@ that grows with the rate; Adam, whose steps shrink with the gradient, goes far b
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +54,7 @@ from rich.table import Table
 
 import normopt
 from experiments import figures
-from experiments.measuring import measure_and_show
-from experiments.progress import counted
+from experiments.measuring import measure_and_show, measure_parts
 
 # Two and a half times one another, from 0.001 to 0.1.
 LEARNING_RATES = tuple(round(10 ** (-3 + 0.4 * k), 6) for k in range(6))
@@ -77,7 +75,7 @@ class ConvexConfig:
     """Where to write, and how much to compute."""
 
     out: Path = Path("runs/block_normalized_2017")
-    """The folder for `convex.json` and `convex.png`."""
+    """The folder for `convex.json`, `convex.png` and what is finished."""
     size: int = 100
     """The number of unknowns."""
     steps: int = 1000
@@ -88,6 +86,8 @@ class ConvexConfig:
     """10 unknowns and 100 steps."""
     redraw: bool = False
     """Print and draw the stored records, without computing."""
+    fresh: bool = False
+    """Compute again what is finished."""
 
 
 class Problem(NamedTuple):
@@ -136,7 +136,7 @@ def reduced(config: ConvexConfig) -> ConvexConfig:
 
 
 def measure(config: ConvexConfig, console: Console) -> dict[str, Any]:
-    """Run every method at every learning rate.
+    """Run every method at every learning rate, or read what is finished.
 
     Args:
         config: how much of it.
@@ -145,24 +145,24 @@ def measure(config: ConvexConfig, console: Console) -> dict[str, Any]:
     Returns:
         The settings, and for each method the gaps: learning rates x records.
     """
-    problem, gaps = draw_problem(config.size, config.seed), {}
-    for name, make in counted(METHODS.items(), console, "methods"):
-        began = time.perf_counter()
-        trace = descend_at_all_rates(make, problem, config.steps)
-        gaps[name] = [[_short(gap) for gap in row] for row in largest(trace.gaps)]
-        seconds = time.perf_counter() - began
-        rates = f"{len(LEARNING_RATES)} runs of {config.steps} steps"
-        console.print(f"{name}: {rates} in {seconds:.1f} s", highlight=False)
+    problem = draw_problem(config.size, config.seed)
+
+    def gaps_of(name: str) -> dict[str, Any]:
+        trace = descend_at_all_rates(METHODS[name], problem, config.steps)
+        return {"gaps": [[_short(gap) for gap in row] for row in largest(trace.gaps)]}
+
+    settings = {
+        "size": config.size,
+        "steps": config.steps,
+        "seed": config.seed,
+        "record_every": EVERY,
+    }
+    runs = measure_parts(config, "convex", settings, METHODS, gaps_of, console)
     return {
-        "config": {
-            "size": config.size,
-            "steps": config.steps,
-            "seed": config.seed,
-            "record_every": EVERY,
-        },
+        "config": settings,
         "published": "no value published",
         "learning_rates": list(LEARNING_RATES),
-        "gaps": gaps,
+        "gaps": {name: run["gaps"] for name, run in runs.items()},
     }
 
 

@@ -8,7 +8,8 @@ L2 decays per matrix, half the rate for the LSTM, cycles of 24 updates.
     python -m experiments decoupled_decay_2019.warm_restarts
 
 takes ten seconds on two CPU cores. It prints a line for each cycle and writes
-`warm_restarts.json` and `warm_restarts.png`; `--redraw` draws the stored records again.
+`warm_restarts.json`, `warm_restarts.png` and what is finished, from where the same
+command goes on; `--redraw` draws the stored records again.
 
 No value is published; the visible claim is the shape of eta_t: three equal cosines from
 1 to 0, each begun without a word from the training loop. The second column is restarted
@@ -24,8 +25,9 @@ two give the same update.
 """
 
 import dataclasses
+import functools
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,7 @@ from rich.table import Table
 import normopt
 from experiments import figures
 from experiments.claims import NO_VALUE
-from experiments.measuring import measure_and_show
-from experiments.progress import counted
+from experiments.measuring import measure_and_show, measure_parts
 
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
@@ -58,7 +59,7 @@ L2 = {"^lstm_1/cell/dense_h/kernel$": 2e-4, "^dense_1/kernel$": 2e-4}
 
 # Before which updates, counted from 0, the loop restarts, and what it asks for.
 RESTARTS = {24: {"total_steps": 36}, 60: {"t_cur": 18}}
-STEPS_BY_HAND = 78
+STEPS = {"automatic": EPOCHS * CYCLE, "by_hand": 78}
 
 _COLOURS = {"lstm_1": "#1f6fb2", "dense_1": "#d9601a"}
 
@@ -70,13 +71,15 @@ class WarmRestartsConfig:
     """Where to write, and how much to compute."""
 
     out: Path = Path("runs/decoupled_decay_2019")
-    """The folder for the records and the figure."""
+    """The folder for the records, the figure and what is finished."""
     seed: int = 0
     """For weights, data and labels."""
     smoke: bool = False
     """Shorten the sequences from 120 to 8; nothing else changes."""
     redraw: bool = False
     """Draw the figure from the stored records, without training."""
+    fresh: bool = False
+    """Train again what is finished."""
 
 
 class Network(nnx.Module):
@@ -97,37 +100,30 @@ def main(args: Sequence[str]) -> None:
     """Train twice, print the cycles, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.warm_restarts"
     config = tyro.cli(WarmRestartsConfig, args=args, prog=prog)
-    length = 8 if config.smoke else 120
-    measure_and_show(
-        config,
-        "warm_restarts",
-        lambda console: measure(length, config.seed, console),
-        draw,
-        table,
-    )
+    measured = functools.partial(measure, config)
+    measure_and_show(config, "warm_restarts", measured, draw, table)
 
 
-def measure(length: int, seed: int, console: Console) -> dict[str, Any]:
-    """Train twice, restarted by itself and by hand.
+def measure(config: WarmRestartsConfig, console: Console) -> dict[str, Any]:
+    """Train twice, restarted by itself and by hand, or read what is finished.
 
     Args:
-        length: of the sequences.
-        seed: for weights, data and labels.
-        console: gets a bar for each run.
+        config: how much of it.
+        console: gets a bar, and a line for each run.
 
     Returns:
-        Both, and the records of the two runs.
+        The settings, and the records of the two runs.
     """
-    by_itself = normopt.WarmRestarts(CYCLE)
-    by_hand = normopt.WarmRestarts(CYCLE, autorestart=False)
-    automatic = counted(range(EPOCHS * CYCLE), console, "restarts by itself")
-    restarted = counted(range(STEPS_BY_HAND), console, "restarted by hand")
-    return {
-        "length": length,
-        "seed": seed,
-        "automatic": train(by_itself, automatic, {}, length, seed),
-        "by_hand": train(by_hand, restarted, RESTARTS, length, seed),
-    }
+    settings = {"length": 8 if config.smoke else 120, "seed": config.seed}
+    runs = measure_parts(
+        config,
+        "warm_restarts",
+        settings,
+        STEPS,
+        functools.partial(train, **settings),
+        console,
+    )
+    return {**settings, **runs}
 
 
 def make_optimizer(schedule: normopt.WarmRestarts) -> optax.GradientTransformation:
@@ -143,20 +139,11 @@ def make_optimizer(schedule: normopt.WarmRestarts) -> optax.GradientTransformati
     )
 
 
-def train(
-    schedule: normopt.WarmRestarts,
-    steps: Iterable[int],
-    restarts: Mapping[int, Mapping[str, int]],
-    length: int,
-    seed: int,
-) -> Records:
+def train(run: str, length: int, seed: int) -> Records:
     """Train on random sequences and labels.
 
     Args:
-        schedule: eta_t.
-        steps: the updates, counted from 0.
-        restarts: before which updates, counted from 0, `normopt.restart` is called, and
-            its arguments.
+        run: `automatic`, where eta_t restarts by itself, or `by_hand`.
         length: of the sequences.
         seed: for weights, data and labels.
 
@@ -164,10 +151,12 @@ def train(
         One record an update, counted from 1: the loss before it, what it was restarted
         with, eta_t, the layers' rates in force and lr_t.
     """
+    restarts = RESTARTS if run == "by_hand" else {}
+    schedule = normopt.WarmRestarts(CYCLE, autorestart=not restarts)
     model = Network(rngs=nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, make_optimizer(schedule), wrt=nnx.Param)
     random, records = np.random.default_rng(seed), []
-    for step in steps:
+    for step in range(STEPS[run]):
         if step in restarts:
             state = normopt.restart(optimizer.opt_state, **restarts[step])
             optimizer.opt_state = state

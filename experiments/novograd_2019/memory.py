@@ -31,9 +31,9 @@ from rich.table import Table
 
 import normopt
 from experiments import provenance
+from experiments.measuring import measure_parts, one_line_errors
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
-from experiments.progress import counted
 from experiments.runs import write_json
 
 CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
@@ -54,20 +54,26 @@ class MemoryConfig:
     """Whether to take the smallest network instead."""
     json: Path | None = None
     """A file for the records."""
+    out: Path = Path("runs")
+    """The folder for what is finished, from where the same command goes on."""
+    fresh: bool = False
+    """Measure again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
     """Print the table that the command line asks for."""
     command = "python -m experiments novograd_2019.memory"
     config = tyro.cli(MemoryConfig, args=args, prog=command)
-    model = "resnet8" if config.smoke else config.model
-    params, console = random_parameters(model), Console()
-    stored = {
-        "model": model,
-        "parameters": optax.tree.size(params),
-        "rows": measure(params, console),
-        "provenance": provenance.describe(),
-    }
+    if config.smoke:
+        config = dataclasses.replace(config, model="resnet8")
+    params, console = random_parameters(config.model), Console()
+    with one_line_errors():
+        stored = {
+            "model": config.model,
+            "parameters": optax.tree.size(params),
+            "rows": measure(config, params, console),
+            "provenance": provenance.describe(),
+        }
     console.print(table(stored))
     if config.json is not None:
         write_json(config.json, stored)
@@ -87,25 +93,29 @@ def optimizers() -> dict[str, Callable[[], optax.GradientTransformation]]:
     return theirs | {name: ours(name) for name in normopt.names()}
 
 
-def measure(params: Any, console: Console) -> list[Row]:
-    """Count the bytes of each optimizer's state after one step.
+def measure(config: MemoryConfig, params: Any, console: Console) -> list[Row]:
+    """Count the bytes of each optimizer's state after one step, if not done yet.
 
     Args:
+        config: whose parameters they are.
         params: in float32; they are cast to measure bfloat16.
-        console: gets a bar.
+        console: gets a bar, and a line for each optimizer.
 
     Returns:
         One row an optimizer: bytes of state for a parameter of 4 and of 2 bytes.
     """
-    low = optax.tree.cast(params, jnp.bfloat16)
-    return [
-        {
+    low, build = optax.tree.cast(params, jnp.bfloat16), optimizers()
+
+    def row_of(name: str) -> Row:
+        return {
             "optimizer": name,
-            "float32": _bytes_a_parameter(build(), params),
-            "bfloat16": _bytes_a_parameter(build(), low),
+            "float32": _bytes_a_parameter(build[name](), params),
+            "bfloat16": _bytes_a_parameter(build[name](), low),
         }
-        for name, build in counted(optimizers().items(), console, "optimizers")
-    ]
+
+    settings = {"model": config.model}
+    rows = measure_parts(config, "memory", settings, build, row_of, console)
+    return list(rows.values())
 
 
 def _options(name: str) -> dict[str, Any]:

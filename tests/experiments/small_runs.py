@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from rich.console import Console
 
 from experiments.augment import Augmentation
@@ -43,6 +44,29 @@ def arguments(runs_dir, **changes):
 
 def quiet():
     return Console(quiet=True)
+
+
+def calls_until_it_goes_on(monkeypatch, owner, name, command):
+    """Stop a command before its third call of a function, then give it again.
+
+    Returns what the first command called the function with, then what the second did.
+    """
+    function, calls = getattr(owner, name), []
+
+    def counted(*arguments):
+        if len(calls) == 2 and not stopped:
+            stopped.append(True)
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return function(*arguments)
+
+    stopped = []
+    monkeypatch.setattr(owner, name, counted)
+    with pytest.raises(SystemExit, match="the same command, without --fresh, goes on"):
+        command()
+    before = len(calls)
+    command()
+    return calls[:before], calls[before:]
 
 
 def assert_same_run(folder, other):

@@ -1,17 +1,24 @@
+import dataclasses
 import json
 
 import jax
 import pytest
-from rich.console import Console
 
 import normopt
 from experiments import compile_time
-from experiments.compile_time import CASES, PATTERNS, main, parameters
+from experiments.compile_time import (
+    CASES,
+    PATTERNS,
+    CompileTimeConfig,
+    main,
+    parameters,
+)
+from tests.experiments.small_runs import quiet
 
 
 def test_the_command_prints_and_stores_a_row_for_every_case(tmp_path, capsys):
     file = tmp_path / "rows.json"
-    main(["--smoke", "--json", str(file)])
+    main(["--smoke", "--json", str(file), "--out", str(tmp_path)])
     rows = json.loads(file.read_text())["rows"]
     assert [row["optimizer"] for row in rows] == list(CASES)
     printed = capsys.readouterr().out
@@ -27,7 +34,7 @@ def test_the_command_prints_and_stores_a_row_for_every_case(tmp_path, capsys):
 
 
 def test_there_are_a_thousand_leaves_and_two_thirds_have_blocks():
-    params = parameters(compile_time.CompileTimeConfig().layers)
+    params = parameters(CompileTimeConfig().layers)
     leaves = jax.tree.leaves(params)
     assert len(leaves) >= 1000
     state = jax.eval_shape(CASES["adamsrt"].make().init, params)
@@ -43,13 +50,31 @@ def test_every_one_of_the_ten_rules_is_the_first_for_some_leaf():
     assert set(chosen) == set(PATTERNS) and len(paths) == 30
 
 
-def test_ratios_are_of_the_same_round(monkeypatch):
+@pytest.fixture
+def recorded(monkeypatch):
+    """Two rounds, of which the second is ten times as slow."""
     times = iter([(1.0, 1.0), *[(2.0, 2.0)] * 4, (10.0, 10.0), *[(20.0, 20.0)] * 4])
     monkeypatch.setattr(compile_time, "trace_and_compile", lambda *_: next(times))
-    rows = {row["optimizer"]: row for row in compile_time.measure(10, 2, Console())}
+
+
+@pytest.mark.usefixtures("recorded")
+def test_ratios_are_of_the_same_round(tmp_path):
+    config = CompileTimeConfig(layers=10, rounds=2, out=tmp_path)
+    rows = {row["optimizer"]: row for row in compile_time.measure(config, quiet())}
     assert rows["novograd"]["ratio"] == 2.0 and not rows["novograd"]["holds"]
     assert rows["novograd"]["quartiles"] == [2.0, 2.0]
     assert rows["adamsrt+rules"]["ratio"] == 1.0 and rows["adamsrt+rules"]["holds"]
+
+
+@pytest.mark.usefixtures("recorded", "committed")
+def test_rounds_that_are_finished_are_not_timed_again(tmp_path, monkeypatch):
+    config = CompileTimeConfig(layers=10, rounds=1, out=tmp_path)
+    compile_time.measure(config, quiet())
+    config = dataclasses.replace(config, rounds=2)
+    rows = compile_time.measure(config, quiet())
+    assert [row["trace_seconds"] for row in rows] == [5.5, 11.0, 11.0, 11.0, 11.0]
+    monkeypatch.delattr(compile_time, "trace_and_compile")
+    assert compile_time.measure(config, quiet()) == rows
 
 
 def test_too_few_layers_for_the_rules_are_refused():

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from rich.console import Console
 
 import normopt
 from experiments import step_time
 from experiments.__main__ import discover
 from experiments.models.parameters import random_parameters
 from experiments.step_time import CASES, Case, Stepper, StepTimeConfig, main, measure
+from tests.experiments.small_runs import quiet
 
 PARAMS = {"conv1": {"kernel": jnp.ones((3, 3, 2, 4))}, "bias": jnp.ones(4)}
 GRADIENTS = jax.tree.map(lambda leaf: leaf / 2, PARAMS)
@@ -31,7 +31,7 @@ def test_command_prints_a_row_for_every_optimizer(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(step_time, "random_parameters", last_layer)
     # A table narrower than a plain terminal is cut nowhere.
     monkeypatch.setenv("COLUMNS", "80")
-    main(["--smoke", "--json", str(file)])
+    main(["--smoke", "--json", str(file), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert printed.startswith(f"JAX {jax.__version__} on ")
     assert "…" not in printed
@@ -112,14 +112,12 @@ def test_a_buffer_that_cannot_be_donated_is_an_error():
         stepper.turn(GRADIENTS, 1)
 
 
-def test_ratios_are_paired_within_rounds(monkeypatch):
+def test_ratios_are_paired_within_rounds_and_stay(tmp_path, monkeypatch, committed):
     """A load that comes and goes leaves the ratio of each round as it is."""
     times = {"optax.sgd": [1.0, 9.0, 3.0, 1.0, 5.0], "sgdp": [2.0, 18.0, 6.0, 3.0, 5.0]}
     left = {name: iter(values) for name, values in times.items()}
 
     class Recorded:
-        state_bytes = 4.0
-
         def __init__(self, case, params):
             (self.name,) = [name for name, known in CASES.items() if known is case]
 
@@ -127,12 +125,17 @@ def test_ratios_are_paired_within_rounds(monkeypatch):
             return next(left[self.name])
 
     monkeypatch.setattr(step_time, "Stepper", Recorded)
-    config = StepTimeConfig(optimizers=("sgdp",), rounds=5)
-    sgd, sgdp = measure(config, {"a": jnp.zeros(1000)}, Console())
+    config = StepTimeConfig(optimizers=("sgdp",), rounds=5, out=tmp_path)
+    params = {"conv1": {"kernel": jnp.zeros((10, 100))}}
+    sgd, sgdp = measure(config, params, quiet())
     assert (sgd["optimizer"], sgdp["optimizer"]) == ("optax.sgd", "sgdp")
     assert (sgd["milliseconds"], sgdp["milliseconds"]) == (3000, 5000)
     assert (sgdp["ratio"], sgdp["quartiles"]) == (2.0, [2.0, 2.0])
     assert sgd["gigabytes_per_second"] == pytest.approx(20 * 1000 / 3 / 1e9)
+    assert sgd["state_bytes"] == 4.0
+    # Nothing is left to be timed.
+    monkeypatch.setattr(step_time, "Stepper", None)
+    assert measure(config, params, quiet()) == [sgd, sgdp]
 
 
 @pytest.mark.parametrize(("option", "low"), [("rounds", 2), ("repeats", 1)])

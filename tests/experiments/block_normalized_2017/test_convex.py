@@ -1,6 +1,5 @@
 """Normalized descent of a quadratic: how long its steps are, and where it ends."""
 
-import io
 import json
 
 import jax
@@ -8,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from rich.console import Console
 
 from experiments.__main__ import discover
 from experiments.block_normalized_2017 import convex
 from experiments.block_normalized_2017.convex import LEARNING_RATES, METHODS, main
+from tests.experiments.small_runs import calls_until_it_goes_on
 
 SIZE, STEPS = 10, 100
 
@@ -30,9 +29,12 @@ def loss(problem, x):
     return x @ problem.q @ x / 2 + problem.b @ x
 
 
-def test_the_command_is_found_and_leaves_two_files(folder):
+def test_the_command_is_found_and_leaves_its_files(folder):
     assert "block_normalized_2017.convex" in discover()
-    assert {path.name for path in folder.iterdir()} == {"convex.json", "convex.png"}
+    assert {path.name for path in folder.glob("*.*")} == {"convex.json", "convex.png"}
+    parts = {path.name for path in folder.glob("convex-*/*")}
+    files = {"config.json", "provenance.json"}
+    assert parts == files | {f"{name}.json" for name in METHODS}
 
 
 def test_every_run_is_stored_from_the_start_on(stored, problem):
@@ -49,12 +51,18 @@ def test_every_run_is_stored_from_the_start_on(stored, problem):
         np.testing.assert_allclose(gaps[:, 0], first, rtol=1e-3)
 
 
-def test_methods_are_counted_in_a_terminal(monkeypatch):
-    screen, config = io.StringIO(), convex.ConvexConfig(size=2, steps=10)
+@pytest.mark.usefixtures("committed")
+def test_a_stopped_command_goes_on_with_the_next_method(tmp_path, monkeypatch):
     still = convex.Trace(np.ones((len(LEARNING_RATES), 11)), np.zeros(()))
     monkeypatch.setattr(convex, "descend_at_all_rates", lambda *_: still)
-    convex.measure(config, Console(file=screen, force_terminal=True, width=80))
-    assert "0/4" in screen.getvalue() and "4/4" in screen.getvalue()
+    first, second = calls_until_it_goes_on(
+        monkeypatch,
+        convex,
+        "descend_at_all_rates",
+        lambda: main(["--size", "2", "--steps", "10", "--out", str(tmp_path)]),
+    )
+    assert [make for make, *_ in first + second] == list(METHODS.values())
+    assert len(first) == 2
 
 
 def test_six_rates_from_a_thousandth_to_a_tenth():

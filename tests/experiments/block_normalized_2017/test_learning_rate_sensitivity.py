@@ -19,7 +19,7 @@ def stored(folder):
 def test_the_command_is_found_and_computes_the_runs_that_are_missing(folder):
     assert f"block_normalized_2017.{NAME}" in discover()
     names = {f"{name}.{end}" for name in (NAME, "convex") for end in ("json", "png")}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.glob("*.*")} == names
 
 
 def test_it_sums_up_the_stored_runs(folder, stored):

@@ -1,6 +1,5 @@
 """The example's restarts: where they fall, whose rate is halved, what is stored."""
 
-import io
 import json
 
 import jax
@@ -9,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from rich.console import Console
 
 import normopt
 from experiments.__main__ import discover
 from experiments.decoupled_decay_2019 import warm_restarts
 from experiments.decoupled_decay_2019.warm_restarts import main
+from tests.experiments.small_runs import quiet
 
 LR = 1e-4
 
@@ -23,10 +22,30 @@ def etas(records):
     return np.array([record["eta"] for record in records])
 
 
-def test_the_command_is_found_and_leaves_two_files(folder):
+def test_the_command_is_found_and_leaves_its_files(folder):
     assert "decoupled_decay_2019.warm_restarts" in discover()
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"warm_restarts.json", "warm_restarts.png"}
+    assert {path.name for path in folder.glob("*.*")} == {
+        "warm_restarts.json",
+        "warm_restarts.png",
+    }
+    runs = {path.name for path in folder.glob("warm_restarts-*/*")}
+    files = {"automatic.json", "by_hand.json", "config.json", "provenance.json"}
+    assert runs == files
+
+
+def test_a_stopped_command_goes_on_with_the_other_run(
+    tmp_path, monkeypatch, committed, stored
+):
+    runs = {name: stored[name] for name in ("automatic", "by_hand")}
+    monkeypatch.setattr(warm_restarts, "train", lambda run, **_: runs.pop(run))
+    config = warm_restarts.WarmRestartsConfig(out=tmp_path)
+    del runs["by_hand"]
+    with pytest.raises(KeyError, match="by_hand"):
+        warm_restarts.measure(config, quiet())
+    runs["by_hand"] = stored["by_hand"]
+    # Trained twice, the first one would be missing.
+    measured = warm_restarts.measure(config, quiet())
+    assert all(measured[name] == stored[name] for name in ("automatic", "by_hand"))
 
 
 def test_left_alone_it_is_the_schedule_of_the_count(stored):
@@ -113,17 +132,6 @@ def test_lr_t_belongs_to_the_moments_with_their_bias(stored):
         # In single precision 1 - b2^t is off by 1e-5 at the first update.
         expected = pytest.approx(LR * float(direction), rel=1e-3)
         assert record["lr_t"] * m / v**0.5 == expected
-
-
-def test_updates_are_counted_in_a_terminal(monkeypatch):
-    screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=80)
-    monkeypatch.setattr(
-        warm_restarts, "train", lambda schedule, steps, *others: list(steps)
-    )
-    runs = warm_restarts.measure(8, 0, console)
-    assert (runs["automatic"], runs["by_hand"]) == (list(range(72)), list(range(78)))
-    assert "72/72" in screen.getvalue() and "78/78" in screen.getvalue()
 
 
 def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):

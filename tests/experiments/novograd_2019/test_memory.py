@@ -3,12 +3,12 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from rich.console import Console
 
 import normopt
 from experiments.models.parameters import random_parameters
 from experiments.novograd_2019 import memory
 from experiments.report_parts import grid_of
+from tests.experiments.small_runs import calls_until_it_goes_on, quiet
 
 PARAMS = {"conv1": {"kernel": jnp.ones((3, 3, 2, 4))}, "bias": jnp.ones(4)}
 
@@ -22,7 +22,7 @@ def last_layer(model):
 def test_every_optimizer_has_a_row(tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.json"
     monkeypatch.setattr(memory, "random_parameters", last_layer)
-    memory.main(["--smoke", "--json", str(file)])
+    memory.main(["--smoke", "--json", str(file), "--out", str(tmp_path)])
     rows = json.loads(file.read_text())["rows"]
     theirs = ["optax.adamw", "optax.sgd", "optax.novograd"]
     assert [row["optimizer"] for row in rows] == theirs + normopt.names()
@@ -39,14 +39,31 @@ def test_every_optimizer_has_a_row(tmp_path, capsys, monkeypatch):
     assert by_name["adamw"]["float32"] == pytest.approx(adam, rel=0.001)
 
 
-def test_bytes_are_those_of_the_arrays():
-    measured = memory.measure(PARAMS, Console(quiet=True))
+def test_bytes_are_those_of_the_arrays(tmp_path):
+    measured = memory.measure(memory.MemoryConfig(out=tmp_path), PARAMS, quiet())
     rows = {row["optimizer"]: row for row in measured}
     elements, layers = 72 + 4, 2
     # The momentum, a float a layer and one count.
     assert rows["novograd"]["float32"] == 4 + 4 * (layers + 1) / elements
     assert rows["novograd"]["bfloat16"] == 2 + 4 * (layers + 1) / elements
     assert rows["optax.adamw"]["float32"] == 8 + 4 / elements
+
+
+@pytest.mark.usefixtures("committed")
+def test_a_stopped_command_goes_on_with_the_next_optimizer(tmp_path, monkeypatch):
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr(memory, "random_parameters", lambda model: PARAMS)
+    monkeypatch.setattr(memory, "_bytes_a_parameter", lambda optimizer, params: 4.0)
+    first, second = calls_until_it_goes_on(
+        monkeypatch,
+        memory,
+        "_bytes_a_parameter",
+        lambda: memory.main(["--json", str(file), "--out", str(tmp_path)]),
+    )
+    assert len(first) == 2
+    assert len(first) + len(second) == 2 * len(memory.optimizers())
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["optimizer"] for row in rows] == list(memory.optimizers())
 
 
 def test_optimizers_are_built_with_blocks_and_momentum():
