@@ -101,8 +101,6 @@ def _rounds_extent(stored: Stored) -> str:
 
 def _tpu_extent(stored: Stored) -> str:
     topologies = dict.fromkeys(row["topology"] for row in stored["rows"])
-    if not topologies:
-        return "nothing is compiled"
     return (
         f"compiled for {' and '.join(topologies)} with libtpu "
         f"{stored['provenance']['versions']['libtpu']}; nothing is run or random"

@@ -3,11 +3,13 @@
 import contextlib
 import functools
 import json
+import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +19,8 @@ from experiments.loop import TrainingDiverged
 from experiments.progress import counted
 from experiments.runs import Run, write_json
 
-_Part = TypeVar("_Part", dict[str, Any], list[dict[str, Any]])
+# What may change the time that a program takes.
+_TIMING_VARIABLES = ("JAX_", "LIBTPU_", "MALLOC_", "OMP_", "TPU_", "XLA_")
 
 
 class Kept(Protocol):
@@ -88,9 +91,9 @@ def measure_parts(
     name: str,
     settings: dict[str, Any],
     parts: Collection[str],
-    measure: Callable[[str], _Part],
+    measure: Callable[[str], dict[str, Any]],
     console: Console,
-) -> dict[str, _Part]:
+) -> dict[str, dict[str, Any]]:
     """Measure the parts of an experiment, but for those that the same command has left.
 
     Args:
@@ -109,15 +112,19 @@ def measure_parts(
     run = Run(folder_of(config), name, {**settings, "provenance": origin})
     # Of files that differ from their commit nobody knows whether they still are the
     # ones that have measured the parts.
-    if config.fresh or not provenance.is_known(origin):
+    is_known = provenance.is_known(origin)
+    if not is_known:
+        console.print("changes or no git: the next command measures all anew")
+    if config.fresh or not is_known:
         run.remove()
     run.open()
     measured = {}
     for part in counted(parts, console, "parts"):
-        began = time.perf_counter()
+        was_there, began = run.has_part(part), time.perf_counter()
         measured[part] = run.part(part, functools.partial(measure, part))
         seconds = time.perf_counter() - began
-        console.print(f"{part}: {seconds:.0f} s", highlight=False)
+        took = "finished before" if was_there else f"{seconds:.0f} s"
+        console.print(f"{part}: {took}", highlight=False)
     return measured
 
 
@@ -128,15 +135,28 @@ def measure_rounds(
     measure: Callable[[str], dict[str, Any]],
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Measure the same in every round, as `measure_parts` does whose parts are rounds.
+    """Time the same in every round, as `measure_parts` does whose parts are rounds.
 
     Args:
         config: how many, where they are kept, and whether to begin anew.
         name: of the experiment.
-        settings: all that a round depends on, but for the program.
+        settings: all that a round depends on, but for the program, the machine and the
+            variables of its environment.
         measure: from the name of a round to what JSON can hold of it.
         console: gets a bar, and a line for each round.
+
+    Returns:
+        The rounds.
     """
+    settings = {
+        **settings,
+        "machine": platform.node(),
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_TIMING_VARIABLES)
+        },
+    }
     rounds = [f"round {number}" for number in range(1, config.rounds + 1)]
     return list(
         measure_parts(config, name, settings, rounds, measure, console).values()

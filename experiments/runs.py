@@ -11,11 +11,9 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from experiments import processes, provenance
-
-_Part = TypeVar("_Part", dict[str, Any], list[dict[str, Any]])
 
 
 class Run:
@@ -84,12 +82,19 @@ class Run:
         kept = [r for r in read_records(self.metrics_file) if r["step"] <= step]
         write_text(self.metrics_file, "".join(_line(record) for record in kept))
 
-    def part(self, name: str, measure: Callable[[], _Part]) -> _Part:
+    def has_part(self, name: str) -> bool:
+        """Say whether the folder has a part."""
+        return self._part_file(name).exists()
+
+    def part(self, name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a part of an open run, which is measured unless the folder has it."""
-        path = self.folder / f"{name}.json"
+        path = self._part_file(name)
         if not path.exists():
             write_json(path, measure())
         return json.loads(path.read_text())
+
+    def _part_file(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result, which marks the run as finished."""

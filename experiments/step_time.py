@@ -3,12 +3,13 @@
 A step is `update` and `apply_updates` in one jitted call on the float32, channel-last
 parameters of the model, whose buffers and whose optimizer state are donated; the
 gradients are an input. Blocks are the output channels of the convolutions. The
-optimizers take turns in one run, in a new order each round, and a ratio is that of two
-times of the same round: another load on the machine slows both.
+optimizers take turns, in a new order each round, and a ratio is that of two times of
+the same round: another load on the machine slows both.
 
     python -m experiments step_time --json experiments/results/step_time.json
 
-takes two to four minutes on two CPU cores. There AdamS took 0.87 times optax.adamw's
+takes two to four minutes on two CPU cores. The same command again goes on with the
+rounds that are left; `--fresh` times anew. There AdamS took 0.87 times optax.adamw's
 step, AdamSRT 1.41, AdamW 0.94 and NadamW 1.10 times; NovoGrad took 0.80 times
 optax.novograd's, SGD-MRT 2.05 and SGDW 0.98 times optax.sgd's. Three other runs, not
 stored, gave AdamSRT 1.6 to 1.7. The bars: AdamS at most 0.95 and AdamSRT at most 1.4
@@ -181,15 +182,15 @@ def main(args: Sequence[str]) -> None:
     with one_line_errors():
         stored = {
             "device": devices.describe(),
+            "provenance": provenance.describe(),
             "model": config.model,
             "parameters": optax.tree.size(params),
             "rounds": config.rounds,
             "rows": measure(config, params, console),
-            "provenance": provenance.describe(),
         }
+        if config.json is not None:
+            write_json(config.json, stored)
     console.print(table(stored))
-    if config.json is not None:
-        write_json(config.json, stored)
 
 
 def measure(config: StepTimeConfig, params: Any, console: Console) -> list[Row]:

@@ -14,16 +14,16 @@ Numbers are the compiler's own and of one chip; nothing is run.
     pip install -e '.[experiments,tpu-compile]' -c constraints.txt
     python -m experiments tpu_compile --json experiments/results/tpu_compile.json
 
-takes about four minutes on two CPU cores. There libtpu 0.0.52 gave optax.adamw 28 bytes
-of main memory for each parameter and step, AdamSRT 21 to 22, AdamS 20 to 21 and
-NovoGrad 21: what two passes read stays on the chip between them. Alone none of them
-exchanges anything, but under FSDP NovoGrad a number for each split leaf. The
-data-parallel training step has 36 sums over chips of 22 MB in all, the gradients and
-BatchNorm's statistics. Under FSDP on 4 chips it gathers 22 MB, scatters 5.5 MB of the
-gradients' sums and leaves 17 MB of sums whole; on 256 chips sums do the gathering too,
-43 MB in all. At its peak the step has 0.23 to 0.36 GB, of which 0.15 are the data set.
-Were that images instead of rows, the peak would be 0.78 to 0.86: with a copy in another
-layout, made anew in each step.
+takes about four minutes on two CPU cores; the same command again goes on with the
+programs that are left. There libtpu 0.0.52 gave optax.adamw 28 bytes of main memory for
+each parameter and step, AdamSRT 21 to 22, AdamS 20 to 21 and NovoGrad 21: what two
+passes read stays on the chip between them. Alone none of them exchanges anything, but
+under FSDP NovoGrad a number for each split leaf. The data-parallel training step has 36
+sums over chips of 22 MB in all, the gradients and BatchNorm's statistics. Under FSDP on
+4 chips it gathers 22 MB, scatters 5.5 MB of the gradients' sums and leaves 17 MB of
+sums whole; on 256 chips sums do the gathering too, 43 MB in all. At its peak the step
+has 0.23 to 0.36 GB, of which 0.15 are the data set. Were that images instead of rows,
+the peak would be 0.78 to 0.86: with a copy in another layout, made anew in each step.
 """
 
 import dataclasses
@@ -134,15 +134,13 @@ def main(args: Sequence[str]) -> None:
     console, libtpu = Console(), importlib.metadata.version("libtpu")
     console.print(f"JAX {jax.__version__}, libtpu {libtpu}")
     with one_line_errors():
-        stored = {
-            "rows": measure(config, libtpu, console),
-            "provenance": provenance.describe(),
-        }
-    stored["provenance"]["versions"]["libtpu"] = libtpu
+        source = provenance.describe()
+        source["versions"]["libtpu"] = libtpu
+        stored = {"provenance": source, "rows": measure(config, libtpu, console)}
+        if config.json is not None:
+            write_json(config.json, stored)
     for table in (programs, traffic, exchanges):
         console.print(table(stored))
-    if config.json is not None:
-        write_json(config.json, stored)
 
 
 def measure(config: TpuCompileConfig, libtpu: str, console: Console) -> list[Row]:
@@ -161,7 +159,7 @@ def measure(config: TpuCompileConfig, libtpu: str, console: Console) -> list[Row
         measure_parts(
             config,
             "tpu_compile",
-            {"model": config.model, "libtpu": libtpu},
+            {"model": config.model, "smoke": config.smoke, "libtpu": libtpu},
             named,
             lambda name: compile_program(named[name]),
             console,

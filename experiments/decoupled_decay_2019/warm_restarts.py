@@ -29,7 +29,7 @@ import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib
@@ -57,9 +57,24 @@ MULTIPLIERS = {"lstm_1": 0.5, "dense_1": 1.0}
 L1 = {"^lstm_1/cell/dense_i/kernel$": 1e-4, "^dense_1/kernel$": 1e-4}
 L2 = {"^lstm_1/cell/dense_h/kernel$": 2e-4, "^dense_1/kernel$": 2e-4}
 
-# Before which updates, counted from 0, the loop restarts, and what it asks for.
-RESTARTS = {24: {"total_steps": 36}, 60: {"t_cur": 18}}
-STEPS = {"automatic": EPOCHS * CYCLE, "by_hand": 78}
+
+class Course(NamedTuple):
+    """How a run goes.
+
+    Attributes:
+        steps: how many updates.
+        restarts: before which of them, counted from 0, the loop restarts, and what it
+            asks for; none: eta_t restarts by itself.
+    """
+
+    steps: int
+    restarts: Mapping[int, Mapping[str, int]]
+
+
+RUNS = {
+    "automatic": Course(EPOCHS * CYCLE, {}),
+    "by_hand": Course(78, {24: {"total_steps": 36}, 60: {"t_cur": 18}}),
+}
 
 _COLOURS = {"lstm_1": "#1f6fb2", "dense_1": "#d9601a"}
 
@@ -115,15 +130,12 @@ def measure(config: WarmRestartsConfig, console: Console) -> dict[str, Any]:
         The settings, and the records of the two runs.
     """
     settings = {"length": 8 if config.smoke else 120, "seed": config.seed}
-    runs = measure_parts(
-        config,
-        "warm_restarts",
-        settings,
-        STEPS,
-        functools.partial(train, **settings),
-        console,
-    )
-    return {**settings, **runs}
+
+    def records_of(name: str) -> dict[str, Any]:
+        return {"records": train(RUNS[name], **settings)}
+
+    runs = measure_parts(config, "warm_restarts", settings, RUNS, records_of, console)
+    return {**settings, **{name: run["records"] for name, run in runs.items()}}
 
 
 def make_optimizer(schedule: normopt.WarmRestarts) -> optax.GradientTransformation:
@@ -139,11 +151,11 @@ def make_optimizer(schedule: normopt.WarmRestarts) -> optax.GradientTransformati
     )
 
 
-def train(run: str, length: int, seed: int) -> Records:
+def train(course: Course, length: int, seed: int) -> Records:
     """Train on random sequences and labels.
 
     Args:
-        run: `automatic`, where eta_t restarts by itself, or `by_hand`.
+        course: its updates and restarts.
         length: of the sequences.
         seed: for weights, data and labels.
 
@@ -151,12 +163,12 @@ def train(run: str, length: int, seed: int) -> Records:
         One record an update, counted from 1: the loss before it, what it was restarted
         with, eta_t, the layers' rates in force and lr_t.
     """
-    restarts = RESTARTS if run == "by_hand" else {}
+    restarts = course.restarts
     schedule = normopt.WarmRestarts(CYCLE, autorestart=not restarts)
     model = Network(rngs=nnx.Rngs(seed))
     optimizer = nnx.Optimizer(model, make_optimizer(schedule), wrt=nnx.Param)
     random, records = np.random.default_rng(seed), []
-    for step in range(STEPS[run]):
+    for step in range(course.steps):
         if step in restarts:
             state = normopt.restart(optimizer.opt_state, **restarts[step])
             optimizer.opt_state = state

@@ -386,10 +386,7 @@ def test_a_copy_may_lack_a_few_images():
 def test_nothing_is_said_of_programs_that_are_not_compiled():
     whole, _ = tpu_compile()
     claims = EXHIBITS["tpu_compile"].claims
-    empty = {"rows": []}
-    assert {claim.judge(empty).verdict for claim in claims} == {"not run"}
-    assert EXHIBITS["tpu_compile"].extent(empty)
-    # Interrupted before its last row, NovoGrad's under FSDP on the larger topology.
+    # Without its last row, NovoGrad's under FSDP on the larger topology.
     short = {"rows": whole["rows"][:-1]}
     adamsrt, adams, novograd, parallel, fsdp = (c.judge(short) for c in claims)
     assert novograd.verdict == "not run" and "novograd" in novograd.ours

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import jax
@@ -16,6 +15,15 @@ from experiments.compile_time import (
 from tests.experiments.small_runs import quiet
 
 
+@pytest.fixture
+def uncached():
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
+@pytest.mark.usefixtures("uncached")
 def test_the_command_prints_and_stores_a_row_for_every_case(tmp_path, capsys):
     file = tmp_path / "rows.json"
     main(["--smoke", "--json", str(file), "--out", str(tmp_path)])
@@ -50,31 +58,39 @@ def test_every_one_of_the_ten_rules_is_the_first_for_some_leaf():
     assert set(chosen) == set(PATTERNS) and len(paths) == 30
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """Two rounds, of which the second is ten times as slow."""
-    times = iter([(1.0, 1.0), *[(2.0, 2.0)] * 4, (10.0, 10.0), *[(20.0, 20.0)] * 4])
-    monkeypatch.setattr(compile_time, "trace_and_compile", lambda *_: next(times))
+# The first time of a command does not count; the second round is ten times as slow.
+COLD = [(99.0, 99.0)]
+ROUNDS = [(1.0, 1.0), *[(2.0, 2.0)] * 4], [(10.0, 10.0), *[(20.0, 20.0)] * 4]
 
 
-@pytest.mark.usefixtures("recorded")
-def test_ratios_are_of_the_same_round(tmp_path):
-    config = CompileTimeConfig(layers=10, rounds=2, out=tmp_path)
-    rows = {row["optimizer"]: row for row in compile_time.measure(config, quiet())}
+def timed(monkeypatch, tmp_path, rounds, times):
+    left = iter(times)
+    monkeypatch.setattr(compile_time, "trace_and_compile", lambda *_: next(left))
+    config = CompileTimeConfig(layers=10, rounds=rounds, out=tmp_path)
+    return {row["optimizer"]: row for row in compile_time.measure(config, quiet())}
+
+
+def test_ratios_are_of_the_same_round(monkeypatch, tmp_path):
+    rows = timed(monkeypatch, tmp_path, 2, COLD + ROUNDS[0] + ROUNDS[1])
     assert rows["novograd"]["ratio"] == 2.0 and not rows["novograd"]["holds"]
     assert rows["novograd"]["quartiles"] == [2.0, 2.0]
     assert rows["adamsrt+rules"]["ratio"] == 1.0 and rows["adamsrt+rules"]["holds"]
 
 
-@pytest.mark.usefixtures("recorded", "committed")
-def test_rounds_that_are_finished_are_not_timed_again(tmp_path, monkeypatch):
-    config = CompileTimeConfig(layers=10, rounds=1, out=tmp_path)
-    compile_time.measure(config, quiet())
-    config = dataclasses.replace(config, rounds=2)
-    rows = compile_time.measure(config, quiet())
-    assert [row["trace_seconds"] for row in rows] == [5.5, 11.0, 11.0, 11.0, 11.0]
-    monkeypatch.delattr(compile_time, "trace_and_compile")
-    assert compile_time.measure(config, quiet()) == rows
+def test_rounds_that_are_finished_are_not_timed_again(monkeypatch, tmp_path, committed):
+    timed(monkeypatch, tmp_path, 1, COLD + ROUNDS[0])
+    rows = timed(monkeypatch, tmp_path, 2, COLD + ROUNDS[1])
+    assert rows["optax.adamw"]["trace_seconds"] == 5.5
+    assert rows["novograd"]["quartiles"] == [2.0, 2.0]
+    assert timed(monkeypatch, tmp_path, 2, []) == rows
+    # What may change the times is told apart.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    assert timed(monkeypatch, tmp_path, 1, COLD + ROUNDS[1]) != rows
+
+
+def test_programs_that_would_be_read_from_a_cache_are_refused():
+    with pytest.raises(SystemExit, match="JAX_COMPILATION_CACHE_DIR is .*; unset it"):
+        main(["--smoke"])
 
 
 def test_too_few_layers_for_the_rules_are_refused():

@@ -17,7 +17,6 @@ from tests.experiments.small_runs import quiet
 class Config:
     out: Path
     smoke: bool = False
-    redraw: bool = False
     fresh: bool = False
 
 
