@@ -116,8 +116,8 @@ def main(args: Sequence[str]) -> None:
             sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
     if (cache := jax.config.values["jax_compilation_cache_dir"]) is not None:
         sys.exit(
-            f"error: JAX_COMPILATION_CACHE_DIR is {cache}: from there programs would be "
-            "read, not compiled; unset it"
+            f"error: JAX_COMPILATION_CACHE_DIR is {cache}: programs would be read, "
+            "not compiled; unset it"
         )
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
