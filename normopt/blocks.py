@@ -33,8 +33,9 @@ def check_channel_axes(channel_axes: PerLeaf) -> None:
 def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
     """Reads `channel_axes` for each leaf of `tree`: sorted, not negative, or None.
 
-    A plain value falls back to None on leaves that lack one of its axes. Leaves that
-    hold no real or complex numbers, or no numbers at all, have no blocks.
+    A plain value falls back to None on leaves that lack one of its axes, or for which
+    two of them are one, as (0, -1) are for a vector. Leaves that hold no real or
+    complex numbers, or no numbers at all, have no blocks.
 
     Args:
       channel_axes: a tuple or list of axes or None, per leaf.
@@ -60,14 +61,17 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
     lacking = [
         position
         for position, (axes, leaf) in enumerate(zip(values, leaves, strict=True))
-        if axes is not None and any(not _has_axis(leaf, axis) for axis in axes)
+        if axes is not None and not _has_axes(leaf, axes)
     ]
     if lacking and (not is_plain or len(lacking) == len(leaves)):
-        place = places(tree)[lacking[0]]
+        place, axes = places(tree)[lacking[0]], tuple(values[lacking[0]])
+        is_named_twice = all(_has_axis(place.leaf, axis) for axis in axes)
         raise ValueError(
-            f"`channel_axes` = {tuple(values[lacking[0]])} needs an axis that "
-            f"{place.path!r} of shape {np.shape(place.leaf)} does not have"
-            + (" (and no other leaf either)" if is_plain else "")
+            f"`channel_axes` = {axes} "
+            + ("names twice an axis that " if is_named_twice else "needs an axis that ")
+            + f"{place.path!r} of shape {np.shape(place.leaf)} "
+            + ("has once" if is_named_twice else "does not have")
+            + (" (and no other leaf has them)" if is_plain else "")
             + "; its axes run from "
             f"{-np.ndim(place.leaf)} to {np.ndim(place.leaf) - 1}, `()` makes the "
             "whole leaf one block, `None` leaves it alone"
@@ -81,13 +85,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
             continue
         if is_mapped:
             check_whole(leaf, places(tree)[position].path)
-        own = tuple(sorted(axis % np.ndim(leaf) for axis in axes))
-        if len(set(own)) < len(own):
-            raise ValueError(
-                f"`channel_axes` = {tuple(axes)} names an axis of "
-                f"{places(tree)[position].path!r} (shape {np.shape(leaf)}) twice"
-            )
-        resolved.append(own)
+        resolved.append(tuple(sorted(axis % np.ndim(leaf) for axis in axes)))
     return resolved
 
 
@@ -282,6 +280,13 @@ def _check_axes(option: str, axes: Any, where: str) -> None:
         f"`{option}` must be None or a tuple of integer axes such as (-1,) or (), got "
         f"{option}={axes!r}{place}"
     )
+
+
+def _has_axes(leaf: Any, axes: tuple[int, ...]) -> bool:
+    """Tells whether a leaf has all of the axes, each of them for itself."""
+    if not all(_has_axis(leaf, axis) for axis in axes):
+        return False
+    return len({axis % np.ndim(leaf) for axis in axes}) == len(axes)
 
 
 def _has_axis(leaf: Any, axis: int) -> bool:

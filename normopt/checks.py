@@ -108,9 +108,12 @@ def check_flag(option: str, value: Any) -> None:
 def check_inner(name: str, inner: Any) -> None:
     """Raises unless what `name` is to wrap is an optimizer or a link."""
     if not isinstance(inner, optax.GradientTransformation):
+        hint = "from a configuration, build it with normopt.make"
+        if isinstance(inner, optax.MultiSteps):
+            hint = "pass what its gradient_transformation() returns"
         raise TypeError(
             f"`{name}` wraps an optimizer such as optax.sgd(0.1), got inner={inner!r}; "
-            "from a configuration, build it with normopt.make"
+            f"{hint}"
         )
 
 
@@ -143,6 +146,8 @@ def check_moment_dtype(option: str, dtype: Any) -> None:
         return
     try:
         is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        # The floats of 8 bits and less meet no other dtype in an expression.
+        jnp.promote_types(dtype, jnp.float32)
     except (TypeError, ValueError):
         is_floating = False
     if not is_floating:

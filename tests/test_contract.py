@@ -68,14 +68,19 @@ def test_many_steps_are_compiled_once_and_reuse_memory(case):
 
 
 @every_case
-def test_float32_stays_float32_under_x64(case):
+def test_dtypes_stay_under_x64(case):
     with enable_x64(True):
         tx, params = case.make(), tree(SMALL)
         state = tx.init(params)
         updates, stepped = jax.eval_shape(
             tx.update, gradients(params)[0], state, params
         )
-    assert kinds(stepped) == kinds(state) and kinds(updates) == kinds(params)
+        assert kinds(stepped) == kinds(state) and kinds(updates) == kinds(params)
+        # Numbers of float64 beside float32 leaves.
+        tx, params = injected(case), tree(SMALL, ["float64", "float32"])
+        state = tx.init(params)
+        _, stepped = jax.eval_shape(tx.update, gradients(params)[0], state, params)
+        assert kinds(stepped) == kinds(state)
 
 
 @every_case

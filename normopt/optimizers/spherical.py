@@ -39,7 +39,7 @@ def adams(
         \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon},
 
     takes the learning rate of Adam, since v is a sum over the block. With
-    `channel_axes=None` this is `optax.adam`.
+    `channel_axes=None` these are the steps of `optax.adam`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -52,7 +52,8 @@ def adams(
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer whose state is half of Adam's where leaves have blocks.
+      An optimizer that needs `params`; its state is half of Adam's where leaves have
+      blocks.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -241,7 +242,8 @@ def adamg(
 
     Returns:
       An optimizer that needs `params`. Blocks have unit length from the first step on,
-      however long they start.
+      up to the rounding of that step, which grows with the length they start from and
+      turns them as well: see `retract_to_sphere`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -177,14 +177,14 @@ def _check_kept(
 def pack(
     values: Values, like: BlockNumbers | None, updates: Any, axes: Sequence[Axes]
 ) -> Any:
-    """Undoes `unpack`, into the structure of `like`."""
+    """Undoes `unpack`, into the structure and dtypes of `like`."""
     if like is None:
         return None
     of_elements = [
         value if own is None else None for value, own in zip(values, axes, strict=True)
     ]
     blocks = {
-        place.path: value
+        place.path: value.astype(like.blocks[place.path].dtype)
         for place, value, own in zip(places(updates), values, axes, strict=True)
         if own is not None and value is not None
     }

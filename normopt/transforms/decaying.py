@@ -155,7 +155,7 @@ def decay_weights(
     def build(eta: Any) -> optax.GradientTransformationExtraArgs:
         def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
             return [
-                _decayed(u, w, -eta, decays, cautious) if _pulls(u, decays) else u
+                _decayed(u, w, -eta, decays, cautious) if _pulls(w, decays) else u
                 for u, w, decays in zip(
                     jax.tree.leaves(updates), weights, resolve(updates), strict=True
                 )

@@ -29,11 +29,12 @@ def normalize_blocks(
 
     A block of zeros stays zero, also with `eps=0`. A block that is not zero and yet has
     norm 0 (`std` of equal elements) is divided by `eps`, and becomes zero with
-    `eps=0`. Norms are taken in
-    float32 at least and are right for gradients from 1e-30 to 1e30; mind that the
-    default `eps` shortens the result where the norm is not large beside 1e-7. A
-    derivative through the link holds 1 / norm^2 and is right for norms from 1e-15 to
-    1e15; at a block of zeros it is finite.
+    `eps=0`; where the mean of the equal elements is rounded, so is that norm, to 1e-7
+    of them, and the quotient is large. Norms are taken in float32 at least and are
+    right for gradients from 1e-30 to 1e30; mind that the default `eps` shortens the
+    result where the norm is not large beside 1e-7. A derivative through the link holds
+    1 / norm^2 and is right for norms from 1e-15 to 1e15; at a block of zeros it is
+    finite.
 
     Args:
       norm: a name of `norm_names()`; see `block_norms` for the formulas.

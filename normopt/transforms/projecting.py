@@ -51,7 +51,8 @@ def project_if_invariant(
 
     The decay is times the learning rate, which stands after this link. The gradient is
     gone after inner's moments; that is why the link wraps them. It has no eps: the
-    cosine of a block of zeros, or whose square is below the number range, is 0.
+    cosine of a block of zeros is 0, and so it is where the square of the gradient or
+    of the weights is below or above the number range.
 
     Args:
       inner: a link from gradients to directions, without the learning rate.

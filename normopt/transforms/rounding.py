@@ -8,7 +8,7 @@ import optax
 
 from normopt.blocks import accumulator, has_numbers
 from normopt.checks import check_inner
-from normopt.paths import params_like
+from normopt.paths import all_places, params_like, path_difference
 from normopt.transforms.block_numbers import pack_like_params
 
 
@@ -34,8 +34,8 @@ def compensate_rounding(
 
     in float32, where u are inner's updates. So the weights are at each step the rounded
     weights of the same training in float32 whose gradients are taken at the rounded
-    weights; there is no eps. A weight beyond the range of float16 becomes infinite and
-    does not come back, as one in float32 could.
+    weights; there is no eps. A weight beyond the range of its dtype becomes infinite
+    and stays so, whatever u is: it does not come back, as one in float32 could.
 
     Args:
       inner: an optimizer. For leaves of less than 32 bits it sees gradients, and
@@ -52,7 +52,8 @@ def compensate_rounding(
 
     Raises:
       TypeError: when built, if `inner` is no optimizer.
-      ValueError: at update, without `params` or with params of another shape.
+      ValueError: at update, without `params` or with params of another shape, and with
+        params that were cast after init between less than 32 bits and more.
 
     Examples:
       A hundred steps of one percent of the distance from one number to the next:
@@ -96,8 +97,10 @@ def compensate_rounding(
     ) -> tuple[optax.Updates, CompensateRoundingState]:
         weights = params_like(updates, params, "compensate_rounding")
         treedef = jax.tree.structure(params)
-        residues = iter(jax.tree.leaves(state.residue))
-        exact = [accumulator(w) + next(residues) if _is_low(w) else w for w in weights]
+        exact = [
+            w if kept is None else accumulator(w) + kept
+            for w, kept in zip(weights, _unpack(state.residue, params), strict=True)
+        ]
         updates, inner_state = inner.update(
             _widened(updates), state.inner, treedef.unflatten(exact), **extra_args
         )
@@ -106,9 +109,10 @@ def compensate_rounding(
         for index, w in enumerate(weights):
             if _is_low(w):
                 x = exact[index] + steps[index]
-                rounded = _rounded(x, w.dtype)
-                steps[index] = rounded - accumulator(w)
-                residue.append(x - rounded)
+                wide, rounded = accumulator(w), _rounded(x, w.dtype)
+                # Of infinite numbers both differences would be NaN, now or next time.
+                steps[index] = jnp.where(jnp.isinf(wide), 0, rounded - wide)
+                residue.append(jnp.where(jnp.isfinite(rounded), x - rounded, 0))
         return updates_treedef.unflatten(steps), CompensateRoundingState(
             pack_like_params(residue, state.residue), inner_state
         )
@@ -118,6 +122,41 @@ def compensate_rounding(
 
 def _is_low(leaf: Any) -> bool:
     return has_numbers(leaf) and jnp.finfo(leaf.dtype).bits < 32
+
+
+def _unpack(residue: Any, params: Any) -> list[Any]:
+    """Lists the residue of each leaf of `params`, None where it needs none.
+
+    Raises:
+      ValueError: if the state was made for params of other paths or shapes, or a leaf
+        was of low precision then and is not now, or the reverse.
+    """
+    made_for_other = "`compensate_rounding` got a state that was made for other params:"
+    init_again = "call init again with these params"
+    before, now = all_places(residue), all_places(params)
+    difference = path_difference(before, now)
+    if difference:
+        raise ValueError(
+            f"{made_for_other} of it and the params, {difference}; {init_again}"
+        )
+    residues = []
+    for (path, kept, has_none), (_, w, masked) in zip(before, now, strict=True):
+        needs_none = masked or not _is_low(w)
+        if needs_none != has_none or not (has_none or kept.shape == w.shape):
+            was = (
+                "no residue, as for a dtype of 32 bits or more"
+                if has_none
+                else f"a residue of shape {kept.shape}, as for a dtype of less than "
+                "32 bits"
+            )
+            found = "masked" if masked else f"of {w.dtype} and shape {w.shape}"
+            raise ValueError(
+                f"{made_for_other} it has {was}, for {path!r}, which is now {found}; "
+                f"{init_again}"
+            )
+        if not masked:
+            residues.append(None if has_none else kept)
+    return residues
 
 
 def _widened(tree: Any) -> Any:

@@ -80,5 +80,8 @@ def test_extra_args_reach_the_inner_optimizer():
     "build", [lambda i: normopt.normalized(i), lambda i: normopt.clipped(i, 1.0)]
 )
 def test_inner_must_be_an_optimizer(build):
+    several = optax.MultiSteps(optax.sgd(0.1), 2)
+    with pytest.raises(TypeError, match=r"pass what its gradient_transformation\(\)"):
+        normopt.normalized(several)
     with pytest.raises(TypeError, match="wraps an optimizer.*'sgd'"):
         build("sgd")

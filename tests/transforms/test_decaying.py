@@ -168,6 +168,14 @@ def test_cautious_decay_of_complex_weights():
     )
 
 
+def test_integers_do_not_decay():
+    params = {"places": jnp.array([5, 7]), "w": jnp.array([5.0])}
+    for tx in (normopt.decay_weights(0.1), normopt.adamw(0.1, weight_decay=0.1)):
+        updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
+        after = optax.apply_updates(params, updates)
+        assert after["places"].tolist() == [5, 7] and after["w"] == 4.5
+
+
 def test_decay_keeps_the_dtype_of_the_updates():
     params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.float16)}
     link = normopt.decay_weights(0.5, schedule=jnp.float32(0.5))

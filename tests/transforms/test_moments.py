@@ -286,6 +286,7 @@ def test_two_leaves_of_one_path_are_refused():
         ({"channel_axes": 0}, TypeError, "`channel_axes` must be None or a tuple"),
         ({"mu_dtype": "int8"}, TypeError, "`mu_dtype` must be None or a floating"),
         ({"mu_dtype": "nothing"}, TypeError, "`mu_dtype` must be None or a floating"),
+        ({"mu_dtype": "float8_e4m3fn"}, TypeError, "or a floating.*float8_e4m3fn"),
     ],
 )
 def test_bad_options_are_refused_when_built(options, error, message):

@@ -243,12 +243,21 @@ def test_bad_input_is_refused_when_built(build, error, message):
         build()
 
 
+def test_axes_that_are_one_on_a_vector_leave_it_alone():
+    params = {"layers": {"kernel": jnp.ones((4, 3, 8))}, "head": {"bias": jnp.ones(2)}}
+    link = normopt.normalize_blocks("max", channel_axes=(0, -1), eps=0.0)
+    updates, _ = link.update(optax.tree.scale(5.0, params), link.init(params))
+    assert (updates["layers"]["kernel"] == 1).all()
+    assert (updates["head"]["bias"] == 5).all()
+
+
 @pytest.mark.parametrize(
     ("channel_axes", "message"),
     [
         ((4,), r"needs an axis that 'conv' of shape \(2, 3\) does not have"),
         ({"conv": (2,)}, r"= \(2,\) needs an axis that 'conv'"),
-        ({"conv": (0, -2)}, r"names an axis of 'conv' \(shape \(2, 3\)\) twice"),
+        ({"conv": (0, -2)}, r"names twice an axis that 'conv' of shape \(2, 3\) has"),
+        ((0, -2), r"names twice .* has once \(and no other leaf has them\)"),
         ({"cnov": (-1,)}, r"no parameter path matches 'cnov'.*(?s:.*)conv"),
         (lambda p: {"conv": (5,)}, r"= \(5,\) needs an axis"),
         (lambda p: (5,), "must return a tree of values"),

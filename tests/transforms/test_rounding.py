@@ -100,6 +100,26 @@ def test_small_numbers_of_float16_are_kept():
     np.testing.assert_array_equal(optax.apply_updates(w, updates), expected)
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [optax.sgd(1.0), optax.chain(normopt.add_decay(1e-3), optax.sgd(1.0))],
+    ids=["sgd", "decay"],
+)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_weight_beyond_the_range_becomes_infinite_and_stays_so(inner, dtype):
+    """Infinite less infinite is NaN: in the residue, the step and the decay."""
+    large = jnp.finfo(dtype).max
+    w = jnp.array([large, -large, 0.0], dtype)
+    grads = jnp.array([-large, large, 0.0], dtype) / 4
+    optimizer = normopt.compensate_rounding(inner)
+    step, state = jax.jit(optimizer.update), optimizer.init(w)
+    for g in (grads, jnp.zeros_like(w), -grads):
+        updates, state = step(g, state, w)
+        w = optax.apply_updates(w, updates)
+        np.testing.assert_array_equal(w, jnp.array([jnp.inf, -jnp.inf, 0.0], dtype))
+        assert jnp.isfinite(state.residue).all()
+
+
 def test_other_leaves_are_as_without_it():
     params = {
         "low": jnp.ones(3, jnp.bfloat16),
@@ -172,3 +192,48 @@ def test_what_it_cannot_wrap_and_what_it_needs():
         optimizer.update(params, state)
     with pytest.raises(ValueError, match=r"shape \(2,\) for the params 'w'"):
         optimizer.update(params, state, {"w": jnp.ones(3, jnp.bfloat16)})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (
+            {"a": jnp.ones(2), "b": jnp.ones(2)},
+            {"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16)},
+            r"no residue, as for a dtype of 32 bits or more, for 'b', which is now of "
+            r"bfloat16 and shape \(2,\)",
+        ),
+        (
+            {"a": jnp.ones(2, jnp.bfloat16)},
+            {"a": jnp.ones(2)},
+            r"a residue of shape \(2,\), as for a dtype of less than 32 bits, for 'a', "
+            r"which is now of float32 and shape \(2,\)",
+        ),
+        (
+            {"a": jnp.ones(2, jnp.bfloat16)},
+            {"a": jnp.ones((3, 2), jnp.bfloat16)},
+            r"a residue of shape \(2,\), .* now of bfloat16 and shape \(3, 2\)",
+        ),
+        (
+            {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2, jnp.bfloat16)},
+            {"b": jnp.ones(2, jnp.bfloat16), "c": jnp.ones(2, jnp.bfloat16)},
+            "of it and the params, only one of the two has 'a'",
+        ),
+        (
+            {"a": jnp.ones(2, jnp.bfloat16)},
+            {"a": optax.MaskedNode()},
+            "a residue of .* for 'a', which is now masked",
+        ),
+    ],
+    ids=["cast_down", "cast_up", "shape", "paths", "masked"],
+)
+def test_a_state_of_other_params(before, now, message):
+    optimizer = normopt.compensate_rounding(optax.sgd(0.1))
+    state = optimizer.init(before)
+    told = (
+        "`compensate_rounding` got a state that was made for other params: .*"
+        f"{message}; call init again with these params"
+    )
+    for update in (optimizer.update, jax.jit(optimizer.update)):
+        with pytest.raises(ValueError, match=told):
+            update(now, state, now)

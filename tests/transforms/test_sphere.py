@@ -1,3 +1,5 @@
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +55,45 @@ def test_leaves_without_blocks_take_the_inner_step():
     assert state[0].mu["mu"].shape == (3,)
 
 
+class Gauss(NamedTuple):
+    mu: Any
+    trace: Any
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        normopt.adamg(0.1, channel_axes=(-1,)),
+        normopt.retract_to_sphere(
+            optax.chain(optax.scale_by_rms(), optax.trace(0.9), optax.scale(-0.1)),
+            (-1,),
+            moment="trace",
+        ),
+    ],
+    ids=["adamg", "momentum"],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_params_in_a_tuple_may_share_the_name_of_the_moment(tx, nested):
+    def trained(as_dict):
+        def tree(*leaves):
+            own = Gauss(*leaves)
+            own = own._asdict() if as_dict else own
+            return {"layer": own} if nested else own
+
+        # One with blocks and one without: the second moment has a part for each.
+        params = tree(W, jnp.ones(3))
+        state = tx.init(params)
+        for step in range(3):
+            grads = tree(G + step, jnp.arange(3.0))
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return jax.tree.leaves((params, state))
+
+    ours, expected = trained(as_dict=False), trained(as_dict=True)
+    for one, other in zip(ours, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("length", [0.0, 1e-30, 1e-12, 1e12, 1e30])
 def test_any_length_of_weights_is_brought_to_the_sphere(length):
     tx = normopt.retract_to_sphere(optax.sgd(0.1, momentum=0.9), (-1,), moment="trace")
@@ -64,6 +105,32 @@ def test_any_length_of_weights_is_brought_to_the_sphere(length):
     updates, _ = tx.update(G, state, new)
     new = optax.apply_updates(new, updates)
     np.testing.assert_allclose(normopt.block_norms(new, (-1,)), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_moment_of_low_precision_keeps_its_direction(dtype):
+    tx = normopt.retract_to_sphere(optax.sgd(1e-5, 0.9), (), moment="trace")
+    params, grads = jnp.eye(3)[0], jnp.array([0.0, 100.0, 20.0])
+    expected = tx.update(grads, tx.init(params), params)[1][0].trace
+    params, grads = params.astype(dtype), grads.astype(dtype)
+    trace = tx.update(grads, tx.init(params), params)[1][0].trace
+    # The step and the moment are each rounded once.
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        trace.astype(jnp.float32), expected, rtol=eps, atol=100 * 1e-3 * eps
+    )
+
+
+def test_short_weights_of_float16_stay_finite():
+    # Each of these steps is longer than the weights, and stretches the moment again.
+    tx = normopt.retract_to_sphere(optax.adam(0.1, eps=1e-4), ())
+    params, grads = jnp.full((4, 3, 5), 1e-4, jnp.float16), G.astype(jnp.float16)
+    state = tx.init(params)
+    for step in range(8):
+        updates, state = tx.update((-1) ** step * grads, state, params)
+        params = optax.apply_updates(params, updates)
+        assert jnp.isfinite(state[0].mu).all()
+        assert jnp.isfinite(params).all()
 
 
 def test_a_block_at_zero_that_does_not_move_stays():
