@@ -71,7 +71,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
             + ("names twice an axis that " if is_named_twice else "needs an axis that ")
             + f"{place.path!r} of shape {np.shape(place.leaf)} "
             + ("has once" if is_named_twice else "does not have")
-            + (" (and no other leaf has them)" if is_plain else "")
+            + (" (and no other leaf either)" if is_plain else "")
             + "; its axes run from "
             f"{-np.ndim(place.leaf)} to {np.ndim(place.leaf) - 1}, `()` makes the "
             "whole leaf one block, `None` leaves it alone"
