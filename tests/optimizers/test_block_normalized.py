@@ -82,6 +82,6 @@ def test_extra_args_reach_the_inner_optimizer():
 def test_inner_must_be_an_optimizer(build):
     several = optax.MultiSteps(optax.sgd(0.1), 2)
     with pytest.raises(TypeError, match=r"pass what its gradient_transformation\(\)"):
-        normopt.normalized(several)
+        build(several)
     with pytest.raises(TypeError, match="wraps an optimizer.*'sgd'"):
         build("sgd")
