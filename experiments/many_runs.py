@@ -24,6 +24,33 @@ def standardised_digits() -> tuple[np.ndarray, np.ndarray]:
     return ((images - data.mean) / data.std).astype(np.float32), labels
 
 
+def rates_about(middle: float, decades: int) -> np.ndarray:
+    """Return exponents of 10 of learning rates, four for each decade, and both ends.
+
+    Args:
+        middle: what they lie about.
+        decades: how many they are.
+    """
+    return middle + np.linspace(-decades / 2, decades / 2, 4 * decades + 1)
+
+
+def at_every_rate(
+    run: Callable[[Any, jax.Array], Any], learning_rates: np.ndarray, starts: list[Any]
+) -> Any:
+    """Return what runs from every start at every rate come to, seeds x rates.
+
+    Args:
+        run: from a start and a learning rate to arrays.
+        learning_rates: as many as there are to be.
+        starts: one for each seed, of the same structure.
+    """
+    over_rates = jax.vmap(run, (None, 0))
+    over_starts = jax.jit(jax.vmap(over_rates, (0, None)))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    ends = over_starts(stacked, jnp.asarray(learning_rates))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, float), ends)
+
+
 def shuffled_batches(
     random: np.random.Generator, images: int, batch: int, epochs: int
 ) -> jax.Array:

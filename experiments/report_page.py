@@ -1,10 +1,13 @@
 """The report as a page that has everything inside: style, figures and tables."""
 
 import base64
+import io
 import re
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+
+from PIL import Image
 
 from experiments.claims import Chapter, Judged, Verdict
 from experiments.report_parts import INTRODUCTION, MARKS, OTHERS, Grid, Report, Section
@@ -102,12 +105,20 @@ def _section(
         yield f'<p class="note">{_text(section.exhibit.note)}</p>'
     if section.stored is not None:
         for picture in section.exhibit.pictures:
-            data = base64.b64encode(images[picture.name]).decode()
+            data = base64.b64encode(_smaller(images[picture.name])).decode()
             yield f'<figure tabindex="0"><img alt="{_text(picture.shows)}" '
-            yield f'src="data:image/png;base64,{data}"></figure>'
+            yield f'src="data:image/webp;base64,{data}"></figure>'
     for grid in section.grids:
         yield from _grid(grid)
     yield "</article>"
+
+
+def _smaller(png: bytes) -> bytes:
+    """Return the same pixels as a WebP, which takes three quarters of the bytes."""
+    image = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as pixels:
+        pixels.convert("RGB").save(image, format="webp", lossless=True)
+    return image.getvalue()
 
 
 def _claim(judged: Judged, chapter: Chapter) -> str:

@@ -13,6 +13,7 @@ from experiments.block_normalized_2017 import (
     deep_mlp,
     learning_rate_sensitivity,
     network_claims,
+    recurrent_claims,
 )
 from experiments.block_normalized_2017.learning_rate_sensitivity import ARRIVED
 from experiments.claims import Chapter, Claim, Exhibit, Finding, Picture, Stored
@@ -159,11 +160,7 @@ CHAPTER = Chapter(
                 "normalized SGD",
                 "normalized Adam",
             ),
-            Claim(
-                "On recurrent networks, the normalized gradient does better with "
-                "adaptive step sizes, such as Adam's.",
-                find=None,
-            ),
         ),
+        "block_normalized_2017.recurrent": recurrent_claims.EXHIBIT,
     },
 )

@@ -20,6 +20,14 @@ from experiments.claims import NO_VALUE, Stored
 SPLITS = {"train": "training", "test": "test"}
 
 _COLOURS = {"SGD": "#1f6fb2", "Adam": "#d9601a"}
+# How a method is drawn: plain ones are dashed.
+LINES = {
+    method: {
+        "color": _COLOURS[kind_of(method)],
+        "linestyle": "--" if kind_of(method) == method else "-",
+    }
+    for method in METHODS
+}
 # Between the names of two marks, as a share of the axis.
 _LINE = 0.055
 
@@ -85,11 +93,7 @@ def _by_seed(stored: Stored, method: str, split: str, quantity: str) -> np.ndarr
 
 def _draw_curves(axes: Any, method: str, values: np.ndarray) -> None:
     """Draw the mean of the seeds, and each of several as a thin line."""
-    line = {
-        "color": _COLOURS[kind_of(method)],
-        "linestyle": "--" if kind_of(method) == method else "-",
-    }
-    epochs = range(1, values.shape[1] + 1)
+    line, epochs = LINES[method], range(1, values.shape[1] + 1)
     if len(values) > 1:
         axes.plot(epochs, values.T, lw=0.7, alpha=0.45, **line)
     axes.plot(epochs, values.mean(axis=0), lw=1.8, label=method, **line)

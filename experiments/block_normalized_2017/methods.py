@@ -38,17 +38,32 @@ def optimizer_of(
         [optax.constant_schedule(rate) for rate in rates],
         [steps * rank for rank in range(1, len(rates))],
     )
-    direction = (
-        optax.trace(MOMENTUM, nesterov=True)
-        if kind_of(method) == "SGD"
-        else optax.scale_by_adam(eps=EPS)
-    )
     optimizer = optax.chain(
-        begun_anew(direction, steps), optax.scale_by_learning_rate(schedule)
+        begun_anew(direction_of(method), steps), optax.scale_by_learning_rate(schedule)
     )
+    return maybe_normalized(optimizer, method, norm), schedule
+
+
+def direction_of(method: str) -> optax.GradientTransformation:
+    """Return what one of `METHODS` makes of gradients, without a learning rate."""
+    if kind_of(method) == "SGD":
+        return optax.trace(MOMENTUM, nesterov=True)
+    return optax.scale_by_adam(eps=EPS)
+
+
+def maybe_normalized(
+    optimizer: optax.GradientTransformation, method: str, norm: str
+) -> optax.GradientTransformation:
+    """Return the optimizer, which gets normalized gradients if the method says so.
+
+    Args:
+        optimizer: of the method's kind.
+        method: one of `METHODS`.
+        norm: of normopt, by which gradients are divided.
+    """
     if kind_of(method) == method:
-        return optimizer, schedule
-    return normopt.normalized(optimizer, norm=norm), schedule
+        return optimizer
+    return normopt.normalized(optimizer, norm=norm)
 
 
 class BegunAnewState(NamedTuple):

@@ -1,6 +1,8 @@
 """The report says what the stored results say, whole and from disk alone."""
 
+import base64
 import html
+import io
 import json
 import re
 import shutil
@@ -235,15 +237,21 @@ class _Loads(HTMLParser):
             self.alts.append(named["alt"])
 
 
-def test_the_page_loads_nothing_from_elsewhere(page):
+def test_the_page_loads_nothing_from_elsewhere(written, page):
     found = _Loads(page)
     pictures = [
         p for s in gather(FOLDER).sections if s.stored for p in s.exhibit.pictures
     ]
     assert found.alts == [picture.shows for picture in pictures]
     assert len(found.loaded) == len(pictures) > 0
-    assert all(url.startswith("data:image/png;base64,") for url in found.loaded)
+    assert all(url.startswith("data:image/webp;base64,") for url in found.loaded)
     assert all(link.startswith("#") for link in found.links)
+    for picture, url in zip(pictures, found.loaded, strict=True):
+        inside = io.BytesIO(base64.b64decode(url.partition(",")[2]))
+        png = written / FIGURES / f"{picture.name}.png"
+        with Image.open(inside) as image, Image.open(png) as other:
+            assert image.size == other.size
+            assert image.convert("RGB").tobytes() == other.convert("RGB").tobytes()
     assert "url(" not in page and "@import" not in page and "<script" not in page
 
 
