@@ -118,20 +118,18 @@ class Claim:
 
     Attributes:
         text: what is claimed, in a sentence.
-        find: reads it off the stored results; None where no experiment measures it.
+        find: reads it off the stored results.
         if_so: what the numbers have to show, where the text leaves that open.
         published: the value; for a bar of the library, the bar.
     """
 
     text: str
-    find: Callable[[Stored], Finding] | None
+    find: Callable[[Stored], Finding]
     if_so: str = ""
     published: str = NO_VALUE
 
     def judge(self, stored: Stored | None) -> "Judged":
         """Return the claim with its verdict; `stored` is None where nothing is."""
-        if self.find is None:
-            return Judged(self, Verdict.NOT_RUN, "no experiment here measures it")
         if stored is None:
             return Judged(self, Verdict.NOT_RUN, "")
         holds, ours = self.find(stored)

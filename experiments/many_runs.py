@@ -4,7 +4,7 @@ Under `jax.vmap` over learning rates, decays and seeds the runs step together, s
 that differs between them is an array: weights, batches and numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,21 +34,25 @@ def rates_about(middle: float, decades: int) -> np.ndarray:
     return middle + np.linspace(-decades / 2, decades / 2, 4 * decades + 1)
 
 
-def at_every_rate(
-    run: Callable[[Any, jax.Array], Any], learning_rates: np.ndarray, starts: list[Any]
+def over_all(
+    run: Callable[[Any, jax.Array], Any], starts: Sequence[Any], values: np.ndarray
 ) -> Any:
-    """Return what runs from every start at every rate come to, seeds x rates.
+    """Return what the runs from every start with every value come to, seeds x values.
 
     Args:
-        run: from a start and a learning rate to arrays.
-        learning_rates: as many as there are to be.
+        run: from a start and a value to arrays.
         starts: one for each seed, of the same structure.
+        values: what differs between the runs of a seed, learning rates for example.
     """
-    over_rates = jax.vmap(run, (None, 0))
-    over_starts = jax.jit(jax.vmap(over_rates, (0, None)))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    ends = over_starts(stacked, jnp.asarray(learning_rates))
+    over_values = jax.vmap(run, (None, 0))
+    over_starts = jax.jit(jax.vmap(over_values, (0, None)))
+    ends = over_starts(stacked(starts), jnp.asarray(values))
     return jax.tree.map(lambda leaf: np.asarray(leaf, float), ends)
+
+
+def stacked(starts: Sequence[Any]) -> Any:
+    """Return starts as one, whose leaves have the seeds for their first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
 
 
 def shuffled_batches(
@@ -82,11 +86,25 @@ def train(
         params: initial ones.
         batches: (steps, ...).
     """
+    carry = params, optimizer.init(params)
+    (params, _), _ = jax.lax.scan(step_of(optimizer, loss), carry, batches)
+    return params
+
+
+def step_of(
+    optimizer: optax.GradientTransformation,
+    loss: Callable[[Any, jax.Array], jax.Array],
+) -> Callable[[Any, jax.Array], tuple[Any, None]]:
+    """Return a step from parameters and state to the next ones, for `lax.scan`.
+
+    Args:
+        optimizer: whose numbers may be traced.
+        loss: of parameters and a batch.
+    """
 
     def step(carry: Any, batch: jax.Array) -> tuple[Any, None]:
         params, state = carry
         updates, state = optimizer.update(jax.grad(loss)(params, batch), state, params)
         return (optax.apply_updates(params, updates), state), None
 
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-    return params
+    return step

@@ -20,6 +20,18 @@ Fixed in advance: the optimizers are those of the paper's two other networks her
 their constants; each is judged at its own best rate, by the loss where training is
 compared and by the error elsewhere. Only the length of training and the ranges were
 chosen after coarse looks, the first at two other seeds, the last at the first two.
+Seen, the mean over the seeds, of losses the geometric one:
+
+                     test error         at    training loss (nats)
+    SGD              17.7% +- 1.1%    0.18     0.10   at 0.32
+    normalized SGD   16.1% +- 2.0%    0.18     0.021  at 0.18
+    Adam             17.6% +- 1.3%   0.018     0.11   at 0.032
+    normalized Adam  16.0% +- 2.1%   0.032     0.024  at 0.032
+
+Normalizing accelerates both: their loss falls to a fifth, 0.7 +- 0.2 decades seed by
+seed. The errors are 1.6 points lower with it, which eight seeds, with standard errors
+of 0.9, cannot tell from none; and between the two normalized methods there is no
+difference in either. A network so small says little of those of the paper.
 """
 
 import dataclasses

@@ -113,7 +113,7 @@ def all_ends(
     def run(start: Start, learning_rate: jax.Array) -> End:
         return end_of(train(method, learning_rate, start, task), task)
 
-    return many_runs.at_every_rate(run, learning_rates, starts)
+    return many_runs.over_all(run, starts, learning_rates)
 
 
 def train(

@@ -5,6 +5,7 @@ are one computation under `jax.vmap`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,8 @@ METHODS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+# Arrays have no hash: a task is itself alone, so that compiled programs know it.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """What one run trains, and on what.
 
@@ -134,8 +136,38 @@ def grid_errors(
     over_rates = jax.vmap(over_decays, (None, 0, None))
     over_starts = jax.jit(jax.vmap(over_rates, (0, None, None)))
     powers = (2.0 ** jnp.asarray(exponents) for exponents in (learning_rates, decays))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    return np.asarray(over_starts(stacked, *powers), float)
+    return np.asarray(over_starts(many_runs.stacked(starts), *powers), float)
+
+
+def cell_curves(
+    make: Make, learning_rate: int, decay: int, starts: Sequence[Start], task: Task
+) -> np.ndarray:
+    """Train one cell of a grid, from every start.
+
+    Args:
+        make: gives the optimizer.
+        learning_rate: an exponent of 2.
+        decay: an exponent of 2.
+        starts: one for each seed.
+        task: what is trained on.
+
+    Returns:
+        The errors after each epoch, seeds x epochs.
+    """
+    exponents = (learning_rate, decay)
+    powers = (jnp.asarray(2.0**exponent, float) for exponent in exponents)
+    return np.asarray(_curves(make, *powers, many_runs.stacked(starts), task), float)
+
+
+# Compiled once for a cell after another of the same optimizer.
+@functools.partial(jax.jit, static_argnames=("make", "task"))
+def _curves(
+    make: Make, learning_rate: jax.Array, decay: jax.Array, starts: Start, task: Task
+) -> jax.Array:
+    def curve(start: Start) -> jax.Array:
+        return errors_by_epoch(make, learning_rate, decay, start, task)
+
+    return jax.vmap(curve)(starts)
 
 
 def start(seed: int, task: Task) -> Start:
@@ -171,13 +203,37 @@ def train(
     """
     steps = len(start.batches)
     optimizer = make(learning_rate, decay, normopt.cosine_restarts(steps))
-
-    def loss(params: Params, batch: jax.Array) -> jax.Array:
-        logits = _logits(params, task.images[batch], BATCH)
-        labels = task.labels[batch]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
+    loss = functools.partial(_loss, task)
     return many_runs.train(optimizer, loss, start.params, start.batches)
+
+
+def errors_by_epoch(
+    make: Make,
+    learning_rate: jax.Array | float,
+    decay: jax.Array | float,
+    start: Start,
+    task: Task,
+) -> jax.Array:
+    """Return the held-out error after each epoch of the run that `train` does.
+
+    Args:
+        make: gives the optimizer.
+        learning_rate: at eta_t = 1.
+        decay: at eta_t = 1.
+        start: where it begins, and its batches.
+        task: what is trained on.
+    """
+    steps = len(start.batches)
+    optimizer = make(learning_rate, decay, normopt.cosine_restarts(steps))
+    step = many_runs.step_of(optimizer, functools.partial(_loss, task))
+
+    def epoch(carry: Any, batches: jax.Array) -> tuple[Any, jax.Array]:
+        carry, _ = jax.lax.scan(step, carry, batches)
+        return carry, held_out_error(carry[0], task)
+
+    epochs = start.batches.reshape(task.epochs, -1, BATCH)
+    begin = (start.params, optimizer.init(start.params))
+    return jax.lax.scan(epoch, begin, epochs)[1]
 
 
 def held_out_error(params: Params, task: Task) -> jax.Array:
@@ -187,6 +243,12 @@ def held_out_error(params: Params, task: Task) -> jax.Array:
     """
     answers = _logits(params, task.images, TRAIN_IMAGES).argmax(axis=-1)
     return jnp.mean((answers != task.labels)[TRAIN_IMAGES:])
+
+
+def _loss(task: Task, params: Params, batch: jax.Array) -> jax.Array:
+    logits = _logits(params, task.images[batch], BATCH)
+    labels = task.labels[batch]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def _logits(params: Params, images: jax.Array, counted: int) -> jax.Array:

@@ -72,12 +72,12 @@ from experiments.novograd_2019.modes_training import (
     load_task,
     start,
 )
+from experiments.novograd_2019.valleys import MARGIN, Valley, leaving_out, near_best
 
-MARGIN = 0.01  # what is near the best: an error of one point more
 TICKS = (0.05, 0.1, 0.2, 0.5, 0.9)  # marks of a logarithmic axis
 
 # Colours that the colour-blind can tell apart, of Okabe and Ito.
-_LINES = {
+LINES = {
     "NovoGrad, sum": {"color": "#0072b2", "linestyle": "-"},
     "NovoGrad, sum, decay": {"color": "#56b4e9", "linestyle": "--"},
     "NovoGrad, average": {"color": "#d55e00", "linestyle": "-"},
@@ -103,26 +103,6 @@ class ModesConfig:
     """Print and draw the stored records, without training."""
     fresh: bool = False
     """Train again what is finished."""
-
-
-@dataclasses.dataclass(frozen=True)
-class NearBest:
-    """The learning rates about the best one whose error is at most `MARGIN` above it.
-
-    Attributes:
-        low: exponent of 10 of the lowest.
-        high: that of the highest.
-        cut: whether they reach an end of the grid, and so perhaps further.
-    """
-
-    low: float
-    high: float
-    cut: bool
-
-    @property
-    def decades(self) -> float:
-        """How many decades they are."""
-        return self.high - self.low
 
 
 def main(args: Sequence[str]) -> None:
@@ -171,28 +151,17 @@ def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
     }
 
 
-def near_best(errors: np.ndarray, exponents: Sequence[float]) -> NearBest:
-    """Measure how wide the valley of a curve is.
-
-    Its sides are straight lines between the learning rates of the grid.
+def valleys_of(curve: Mapping[str, Any]) -> list[Valley]:
+    """Return the valley about the best rate: of all seeds, then without each.
 
     Args:
-        errors: one for each learning rate.
-        exponents: of 10, rising.
+        curve: one of `modes.json`.
     """
-    best, bound = int(errors.argmin()), errors.min() + MARGIN
-    ends, cut = [], False
-    for side in (range(best, -1, -1), range(best, len(errors))):
-        beyond = next((i for i in side if errors[i] > bound), None)
-        if beyond is None:
-            ends.append(exponents[side[-1]])
-            cut = True
-            continue
-        inside = beyond - side.step
-        share = (bound - errors[inside]) / (errors[beyond] - errors[inside])
-        step = exponents[beyond] - exponents[inside]
-        ends.append(exponents[inside] + share * step)
-    return NearBest(float(ends[0]), float(ends[1]), cut)
+    errors = np.asarray(curve["errors"])
+    return leaving_out(
+        lambda seeds: near_best(errors[seeds].mean(axis=0), curve["exponents"]),
+        len(errors),
+    )
 
 
 def draw(path: Path, stored: Mapping[str, Any]) -> None:
@@ -235,9 +204,9 @@ def _draw_curve(axes: Any, name: str, curve: Mapping[str, Any], shift: float) ->
     left, right = axes
     exponents, errors = np.array(curve["exponents"]), np.array(curve["errors"])
     mean, deviation = errors.mean(axis=0), errors.std(axis=0, ddof=1)
-    line = _LINES[name] | {"linewidth": 2}
+    line = LINES[name] | {"linewidth": 2}
     found = near_best(mean, curve["exponents"])
-    label = f"{name}: {_in_words(found)} decades"
+    label = f"{name}: {found.in_words()} decades"
     # Less than the smallest error might be less than 0.
     ends = np.minimum(deviation, mean - errors.min(axis=0)), deviation
     rates = 10 ** (exponents + shift)
@@ -254,7 +223,7 @@ def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
         found = near_best(mean, exponents)
         middle = (found.low + found.high) / 2
         rate, error = 10**middle, np.interp(middle, exponents, mean)
-        line = {"color": _LINES[name]["color"], "marker": "o", "markevery": [1]}
+        line = {"color": LINES[name]["color"], "marker": "o", "markevery": [1]}
         axes.plot([rate, rate], [height, error], linestyle=":", **line)
         ends.append((rate, height))
     tail, head = ends
@@ -282,19 +251,12 @@ def table(stored: Mapping[str, Any]) -> Table:
         errors, exponents = np.array(curve["errors"]), curve["exponents"]
         mean = errors.mean(axis=0)
         best, found = mean.argmin(), near_best(mean, exponents)
-        without = [
-            near_best(np.delete(errors, seed, axis=0).mean(axis=0), exponents).decades
-            for seed in range(seeds)
-        ]
+        widths = [one.width for one in valleys_of(curve)]
         shown.add_row(
             name,
             f"{mean[best]:.2%} ± {errors[:, best].std(ddof=1):.2%}",
             f"{10 ** exponents[best]:.2g}",
             f"{10**found.low:.2g} - {10**found.high:.2g}",
-            f"{_in_words(found)} ({min(without):.2f}, {max(without):.2f})",
+            f"{found.in_words()} ({min(widths[1:]):.2f}, {max(widths[1:]):.2f})",
         )
     return shown
-
-
-def _in_words(found: NearBest) -> str:
-    return f"{'>= ' if found.cut else ''}{found.decades:.2f}"

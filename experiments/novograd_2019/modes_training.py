@@ -41,7 +41,7 @@ class Method:
     @property
     def exponents(self) -> np.ndarray:
         """Of 10, those of its learning rates: four for each decade, and both ends."""
-        return self.middle + np.linspace(-1.5, 1.5, 13)
+        return many_runs.rates_about(self.middle, decades=3)
 
 
 def _novograd(middle: float, weight_decay: float, grad_averaging: bool) -> Method:
@@ -93,7 +93,7 @@ class Start(NamedTuple):
 
     Attributes:
         params: initial ones, a layer each.
-        batches: (steps, `BATCH`), indices of training images.
+        batches: (steps, size of a batch), indices of training images.
     """
 
     params: Params
@@ -106,12 +106,13 @@ def load_task() -> Task:
     return Task(jnp.asarray(images), jnp.asarray(labels))
 
 
-def start(seed: int, epochs: int) -> Start:
+def start(seed: int, epochs: int, batch: int = BATCH) -> Start:
     """Return initial weights and batches.
 
     Args:
         seed: of both.
         epochs: passes over the training images.
+        batch: how many of them a step sees, a divisor of `TRAIN_IMAGES`.
     """
     random = np.random.default_rng(seed)
     side, shapes = 8, []
@@ -125,7 +126,7 @@ def start(seed: int, epochs: int) -> Start:
         kernel = random.normal(0, deviation, shape)
         layer = {"kernel": kernel, "bias": np.zeros(shape[-1])}
         params.append({name: jnp.asarray(leaf, float) for name, leaf in layer.items()})
-    batches = many_runs.shuffled_batches(random, TRAIN_IMAGES, BATCH, epochs)
+    batches = many_runs.shuffled_batches(random, TRAIN_IMAGES, batch, epochs)
     return Start(params, batches)
 
 
@@ -147,14 +148,15 @@ def all_errors(
     def error(start: Start, learning_rate: jax.Array) -> jax.Array:
         return held_out_error(train(make, learning_rate, start, task), task)
 
-    over_rates = jax.vmap(error, (None, 0))
-    over_starts = jax.jit(jax.vmap(over_rates, (0, None)))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-    return np.asarray(over_starts(stacked, jnp.asarray(learning_rates)), float)
+    return many_runs.over_all(error, starts, learning_rates)
 
 
 def train(
-    make: Make, learning_rate: jax.Array | float, start: Start, task: Task
+    make: Make,
+    learning_rate: jax.Array | float,
+    start: Start,
+    task: Task,
+    unit: jax.Array | float = 1.0,
 ) -> Params:
     """Return the parameters of one run, whose numbers may be traced.
 
@@ -163,13 +165,15 @@ def train(
         learning_rate: at the first step; a cosine takes it to zero.
         start: where it begins, and its batches.
         task: what is trained on.
+        unit: what the loss is multiplied by, and with it every gradient.
     """
     eta = optax.cosine_decay_schedule(1.0, len(start.batches))
     optimizer = make(lambda count: learning_rate * eta(count))
 
     def loss(params: Params, batch: jax.Array) -> jax.Array:
         logits, labels = predict(params, task.images[batch]), task.labels[batch]
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return unit * losses.mean()
 
     return many_runs.train(optimizer, loss, start.params, start.batches)
 

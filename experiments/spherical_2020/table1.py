@@ -24,10 +24,10 @@ A first part for one GPU, two of the columns after each other, is
 
 Published: the paper's columns of the table. Seen, on two CPU cores: ResNet-20 after 12
 epochs of the first 5,000 images, three seeds: Adam 51.2 +- 0.7 % of the test images,
-AdamW 50.7 +- 0.5, AdamS 50.4 +- 0.6, AdamSRT 50.3 +- 0.7, SGD 47.1 +- 1.1 and SGD-MRT
-46.2 +- 0.7; AdamG 51.2, of one seed. The adaptive ones lead so early, where the paper
-has SGD ahead, and differ by less than three seeds can tell. A cell took half an hour
-and more on a core of its own, two at a time:
+AdamW 50.7 +- 0.5, AdamS 50.4 +- 0.6, AdamSRT 50.3 +- 0.7, AdamG 49.8 +- 1.5, SGD 47.1
++- 1.1 and SGD-MRT 46.2 +- 0.7. The adaptive ones lead so early, where the paper has SGD
+ahead, and differ by less than three seeds can tell. A cell took half an hour and more
+on a core of its own, two at a time:
 
     python -m experiments spherical_2020.table1 --data-dir DIR --seeds 3 --epochs 12 \
         --columns cifar10/resnet20 --images 5000

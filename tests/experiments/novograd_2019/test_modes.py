@@ -9,7 +9,7 @@ import pytest
 
 from experiments.__main__ import discover
 from experiments.novograd_2019 import modes
-from experiments.novograd_2019.modes import MARGIN, main, near_best
+from experiments.novograd_2019.modes import main
 from experiments.novograd_2019.modes_training import (
     METHODS,
     all_errors,
@@ -19,6 +19,7 @@ from experiments.novograd_2019.modes_training import (
     start,
     train,
 )
+from experiments.novograd_2019.valleys import MARGIN, near_best
 
 HELD_OUT = 1797 - 400
 GRID = np.linspace(-1.5, 1.5, 13)
@@ -195,12 +196,12 @@ def test_a_run_that_diverged_is_wrong_on_nine_in_ten(task):
 
 def test_a_valley_is_as_wide_as_its_sides_are_far():
     wide = near_best(0.05 + 0.5 * MARGIN * np.abs(GRID), GRID)
-    assert wide.cut and wide.decades == pytest.approx(3)
+    assert wide.cut and wide.width == pytest.approx(3)
     # 3 points a decade to the left and 1.6 to the right: between points of the grid.
     slopes = np.where(GRID < 0, -3, 1.6) * MARGIN
     found = near_best(0.05 + slopes * GRID, GRID)
     assert (found.low, found.high) == (pytest.approx(-1 / 3), pytest.approx(1 / 1.6))
-    assert found.decades == pytest.approx(1 / 3 + 1 / 1.6) and not found.cut
+    assert found.width == pytest.approx(1 / 3 + 1 / 1.6) and not found.cut
     shifted = near_best(0.05 + slopes * GRID, GRID - 7)
     assert shifted.low == pytest.approx(-7 - 1 / 3)
 
@@ -218,7 +219,7 @@ def test_a_second_valley_does_not_count():
     errors[2:5], errors[8:10] = 0.05, 0.051
     found = near_best(errors, GRID)
     share = 0.25 * MARGIN / 0.85
-    assert found.decades == pytest.approx(0.5 + 2 * share)
+    assert found.width == pytest.approx(0.5 + 2 * share)
 
 
 def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
@@ -260,4 +261,4 @@ def test_the_table_fits_a_plain_terminal_and_says_what_is_cut(
         spread = abs(high - low) / 2**0.5
         assert f"{(low + high) / 2:.2%} ± {spread:.2%}" in row
         found = near_best(errors.mean(axis=0), curve["exponents"])
-        assert (">=" in row) == found.cut
+        assert ("≥" in row) == found.cut
