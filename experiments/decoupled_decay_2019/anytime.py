@@ -8,7 +8,7 @@ cosines of 4, 8, 16 and 32 epochs. Both end annealed.
 
     python -m experiments decoupled_decay_2019.anytime
 
-takes three to five minutes on two CPU cores. It writes `anytime.json` and `.png` and
+takes three minutes on two CPU cores. It writes `anytime.json` and `.png` and
 what is finished, from where the same command goes on; `--redraw` draws the stored
 records again.
 

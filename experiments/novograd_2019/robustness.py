@@ -9,7 +9,7 @@ seeds, and for each size of a batch at the best of 7 rates over three decades.
 
     python -m experiments novograd_2019.robustness
 
-takes about six minutes on two CPU cores. It writes `robustness.json`, `robustness.png`
+takes eight minutes on two CPU cores. It writes `robustness.json`, `robustness.png`
 and what is finished, from where the same command goes on; `--redraw` draws the records
 again.
 
