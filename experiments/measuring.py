@@ -53,6 +53,18 @@ def folder_of(config: Kept) -> Path:
     return config.out / "smoke" if config.smoke else config.out
 
 
+def check_least(config: Any, **least: int) -> None:
+    """End the program with one line at an option that is too small.
+
+    Args:
+        config: what the options are fields of.
+        **least: the smallest value of each, by name.
+    """
+    for option, bound in least.items():
+        if (given := getattr(config, option)) < bound:
+            sys.exit(f"error: `{option}` must be at least {bound}, got {given}")
+
+
 def measure_and_show(
     config: Drawn,
     name: str,

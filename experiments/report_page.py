@@ -114,7 +114,7 @@ def _section(
 
 
 def _smaller(png: bytes) -> bytes:
-    """Return the same pixels as a WebP, which takes three quarters of the bytes."""
+    """Return the same pixels as a WebP, which takes four fifths of the bytes."""
     image = io.BytesIO()
     with Image.open(io.BytesIO(png)) as pixels:
         pixels.convert("RGB").save(image, format="webp", lossless=True)

@@ -5,9 +5,8 @@ import functools
 import numpy as np
 
 from experiments.block_normalized_2017 import recurrent
+from experiments.block_normalized_2017.network_claims import IF_SO
 from experiments.claims import (
-    ERRORS,
-    FEWEST_SEEDS,
     Claim,
     Exhibit,
     Finding,
@@ -16,20 +15,15 @@ from experiments.claims import (
     Stored,
 )
 
-_IF_SO = (
-    f"seed by seed, by more than {ERRORS} standard errors of the difference, over "
-    f"{FEWEST_SEEDS} seeds and more"
-)
-
 
 def _more_accurate(method: str, other: str, stored: Stored) -> Finding:
     """Compare the errors, each at the rate where the mean is lowest."""
     ours, theirs = (
-        100 * recurrent.best(stored["curves"][name], "errors").values
+        recurrent.best(stored["curves"][name], "errors").values
         for name in (method, other)
     )
-    words = f"test error: {method} {ours.mean():.2f} %, {other} {theirs.mean():.2f} %"
-    points = Paired.of((theirs - ours).tolist())
+    words = f"test error: {method} {ours.mean():.2%}, {other} {theirs.mean():.2%}"
+    points = Paired.of((100 * (theirs - ours)).tolist())
     return points.is_positive("points lower", words)
 
 
@@ -53,7 +47,7 @@ def _claims(kind: str) -> tuple[Claim, ...]:
             f"Normalizing accelerates the training of a recurrent network by {kind}.",
             functools.partial(_faster, kind),
             "after as many epochs, each at its own best learning rate, the logarithm "
-            f"of the training loss is lower, {_IF_SO}",
+            f"of the training loss is lower, {IF_SO}",
         ),
         _better(
             f"Normalized {kind} generalizes better on a recurrent network.",
@@ -67,7 +61,8 @@ def _better(text: str, method: str, other: str) -> Claim:
     return Claim(
         text,
         functools.partial(_more_accurate, method, other),
-        f"each at its own best learning rate, its test error is lower, {_IF_SO}",
+        f"each at its own best learning rate, the test error of {method} is below that "
+        f"of {other}, {IF_SO}",
     )
 
 

@@ -86,6 +86,15 @@ class Pair(NamedTuple):
         return Pair(*(epochs_needed(curves, self.bars) for curves in self))
 
 
+def pairs_of(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Return those of `PAIRS` that were run, of which a smoke run has one.
+
+    Args:
+        stored: what `anytime.json` holds.
+    """
+    return {name: cosine for name, cosine in PAIRS.items() if name in stored["arms"]}
+
+
 def epochs_needed(curves: np.ndarray, bars: np.ndarray) -> np.ndarray:
     """Return after how many epochs each run's error is first at most its bar.
 

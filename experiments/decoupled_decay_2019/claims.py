@@ -137,15 +137,15 @@ def _anytime_claims(restarts: str, cosine: str) -> tuple[Claim, Claim]:
         Claim(
             f"Warm restarts converge faster: {restarts} than {cosine}.",
             functools.partial(_is_sooner, restarts),
-            f"the error that one cosine ends with and {100 * WITHIN:g} point "
-            "is first reached after fewer epochs, seed by seed, by more than "
-            f"{ERRORS} standard errors",
+            f"the error that one cosine ends with, plus {100 * WITHIN:g} point, is "
+            "first reached after fewer epochs, seed by seed, by more than "
+            f"{ERRORS} standard errors of the difference",
         ),
         Claim(
             f"Warm restarts generalize better: {restarts} than {cosine}.",
             functools.partial(_ends_lower, restarts),
             "the test error after the same number of epochs is lower, seed by seed, "
-            f"by more than {ERRORS} standard errors",
+            f"by more than {ERRORS} standard errors of the difference",
         ),
     )
 
@@ -203,10 +203,10 @@ CHAPTER = Chapter(
                 claim for pair in PAIRS.items() for claim in _anytime_claims(*pair)
             ),
             extent=_anytime_extent,
-            note="AdamWR has twice the rate of AdamW, and one cosine with AdamWR's "
-            "rate and decay, `same cell` in the table, is faster still: it is the "
-            "rate, not the restart. These runs were added once the arms had been "
-            "compared, and decide nothing.",
+            note="Each arm has the rate and decay that are best for it. `same cell` "
+            "in the table is one cosine with those of the restarts: what it gains over "
+            "one cosine, restarts do not gain. It was added once the arms had been "
+            "compared, and decides nothing.",
             tables=(anytime.table,),
             pictures=(
                 Picture(

@@ -42,7 +42,6 @@ the other way.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     load_task,
     start,
 )
-from experiments.measuring import measure_and_show, measure_parts
+from experiments.measuring import check_least, measure_and_show, measure_parts
 
 # What is near the best: half of what decay gained in a first look at SGD with L2.
 MARGIN = 0.005
@@ -117,10 +116,9 @@ def main(args: Sequence[str]) -> None:
     """Train the grids, print the summary, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.decay_grid"
     config = tyro.cli(DecayGridConfig, args=args, prog=prog)
-    if config.seeds < 2:
-        sys.exit(f"error: `seeds` must be at least 2, got {config.seeds}")
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
+    check_least(config, seeds=2, epochs=1, hidden=1)
     measured = functools.partial(measure, config)
     measure_and_show(config, "decay_grid", measured, draw, table)
 

@@ -201,8 +201,7 @@ def train(
         start: where it begins, and its batches.
         task: what is trained on.
     """
-    steps = len(start.batches)
-    optimizer = make(learning_rate, decay, normopt.cosine_restarts(steps))
+    optimizer = make(learning_rate, decay, _one_cosine(start))
     loss = functools.partial(_loss, task)
     return many_runs.train(optimizer, loss, start.params, start.batches)
 
@@ -223,8 +222,7 @@ def errors_by_epoch(
         start: where it begins, and its batches.
         task: what is trained on.
     """
-    steps = len(start.batches)
-    optimizer = make(learning_rate, decay, normopt.cosine_restarts(steps))
+    optimizer = make(learning_rate, decay, _one_cosine(start))
     step = many_runs.step_of(optimizer, functools.partial(_loss, task))
 
     def epoch(carry: Any, batches: jax.Array) -> tuple[Any, jax.Array]:
@@ -234,6 +232,10 @@ def errors_by_epoch(
     epochs = start.batches.reshape(task.epochs, -1, BATCH)
     begin = (start.params, optimizer.init(start.params))
     return jax.lax.scan(epoch, begin, epochs)[1]
+
+
+def _one_cosine(start: Start) -> optax.Schedule:
+    return normopt.cosine_restarts(len(start.batches))
 
 
 def held_out_error(params: Params, task: Task) -> jax.Array:

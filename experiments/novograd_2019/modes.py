@@ -44,7 +44,6 @@ epochs by nearly 3 points. The decay lowers the error at high rates alone.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,7 @@ from rich.table import Table
 
 from experiments import devices, figures
 from experiments.claims import NO_VALUE
-from experiments.measuring import measure_and_show, measure_parts
+from experiments.measuring import check_least, measure_and_show, measure_parts
 from experiments.novograd_2019.modes_training import (
     B1,
     B2,
@@ -72,7 +71,13 @@ from experiments.novograd_2019.modes_training import (
     load_task,
     start,
 )
-from experiments.novograd_2019.valleys import MARGIN, Valley, leaving_out, near_best
+from experiments.novograd_2019.valleys import (
+    MARGIN,
+    Valley,
+    in_words,
+    leaving_out,
+    near_best,
+)
 
 TICKS = (0.05, 0.1, 0.2, 0.5, 0.9)  # marks of a logarithmic axis
 
@@ -109,10 +114,9 @@ def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
     prog = "python -m experiments novograd_2019.modes"
     config = tyro.cli(ModesConfig, args=args, prog=prog)
-    if config.seeds < 2:
-        sys.exit(f"error: `seeds` must be at least 2, got {config.seeds}")
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=2)
+    check_least(config, seeds=2, epochs=1)
     measure_and_show(config, "modes", functools.partial(measure, config), draw, table)
 
 
@@ -251,12 +255,11 @@ def table(stored: Mapping[str, Any]) -> Table:
         errors, exponents = np.array(curve["errors"]), curve["exponents"]
         mean = errors.mean(axis=0)
         best, found = mean.argmin(), near_best(mean, exponents)
-        widths = [one.width for one in valleys_of(curve)]
         shown.add_row(
             name,
             f"{mean[best]:.2%} ± {errors[:, best].std(ddof=1):.2%}",
             f"{10 ** exponents[best]:.2g}",
             f"{10**found.low:.2g} - {10**found.high:.2g}",
-            f"{found.in_words()} ({min(widths[1:]):.2f}, {max(widths[1:]):.2f})",
+            in_words(valleys_of(curve)),
         )
     return shown

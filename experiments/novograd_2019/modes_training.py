@@ -173,7 +173,7 @@ def train(
     def loss(params: Params, batch: jax.Array) -> jax.Array:
         logits, labels = predict(params, task.images[batch]), task.labels[batch]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return unit * losses.mean()
+        return jnp.asarray(unit, losses.dtype) * losses.mean()
 
     return many_runs.train(optimizer, loss, start.params, start.batches)
 

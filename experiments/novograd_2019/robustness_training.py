@@ -46,7 +46,7 @@ GRID = Grid(
     rates=slice(None, None, 2),
     scales=(-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0),
     # The last is beyond float16.
-    units=(-20, -16, -12, -8, -4, 0, 4, 8, 12, 16),
+    units=(-20, -16, -12, -8, -4, 0, 4, 8, 12, 13, 14, 15, 16),
 )
 SMALL_GRID = Grid(
     batches={BATCH: 0.0, TRAIN_IMAGES: 1.0},
@@ -60,9 +60,27 @@ def _wide_adamw(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransfor
     return optax.adamw(learning_rate, eps=1e-4, weight_decay=DECAY)
 
 
+def _float32_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+) -> optax.GradientTransformation:
+    """AdamW that keeps its moments, and computes, in float32 for all parameters."""
+    inner = optax.adamw(learning_rate, weight_decay=DECAY)
+
+    def update(updates: Any, state: Any, params: Any) -> Any:
+        wide = optax.tree.cast((updates, params), jnp.float32)
+        wide, state = inner.update(wide[0], state, wide[1])
+        return optax.tree.cast_like(wide, updates), state
+
+    return optax.GradientTransformation(
+        lambda params: inner.init(optax.tree.cast(params, jnp.float32)), update
+    )
+
+
 # Adam's own eps of 1e-8 is 0 in float16, which divides 0 by 0 without a gradient.
-WIDE = "AdamW, eps 1e-4"
-METHODS = {**modes_training.METHODS, WIDE: Method(_wide_adamw, -2.0)}
+WIDE, FLOAT32 = "AdamW, eps 1e-4", "AdamW, float32 inside"
+# For float16 alone.
+FLOAT16_ALONE = {WIDE: Method(_wide_adamw, -2.0), FLOAT32: Method(_float32_adamw, -2.0)}
+METHODS = {**modes_training.METHODS, **FLOAT16_ALONE}
 # SGD steps in the unit of the gradient: another one is another rate.
 NOT_IN_UNITS = "SGD"
 
@@ -81,11 +99,11 @@ def study(
     Returns:
         For each size of a batch the exponents of 10 of the rates, and errors: seeds x
         rates for each size, from the weights seeds x scales, in float16 seeds x units.
-        `WIDE` is there for float16 alone.
+        `FLOAT16_ALONE` are there for float16 alone.
     """
     make, (own, *larger) = METHODS[name].make, grid.batches
     exponents, errors = {}, {}
-    for batch in [own] if name == WIDE else [own, *larger]:
+    for batch in [own] if name in FLOAT16_ALONE else [own, *larger]:
         exponents[batch] = METHODS[name].exponents[grid.rates] + grid.batches[batch]
         rates = 10.0 ** exponents[batch]
         errors[batch] = all_errors(make, rates, starts[batch], task)
@@ -94,7 +112,7 @@ def study(
         "exponents": {str(batch): some.tolist() for batch, some in exponents.items()},
         "batches": {str(batch): some.tolist() for batch, some in errors.items()},
     }
-    if name != WIDE:
+    if name not in FLOAT16_ALONE:
         scales = 10.0 ** np.array(grid.scales)
         weights = errors_of_scales(make, best, scales, starts[own], task)
         found["weights"] = weights.tolist()

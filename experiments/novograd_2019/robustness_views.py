@@ -13,10 +13,20 @@ from rich.table import Table
 from experiments import figures
 from experiments.claims import NO_VALUE
 from experiments.novograd_2019 import modes
-from experiments.novograd_2019.robustness_training import WIDE
-from experiments.novograd_2019.valleys import MARGIN, Valley, leaving_out, valley
+from experiments.novograd_2019.robustness_training import FLOAT32, WIDE
+from experiments.novograd_2019.valleys import (
+    MARGIN,
+    Valley,
+    in_words,
+    leaving_out,
+    valley,
+)
 
-LINES = {**modes.LINES, WIDE: {"color": "#cc79a7", "linestyle": "-."}}
+LINES = {
+    **modes.LINES,
+    WIDE: {"color": "#cc79a7", "linestyle": "-."},
+    FLOAT32: {"color": "#777777", "linestyle": "-"},
+}
 
 
 def best(found: Mapping[str, Any], batch: int) -> np.ndarray:
@@ -181,15 +191,8 @@ def table(stored: Mapping[str, Any]) -> Table:
         ]
         decades = octaves = "-"
         if "weights" in found:
-            decades = _in_words(valleys_of_weights(name, stored))
+            decades = in_words(valleys_of_weights(name, stored))
         if "float16" in found:
-            octaves = _in_words(valleys_of_units(name, stored), decimals=1)
+            octaves = in_words(valleys_of_units(name, stored), decimals=1)
         shown.add_row(name, *errors, decades, octaves)
     return shown
-
-
-def _in_words(valleys: list[Valley], decimals: int = 2) -> str:
-    everyone, *without = valleys
-    widths = [one.width for one in without]
-    ends = (f"{width:.{decimals}f}" for width in (min(widths), max(widths)))
-    return f"{everyone.in_words(decimals)} ({', '.join(ends)})"

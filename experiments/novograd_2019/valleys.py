@@ -81,3 +81,16 @@ def leaving_out(of: Callable[[list[int]], Valley], seeds: int) -> list[Valley]:
     """
     everyone = list(range(seeds))
     return [of(everyone), *(of([k for k in everyone if k != out]) for out in everyone)]
+
+
+def in_words(valleys: list[Valley], decimals: int = 2) -> str:
+    """Return the width with all seeds, and from where to where it is without one.
+
+    Args:
+        valleys: what `leaving_out` returns.
+        decimals: of each number.
+    """
+    everyone, *without = valleys
+    widths = [one.width for one in without]
+    ends = (f"{width:.{decimals}f}" for width in (min(widths), max(widths)))
+    return f"{everyone.in_words(decimals)} ({', '.join(ends)})"

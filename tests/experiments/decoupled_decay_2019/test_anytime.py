@@ -12,7 +12,7 @@ import pytest
 import normopt
 from experiments.__main__ import discover
 from experiments.decoupled_decay_2019 import anytime
-from experiments.decoupled_decay_2019.anytime import ARMS, AnytimeConfig, main
+from experiments.decoupled_decay_2019.anytime import ARMS, SMOKE, AnytimeConfig, main
 from experiments.decoupled_decay_2019.anytime_arms import (
     PAIRS,
     WITHIN,
@@ -82,7 +82,8 @@ def test_the_command_is_found_and_leaves_its_files(folder):
     parts, *files = sorted(folder.iterdir())
     assert [path.name for path in files] == ["anytime.json", "anytime.png"]
     kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
-    assert kept == set(ARMS) == {"SGDW", "SGDWR", "AdamW", "AdamWR"}
+    assert kept == set(SMOKE) == {"SGDW", "SGDWR"}
+    assert set(ARMS) == {"SGDW", "SGDWR", "AdamW", "AdamWR"}
 
 
 def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
@@ -100,7 +101,7 @@ def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     assert records.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", SMOKE)
 def test_every_arm_is_stored_with_its_best_cell(stored, name):
     assert (stored["cycles"], stored["held_out"]) == (CYCLES, HELD_OUT)
     arm, method = stored["arms"][name], METHODS[PAIRS.get(name, name)]
@@ -295,7 +296,8 @@ def test_each_claim_is_of_its_own_pair_and_not_of_the_run_beside_it():
 
 
 def test_two_seeds_are_too_few(stored):
-    assert {claim.judge(stored).verdict for claim in EXHIBIT.claims} == {"not run"}
+    of_sgd = EXHIBIT.claims[:2]
+    assert {claim.judge(stored).verdict for claim in of_sgd} == {"not run"}
     assert EXHIBIT.extent(stored).startswith("n = 2 seeds of each best cell, which 2 ")
     assert EXHIBIT.extent(stored).endswith(
         "; 3 epochs of 200 digits, with restarts in cycles of 1, 2"
@@ -311,14 +313,17 @@ def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
     main(["--redraw", "--out", str(folder)])
     assert figure.read_bytes() == drawn
     changed = json.loads((folder / "anytime.json").read_text())
-    changed["arms"]["AdamWR"]["wrong"][1] = "900 1 900"
+    changed["arms"]["SGDWR"]["wrong"][1] = "900 1 900"
     anytime.draw(figure, changed)
     assert figure.read_bytes() != drawn
 
 
-def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
+def test_the_table_fits_a_plain_terminal(tmp_path, stored, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    main(["--redraw", "--out", str(folder)])
+    arms = stored["arms"]
+    both = {**arms, "AdamW": arms["SGDW"], "AdamWR": arms["SGDWR"]}
+    (tmp_path / "anytime.json").write_text(json.dumps({**stored, "arms": both}))
+    main(["--redraw", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "…" not in printed
     lines = [line.strip() for line in printed.splitlines()]
