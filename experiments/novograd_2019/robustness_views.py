@@ -118,9 +118,9 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         weights.set(xlabel="factor on the initial weights", title="other weights")
         weights.set_xscale("log")
         weights.set_xticks([], minor=True)
-        units.set(xlabel="factor on the loss", title="float16 throughout")
+        units.set(xlabel="factor on the loss", title="in float16")
         units.set_xscale("log", base=2)
-        units.set_xticks(2.0 ** np.array(stored["units"][::2]))
+        units.set_xticks([2.0**unit for unit in stored["units"] if unit % 8 == 0])
         figure.suptitle(
             f"{stored['training_images']} digits for {stored['epochs']} epochs, mean "
             f"of {seeds_of(stored)} seeds; thick: at most a point above the error "
