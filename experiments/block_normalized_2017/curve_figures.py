@@ -62,7 +62,7 @@ def draw(path: Path, stored: Stored, split: str) -> None:
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for axes, quantity in ((loss, "loss"), (accuracy, "accuracy")):
-            for method in METHODS:
+            for method in _methods(stored):
                 _draw_curves(axes, method, _by_seed(stored, method, split, quantity))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _mark_rates((loss, accuracy), stored["config"])
@@ -83,6 +83,12 @@ def draw(path: Path, stored: Stored, split: str) -> None:
         )
         figure.suptitle(_title(stored, split))
         figures.save(figure, path, note)
+
+
+def _methods(stored: Stored) -> list[str]:
+    """Return those that were run, which in a smoke run are not all."""
+    one, *_ = stored["seeds"].values()
+    return [method for method in METHODS if method in one["curves"]]
 
 
 def _by_seed(stored: Stored, method: str, split: str, quantity: str) -> np.ndarray:
@@ -167,7 +173,7 @@ def table(stored: Stored) -> Table:
     shown.add_column("optimizer", no_wrap=True)
     for name in ("train loss", "train acc.", "test loss", "test acc."):
         shown.add_column(name, justify="right", no_wrap=True)
-    for method in METHODS:
+    for method in _methods(stored):
         cells = (
             _in_words(_by_seed(stored, method, split, quantity)[:, -1], scale, digits)
             for split in SPLITS

@@ -30,6 +30,7 @@ from experiments.block_normalized_2017.curve_figures import (
 from experiments.block_normalized_2017.methods import (
     METHODS,
     MOMENTUM,
+    SMOKE,
     kind_of,
     optimizer_of,
 )
@@ -62,7 +63,7 @@ class CurvesConfig:
     epochs: int | None = None
     """Passes over the training images at each rate; left out, the example's."""
     smoke: bool = False
-    """A small network on the digits that come with scikit-learn."""
+    """A small network on the digits that come with scikit-learn, by two optimizers."""
     redraw: bool = False
     """Print and draw the stored records, without training."""
     fresh: bool = False
@@ -259,7 +260,7 @@ def measure(
     """Train by each optimizer, or go on where an earlier command stopped.
 
     Args:
-        config: `seed`, and whether to begin anew.
+        config: `seed`, whether to begin anew, and whether only those of `SMOKE`.
         task: what to train.
         folder: where the runs' folders go.
         console: where progress goes.
@@ -269,7 +270,7 @@ def measure(
         they are read from.
     """
     curves, runs, model = {}, {}, build(task, config.seed)
-    for method in METHODS:
+    for method in SMOKE if config.smoke else METHODS:
         console.print(f"[bold]{method}[/bold]")
         prepared = prepare(method, task, model, config.seed, folder)
         result = train(prepared, fresh=config.fresh, console=console)

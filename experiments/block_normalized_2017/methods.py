@@ -14,6 +14,8 @@ import optax
 import normopt
 
 METHODS = ("SGD", "normalized SGD", "Adam", "normalized Adam")
+# Those of smoke runs: each kind once, one of them normalized.
+SMOKE = ("SGD", "normalized Adam")
 MOMENTUM = 0.9
 EPS = 1e-7
 

@@ -52,7 +52,7 @@ from rich.table import Table
 
 from experiments import devices, figures
 from experiments.block_normalized_2017.curve_figures import LINES
-from experiments.block_normalized_2017.methods import METHODS, MOMENTUM
+from experiments.block_normalized_2017.methods import METHODS, MOMENTUM, SMOKE
 from experiments.block_normalized_2017.recurrent_training import (
     BATCH,
     HIDDEN,
@@ -68,7 +68,6 @@ from experiments.many_runs import rates_about
 from experiments.measuring import check_least, measure_and_show, measure_parts
 
 DECADES = 2  # of learning rates
-SMOKE = ("SGD", "normalized Adam")
 ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 0.9)  # marks of a logarithmic axis
 
 
