@@ -8,10 +8,10 @@ optimizers take turns in each round, and a ratio is that of two times of the sam
     python -m experiments compile_time --json experiments/results/compile_time.json
 
 takes about ten minutes on two CPU cores. The same command again goes on with the rounds
-that are left; `--fresh` times anew. There NovoGrad took 0.94 times optax.adamw's trace
-and compile, AdamW with ten rules 0.93 and AdamSRT 1.83 times, with rules as long as
-without. Half of the rounds of AdamSRT gave 1.62 to 1.89, and a run before 1.77: it is
-at its bar, and a run does not tell on which side. The bars: NovoGrad and AdamW with ten
+that are left; `--fresh` times anew. There NovoGrad took 0.90 times optax.adamw's trace
+and compile, AdamW with ten rules 0.93 and AdamSRT 1.68 times, with rules as long as
+without. Half of the rounds of AdamSRT gave 1.64 to 1.78; two runs before, on slower
+days, gave 1.83 and 1.77: it is near its bar. The bars: NovoGrad and AdamW with ten
 rules at most 1.3 and AdamSRT at most 1.8 times optax.adamw; AdamSRT with rules at most
 1.3 times AdamSRT.
 """
