@@ -12,7 +12,7 @@ length (`l2`), have 9 rates over two decades and 8 seeds.
 
     python -m experiments block_normalized_2017.recurrent
 
-takes about ten minutes on two CPU cores. It writes `recurrent.json`, `recurrent.png`
+takes up to twenty minutes on two CPU cores. It writes `recurrent.json`, its figure
 and what is finished, from where the same command goes on; `--redraw` draws the records
 again.
 
