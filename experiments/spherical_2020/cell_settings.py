@@ -25,12 +25,16 @@ def found(cells: Cells, key: str, column: str | None = None) -> set[Any]:
     return {one[key] for one in settings if column in (None, one["column"])}
 
 
+def have_all_images(cells: Cells, column: str) -> bool:
+    """Say whether the cells of a column were trained on the whole data set."""
+    official = IMAGES[_data_of(column)]
+    return all(is_whole(images, official) for images in found(cells, "images", column))
+
+
 def are_whole(cells: Cells, column: str) -> bool:
     """Say whether the cells of a column had all epochs and all images."""
-    official = IMAGES[_data_of(column)]
-    return found(cells, "epochs", column) == {protocol.EPOCHS} and all(
-        is_whole(images, official) for images in found(cells, "images", column)
-    )
+    epochs = found(cells, "epochs", column)
+    return epochs == {protocol.EPOCHS} and have_all_images(cells, column)
 
 
 def effort(cells: Cells, column: str | None = None) -> str:

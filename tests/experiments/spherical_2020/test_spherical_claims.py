@@ -95,8 +95,22 @@ def test_order_is_that_of_cells_that_differ_in_their_optimizer_alone(change):
     found = ORDERED.judge(table({"adams": change}))
     assert found.verdict == "not run" and found.ours.startswith("not trained alike: ")
     assert ORDERED.judge(table({"sgd": change})).verdict == "reproduced"
+
+
+@pytest.mark.parametrize(
+    "change", [{"epochs": 60}, {"dtype": "bfloat16"}, {"channel_axes": "auto"}]
+)
+def test_order_is_judged_with_settings_that_are_shared(change):
     alike = dict.fromkeys(ORDER, change)
     assert ORDERED.judge(table(alike)).verdict == "reproduced"
+
+
+def test_order_after_a_part_of_the_images_is_shown_and_not_judged():
+    found = ORDERED.judge(table(images=5000))
+    assert found.verdict == "not run"
+    assert found.ours.startswith("adam 90.98 ± 0.00 (2), adams 91.15")
+    assert found.ours.endswith("405 epochs of 5,000 images, where the paper has all")
+    assert ORDERED.judge(table(images=47_431)).verdict == "reproduced"
 
 
 def test_a_difference_within_the_noise_of_several_seeds_is_not_more_accurate():
