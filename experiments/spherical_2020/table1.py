@@ -10,12 +10,12 @@ takes three times as long under it, they are trained one after another.
 
 takes half a minute on two CPU cores with `--smoke`; a full run has not been made yet
 and wants an accelerator. `--columns` and `--optimizers` take a part of the grid,
-`--epochs` shortens the schedule and `--seeds` says how many. Each cell has a folder of
+`--epochs` shortens the schedule and `--seeds` says how many. Each cell has folders of
 its own: the same command again goes on where it stopped, and one that names more cells
-trains only those. `table1.json` keeps the cells that a command does not name; one that
-is trained with other settings replaces that of before. One that diverged ends no
-others: it is stored as such, until `--fresh` trains it again. `--redraw` prints the
-table again.
+or wants more seeds trains only those. `table1.json` keeps the cells that a command does
+not name; one that is trained with other settings replaces that of before. One that
+diverged ends no others: it is stored as such, until `--fresh` trains it again.
+`--redraw` prints the table again.
 
 A first part for one GPU, two of the columns after each other, is
 
@@ -49,9 +49,9 @@ from rich.table import Table
 
 from experiments import data, provenance
 from experiments.measuring import folder_of, one_line_errors
-from experiments.runs import Run, write_json
+from experiments.runs import write_json
 from experiments.spherical_2020 import protocol
-from experiments.spherical_2020.seeds import train_seeds
+from experiments.spherical_2020.seed_groups import SeedGroups
 from experiments.spherical_2020.train import (
     SMOKE_DATASET,
     SphericalTrainConfig,
@@ -85,7 +85,7 @@ class Table1Config:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the networks compute in."""
     out: Path = Path("runs/spherical_2020")
-    """The folder for `table1.json` and, in `cells`, a folder a cell."""
+    """The folder for `table1.json` and, in `cells`, the folders of the cells."""
     smoke: bool = False
     """One cell unless others are named, two seeds of a small network for three epochs
     on scikit-learn's digits, beside the paper's numbers for another thing."""
@@ -209,10 +209,8 @@ def _train_cell(
     left_out = ("seed", "log_every")
     common = {k: v for k, v in prepared.run.config.items() if k not in left_out}
     label = f"{dataset}-{model}-{optimizer}"
-    run = Run(cells_folder, label, {**common, "seeds": seeds})
-    if config.fresh:
-        run.remove()
-    result = train_seeds(prepared, seeds, run, console)
+    groups = SeedGroups(cells_folder, label, common)
+    result = groups.train(prepared, seeds, console, fresh=config.fresh)
     # A run's configuration names the one only where it is chosen, the other never.
     chosen = {"dtype": config.dtype, "channel_axes": config.channel_axes}
     return {
@@ -220,8 +218,7 @@ def _train_cell(
         "optimizer": optimizer,
         "images": len(images.train),
         **result,
-        "config": {**chosen, **run.config},
-        "provenance": run.provenance(),
+        "config": {**chosen, **common, "seeds": seeds},
     }
 
 

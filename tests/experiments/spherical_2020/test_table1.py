@@ -16,7 +16,7 @@ from experiments.images import on_device
 from experiments.loop import order_of
 from experiments.models import MODELS, resnet8
 from experiments.runs import Run, read_records
-from experiments.spherical_2020 import table1
+from experiments.spherical_2020 import seed_groups
 from experiments.spherical_2020.epochs import RunDiverged
 from experiments.spherical_2020.seeds import (
     initial_states,
@@ -158,11 +158,12 @@ def command(tmp_path, monkeypatch):
         accuracies = [epochs / 1000] * len(seeds)
         return {
             "test_accuracy": accuracies,
+            "tested_step": [epochs] * len(seeds),
             "epochs": epochs,
             "device": run.folder.name,
         }
 
-    monkeypatch.setattr("experiments.spherical_2020.table1.train_seeds", train)
+    monkeypatch.setattr(seed_groups, "train_seeds", train)
     monkeypatch.setattr(
         "experiments.spherical_2020.table1.data.load",
         lambda name, folder, load=data.load: load("digits", folder),
@@ -233,7 +234,7 @@ FOUND = "the loss of step 7 of seed 1 is not finite"
 
 def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_path):
     """One of two cells goes the real way, up to the epochs, which diverge."""
-    accurate = table1.train_seeds
+    accurate = seed_groups.train_seeds
 
     def train_one_of_two(prepared, seeds, run, console):
         train = train_seeds if "-sgd-" in run.folder.name else accurate
@@ -249,7 +250,7 @@ def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_
         raise RunDiverged(FOUND, 7, 1, "there is no checkpoint before it")
 
     place = ("--columns", "cifar10/resnet18", "--optimizers", "sgd", "adam")
-    monkeypatch.setattr(table1, "train_seeds", train_one_of_two)
+    monkeypatch.setattr(seed_groups, "train_seeds", train_one_of_two)
     monkeypatch.setattr("experiments.spherical_2020.seeds.train_epochs", train_epochs)
     stored = ends()
     assert [cell["optimizer"] for cell in stored["cells"]] == ["adam"]
@@ -263,7 +264,7 @@ def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_
     # It is not trained again, until that is asked for.
     monkeypatch.delattr("experiments.spherical_2020.seeds.train_epochs")
     assert ends()["diverged"] == stored["diverged"]
-    monkeypatch.setattr(table1, "train_seeds", accurate)
+    monkeypatch.setattr(seed_groups, "train_seeds", accurate)
     cells = command(*place, "--fresh")
     assert [cell["optimizer"] for cell in cells] == ["sgd", "adam"]
     assert not json.loads((tmp_path / "table1.json").read_text())["diverged"]
