@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import experiments
+from experiments import interrupting
 
 RESULTS = "results"  # the folder of what is stored in the repository
 # The file in it with the names of what is stored in part, which the report finds out:
@@ -67,6 +68,7 @@ def main() -> None:
     known = discover()
     name, *args = sys.argv[1:] or ["--help"]
     if name in known:
+        interrupting.install()
         importlib.import_module(f"experiments.{name}").main(args)
         return
     table = Table(title="python -m experiments NAME [--help]", show_lines=True)

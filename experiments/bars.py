@@ -2,8 +2,9 @@
 
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
+from typing import Any
 
 from experiments import compile_time, loop_time, step_time, tpu_compile, tpu_tables
 from experiments.claims import (
@@ -23,18 +24,21 @@ def _keeps(name: str, bar: float, stored: Stored) -> Finding:
     row = next((row for row in stored["rows"] if row["optimizer"] == name), None)
     if row is None:
         return Finding(None, f"{name}: not run")
-    low, high = row["quartiles"]
-    words = f"{row['ratio']:.2f} times, half of the rounds from {low:.2f} to {high:.2f}"
-    return Finding(row["ratio"] <= bar, words)
+    return Finding(row["ratio"] <= bar, _times(row))
 
 
 def _keeps_up(stored: Stored) -> Finding:
     return Finding(
         stored["ratio"] <= loop_time.BAR,
-        f"{stored['ratio']:.3f} times, the median of the rounds' own ratios; medians "
-        f"of the times: {stored['loop_ms']:.1f} ms in the training loop, "
-        f"{stored['bare_ms']:.1f} ms bare",
+        f"{_times(stored)}; medians of the times: {stored['loop_ms']:.1f} ms in the "
+        f"training loop, {stored['bare_ms']:.1f} ms bare",
     )
+
+
+def _times(measured: Mapping[str, Any]) -> str:
+    low, high = measured["quartiles"]
+    ratio = measured["ratio"]
+    return f"{ratio:.2f} times, half of the rounds from {low:.2f} to {high:.2f}"
 
 
 def _bar_claims(module: ModuleType, what: str) -> tuple[Claim, ...]:

@@ -35,7 +35,7 @@ from rich.table import Table
 
 import normopt
 from experiments import devices, provenance
-from experiments.measuring import measure_rounds, one_line_errors
+from experiments.measuring import check_least, measure_rounds, one_line_errors
 from experiments.ratios import Ratio
 from experiments.runs import write_json
 
@@ -111,9 +111,7 @@ def main(args: Sequence[str]) -> None:
     if config.smoke:
         config = dataclasses.replace(config, layers=12, rounds=1)
     # Ten rules want ten layers: a pattern that finds nothing is an error.
-    for name, low in (("layers", 10), ("rounds", 1)):
-        if getattr(config, name) < low:
-            sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
+    check_least(config, layers=10, rounds=1)
     if (cache := jax.config.values["jax_compilation_cache_dir"]) is not None:
         sys.exit(
             f"error: JAX_COMPILATION_CACHE_DIR is {cache}: programs would be read, "

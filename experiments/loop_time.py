@@ -16,7 +16,6 @@ The bar: at most 1.1 times.
 import dataclasses
 import functools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -32,10 +31,11 @@ from experiments import devices, provenance
 from experiments.checkpoints import Checkpoints
 from experiments.images import on_device
 from experiments.loop import keys_of, order_of
-from experiments.measuring import measure_rounds, one_line_errors
+from experiments.measuring import check_least, measure_rounds, one_line_errors
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig, prepare
 from experiments.progress import TrainingProgress
+from experiments.ratios import Ratio
 from experiments.runs import Run, read_records, write_json
 from experiments.steps import Sums, make_train_step, repeat
 
@@ -68,8 +68,7 @@ def main(args: Sequence[str]) -> None:
     config = tyro.cli(LoopTimeConfig, args=args, prog=prog)
     if config.smoke:
         config = dataclasses.replace(config, model="resnet8", rounds=1)
-    if config.rounds < 1:
-        sys.exit(f"error: `rounds` must be >= 1, got {config.rounds}")
+    check_least(config, rounds=1)
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     with one_line_errors():
@@ -84,7 +83,7 @@ def main(args: Sequence[str]) -> None:
     console.print(in_words(stored), highlight=False, soft_wrap=True)
 
 
-def measure(config: LoopTimeConfig, console: Console) -> dict[str, float]:
+def measure(config: LoopTimeConfig, console: Console) -> dict[str, Any]:
     """Time both loops by turns, in rounds of which those that are finished stay.
 
     Args:
@@ -92,7 +91,8 @@ def measure(config: LoopTimeConfig, console: Console) -> dict[str, float]:
         console: gets a bar, and a line for each round.
 
     Returns:
-        Milliseconds of a step in each, and their ratio, medians over the rounds.
+        Milliseconds of a step in each, and their ratio, medians over the rounds, and
+        the quartiles of the ratio.
     """
     loops = functools.cache(lambda: _Loops(config.model))
     rounds = measure_rounds(
@@ -102,10 +102,13 @@ def measure(config: LoopTimeConfig, console: Console) -> dict[str, float]:
         lambda _: loops().turn(),
         console,
     )
+    loop, bare = ([times[which] for times in rounds] for which in ("loop", "bare"))
+    ratio, quartiles = Ratio.of(loop, bare)
     return {
-        "loop_ms": 1e3 * statistics.median(times["loop"] for times in rounds),
-        "bare_ms": 1e3 * statistics.median(times["bare"] for times in rounds),
-        "ratio": statistics.median(times["loop"] / times["bare"] for times in rounds),
+        "loop_ms": 1e3 * statistics.median(loop),
+        "bare_ms": 1e3 * statistics.median(bare),
+        "ratio": ratio,
+        "quartiles": list(quartiles),
     }
 
 
@@ -172,6 +175,7 @@ def in_words(stored: Mapping[str, Any]) -> str:
     return (
         f"a step of {stored['model']}: {stored['loop_ms']:.1f} ms in the training "
         f"loop, {stored['bare_ms']:.1f} ms bare, medians of {stored['rounds']} rounds; "
-        f"ratio {stored['ratio']:.3f}, the median of the rounds' own ratios; "
+        f"ratio {stored['ratio']:.3f}, the median of the rounds' own ratios, half of "
+        f"which are {' to '.join(f'{end:.3f}' for end in stored['quartiles'])}; "
         f"the bar of {BAR} {verdict}"
     )

@@ -57,12 +57,13 @@ def check_least(config: Any, **least: int) -> None:
     """End the program with one line at an option that is too small.
 
     Args:
-        config: what the options are fields of.
+        config: what the options are fields of; None is one that is left out.
         **least: the smallest value of each, by name.
     """
     for option, bound in least.items():
-        if (given := getattr(config, option)) < bound:
-            sys.exit(f"error: `{option}` must be at least {bound}, got {given}")
+        given = getattr(config, option)
+        if given is not None and given < bound:
+            sys.exit(f"error: `{option}` must be >= {bound}, got {given}")
 
 
 def measure_and_show(

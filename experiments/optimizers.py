@@ -89,6 +89,20 @@ def described(config: Config) -> Config:
     }
 
 
+def coupled_decay(config: Config) -> str:
+    """Say which decays of a complete configuration `described` leaves out.
+
+    Returns:
+        A line for each, which is empty for an optimizer without one.
+    """
+    return "".join(
+        f"\nweight decay {decay} of {level['name']}: tied to the gradient or the "
+        "learning rate, so that no column has it"
+        for level in _levels(config)
+        if (decay := level.get("weight_decay")) and "schedule" not in level
+    )
+
+
 def schedule_of(config: Config) -> Callable[[Any], Any]:
     """Return a complete configuration's learning rate as a function of the count.
 

@@ -96,6 +96,7 @@ def prepare(
     images: data.Dataset | None = None,
     *,
     optimizer_name: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
     """Check a configuration and load what it names, without writing anything.
 
@@ -105,6 +106,7 @@ def prepare(
             a part of them, or other splits.
         optimizer_name: what the folder and messages call the optimizer, if not as its
             configuration does.
+        say: is told what takes long.
 
     Returns:
         What `train` takes.
@@ -125,9 +127,12 @@ def prepare(
     )
     network = _network(config.model, images)
     params, model_state = initial_weights(config.model, images, config.seed)
-    optimizer_config = optimizers.complete(
-        requested, lambda: axes.find(network, params, model_state, images.train)
-    )
+
+    def find_axes() -> dict[str, Any]:
+        say("looking for the weights whose length the loss ignores")
+        return axes.find(network, params, model_state, images.train)
+
+    optimizer_config = optimizers.complete(requested, find_axes)
     optimizer = normopt.make(**optimizer_config)
     name = optimizer_name or optimizer_config["name"]
     if config.skip_nonfinite:
@@ -156,6 +161,7 @@ def prepare(
     loop.check(state)
     run = _run(config, images, name, optimizer_config)
     table = normopt.describe(params, **optimizers.described(optimizer_config))
+    table += optimizers.coupled_decay(optimizer_config)
     return Prepared(run, loop, plan, images, state, table)
 
 

@@ -14,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from experiments import interrupting
+
 _Item = TypeVar("_Item")
 
 # Where no bar can be redrawn, so many lines tell the story of a run.
@@ -60,7 +62,8 @@ class TrainingProgress:
         self._bar.stop()
 
     def advance(self, steps: int) -> None:
-        """Count `steps` more as under way."""
+        """Count `steps` more as under way, or end if somebody has interrupted."""
+        interrupting.check()
         self._bar.advance(self._task, steps)
 
     def images_per_second(self) -> float | None:
@@ -108,6 +111,8 @@ class TrainingProgress:
 def counted(items: Collection[_Item], console: Console, what: str) -> Iterator[_Item]:
     """Yield the items under a bar that counts those that are done, in a terminal.
 
+    It ends between items if somebody has interrupted.
+
     Args:
         items: to work on, one after the other.
         console: gets the bar.
@@ -127,4 +132,5 @@ def counted(items: Collection[_Item], console: Console, what: str) -> Iterator[_
         task = bar.add_task(what, total=len(items))
         for item in items:
             yield item
+            interrupting.check()
             bar.update(task, advance=1, refresh=True)

@@ -106,8 +106,11 @@ def _section(
     if section.stored is not None:
         for picture in section.exhibit.pictures:
             data = base64.b64encode(_smaller(images[picture.name])).decode()
-            yield f'<figure tabindex="0"><img alt="{_text(picture.shows)}" '
-            yield f'src="data:image/webp;base64,{data}"></figure>'
+            shows = _text(picture.shows)
+            yield f'<figure><div class="picture" tabindex="0"><img alt="{shows}" '
+            yield f'src="data:image/webp;base64,{data}"></div>'
+            # The alternative text again, for those who see the picture.
+            yield f'<figcaption aria-hidden="true">{shows}</figcaption></figure>'
     for grid in section.grids:
         yield from _grid(grid)
     yield "</article>"

@@ -28,7 +28,6 @@ import dataclasses
 import functools
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ from rich.table import Table
 
 import normopt
 from experiments import devices, provenance
-from experiments.measuring import measure_rounds, one_line_errors
+from experiments.measuring import check_least, measure_rounds, one_line_errors
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
 from experiments.ratios import Ratio
@@ -173,9 +172,7 @@ def main(args: Sequence[str]) -> None:
     config = tyro.cli(StepTimeConfig, args=args, prog="python -m experiments step_time")
     if config.smoke:
         config = dataclasses.replace(config, model="resnet8", rounds=2, repeats=1)
-    for name, low in (("rounds", 2), ("repeats", 1)):
-        if getattr(config, name) < low:
-            sys.exit(f"error: `{name}` must be >= {low}, got {getattr(config, name)}")
+    check_least(config, rounds=2, repeats=1, seed=0)
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     params = random_parameters(config.model)

@@ -9,6 +9,7 @@ from the loss; a table shows first what each parameter will get. The run's folde
 checkpoints; the same command again resumes an unfinished run.
 """
 
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,17 +32,21 @@ from experiments.selection import chosen
 def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     config = tyro.cli(TrainConfig, args=args, prog="python -m experiments train")
-    command(config.devices, lambda: prepare(config), fresh=config.fresh)
+    command(config.devices, lambda say: prepare(config, say=say), fresh=config.fresh)
 
 
 def command(
-    where: PlacementConfig, prepare: Callable[[], Prepared], *, fresh: bool
+    where: PlacementConfig,
+    prepare: Callable[[Callable[[str], None]], Prepared],
+    *,
+    fresh: bool,
 ) -> None:
     """Train as a command does: say what on, and end an error with a line.
 
     Args:
         where: the devices, of which other processes may have some.
-        prepare: gives what `train` takes, or raises what is wrong with the settings.
+        prepare: gives what `train` takes, or raises what is wrong with the settings; is
+            given what prints a line.
         fresh: remove what an earlier run wrote.
     """
     try:
@@ -55,7 +60,7 @@ def command(
     _say(console, devices.describe())
     with processes.failing_at_once():
         try:
-            prepared = prepare()
+            prepared = prepare(functools.partial(_say, console))
         except (OSError, TypeError, ValueError) as error:
             sys.exit(f"error: {error}")
         _say(console, prepared.table)

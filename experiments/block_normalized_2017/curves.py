@@ -37,7 +37,7 @@ from experiments.block_normalized_2017.methods import (
 from experiments.data import Dataset, Split
 from experiments.data.dataset import normalised
 from experiments.loop import Job, Loop, Plan
-from experiments.measuring import folder_of, one_line_errors
+from experiments.measuring import check_least, folder_of, one_line_errors
 from experiments.preparation import Prepared
 from experiments.runs import Run, read_records
 from experiments.steps import Network, create, initial_state
@@ -133,9 +133,11 @@ def with_test_curve(data: Dataset) -> Dataset:
 def shortened(task: Task, config: CurvesConfig) -> Task:
     """Return the part of a task that the command line asks for."""
     epochs = task.epochs if config.epochs is None else config.epochs
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be >= 1, got {epochs}")
     part = task.data if config.images is None else task.data.first(config.images)
+    if (images := len(part.train)) < task.batch_size:
+        raise ValueError(
+            f"`images` must fill a batch of {task.batch_size}, got {images}"
+        )
     return dataclasses.replace(task, data=part, epochs=epochs)
 
 
@@ -220,6 +222,7 @@ def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
         name: of the records and figures.
         load: gives the task, whose data may be missing or damaged.
     """
+    check_least(config, seed=0, epochs=1)
     console = Console()
     folder = folder_of(config)
     records = folder / f"{name}.json"

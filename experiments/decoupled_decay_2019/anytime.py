@@ -253,7 +253,7 @@ def table(stored: Mapping[str, Any]) -> Table:
         "arm",
         title="mean test error after some epochs; rate and decay in powers of 2",
         caption=f"± standard errors; needed: epochs to the final error of one cosine + "
-        f"{100 * WITHIN:g} point,\nof runs that never get there {ends[-1] + 1}",
+        f"{100 * WITHIN:g} point;\nruns that never get there count as {ends[-1] + 1}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )

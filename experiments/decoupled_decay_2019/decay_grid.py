@@ -203,7 +203,10 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             axes.set_title(f"{name}\n{_in_words(grid)}")
         normalised = "with" if stored["batch_norm"] else "without"
         seeds = len(grid["errors"])
-        figure.suptitle(f"digits, {normalised} batch norm, mean of {seeds} seeds")
+        figure.suptitle(
+            f"digits, {normalised} batch norm, mean of {seeds} seeds; each map has "
+            "learning rates and decays of its own"
+        )
         for axes in panels[:, 0]:
             axes.set_ylabel("learning rate")
         for axes in panels.flat:
@@ -260,7 +263,7 @@ def table(stored: Mapping[str, Any]) -> Table:
         "method",
         title="learning rate and weight decay in powers of 2",
         caption=f"cells up to {100 * MARGIN:g} points above the best; "
-        "in brackets, one seed left out",
+        "in brackets, one seed left out, by which other cells are near",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -290,8 +293,8 @@ def table(stored: Mapping[str, Any]) -> Table:
 
 def _span(values: Any) -> str:
     known = [value for value in values if value is not None]
-    return f"{min(known):.2f}, {max(known):.2f}" if known else "-"
+    return f"{min(known):z.2f}, {max(known):z.2f}" if known else "-"
 
 
 def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+    return "-" if value is None else f"{value:z.2f}"

@@ -44,7 +44,7 @@ from rich.table import Table
 import normopt
 from experiments import figures
 from experiments.claims import NO_VALUE
-from experiments.measuring import measure_and_show, measure_parts
+from experiments.measuring import check_least, measure_and_show, measure_parts
 
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
@@ -115,6 +115,7 @@ def main(args: Sequence[str]) -> None:
     """Train twice, print the cycles, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.warm_restarts"
     config = tyro.cli(WarmRestartsConfig, args=args, prog=prog)
+    check_least(config, seed=0)
     measured = functools.partial(measure, config)
     measure_and_show(config, "warm_restarts", measured, draw, table)
 

@@ -131,12 +131,16 @@ def _wider(valleys: Mapping[str, list[Valley]], of: str) -> Finding:
     if sets <= FEWEST_SEEDS or is_cut:
         return Finding(None, words)
     # Seed by seed: the one that is left out is the same for all.
-    holds = all(
-        min(valleys[name][k].width for name in MODES)
-        > max(valleys[name][k].width for name in others)
-        for k in range(sets)
-    )
-    return Finding(holds, words)
+    widest = [max(valleys[name][k].width for name in others) for k in range(sets)]
+    narrower = [
+        one
+        for name in MODES
+        for one, bound in zip(valleys[name], widest, strict=True)
+        if one.width <= bound
+    ]
+    if narrower and all(one.cut for one in narrower):
+        return Finding(None, words)
+    return Finding(not narrower, words)
 
 
 def _modes_extent(stored: Stored) -> str:

@@ -118,13 +118,14 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         weights.set(xlabel="factor on the initial weights", title="other weights")
         weights.set_xscale("log")
         weights.set_xticks([], minor=True)
-        units.set(xlabel="factor on the loss", title="in float16")
+        units.set(xlabel="factor on the loss", title="in float16, SGD left out")
         units.set_xscale("log", base=2)
         units.set_xticks([2.0**unit for unit in stored["units"] if unit % 8 == 0])
         figure.suptitle(
             f"{stored['training_images']} digits for {stored['epochs']} epochs, mean "
-            f"of {seeds_of(stored)} seeds; thick: at most a point above the error "
-            "with the weights as they are, or in float32"
+            f"of {seeds_of(stored)} seeds; thick: the unbroken stretch that is at most "
+            "a point above\nthe error with the weights as they are, about these, or in "
+            "float32, about the lowest error"
         )
         shown = [axes.get_legend_handles_labels() for axes in panels]
         lines = {name: line for pair in shown for line, name in zip(*pair, strict=True)}
@@ -140,7 +141,7 @@ def _draw_optimizer(
     line, found = LINES[name] | {"label": name}, stored["optimizers"][name]
     if "weights" in found:
         errors = [best(found, batch) for batch in stored["batches"]]
-        bars = {"yerr": np.std(errors, axis=1, ddof=1), "elinewidth": 1, "marker": "."}
+        bars = {"yerr": np.std(errors, axis=1, ddof=1), "lw": 1, "marker": "."}
         # Bars of several optimizers at one size would hide one another.
         sizes = np.array(stored["batches"]) * 10**shift
         batches.errorbar(sizes, np.mean(errors, axis=1), **bars, **line)

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from experiments.claims import (
     ERRORS,
+    FEWEST_SEEDS,
     Chapter,
     Claim,
     Exhibit,
@@ -32,8 +33,11 @@ ORDER = ("adam", "adams", "adamsrt")
 # The published script did the opposite of what the paper means by it.
 NOT_JUDGED = "adamg"
 JUDGED = tuple(name for name in PUBLISHED if name != NOT_JUDGED)
-# Two means agree within so many standard deviations of their difference.
+# Runs of two kinds are alike if their means are within so many standard deviations of
+# the difference of a run of one and a run of the other.
 DEVIATIONS = 2
+# Of the paper's epochs; fewer leave no order to be seen.
+FEWEST_EPOCHS = 60
 # Of the logarithms of angle and predicted rate, fixed before a full run.
 CORRELATION = 0.9
 # Of the slope of one against the other, which is 1 where they are proportional.
@@ -56,11 +60,13 @@ def _order(column: str, stored: Stored) -> Finding:
         )
     if not _alike(column, stored):
         return Finding(None, f"not trained alike: {words}")
-    if min(len(cells[name]) for name in ORDER) < 2:
-        return Finding(None, f"one seed: {words}")
     # A part of the images is another, easier or harder, problem than the paper's.
     if not cell_settings.have_all_images(_compared(stored), column):
         return Finding(None, f"{words}, where the paper has all")
+    if min(cell_settings.found(_compared(stored), "epochs", column)) < FEWEST_EPOCHS:
+        return Finding(None, f"{words}, judged from {FEWEST_EPOCHS} epochs on")
+    if min(len(cells[name]) for name in ORDER) < FEWEST_SEEDS:
+        return Finding(None, f"{words}, judged from {FEWEST_SEEDS} seeds on")
     steps = [_step(cells[a], cells[b]) for a, b in itertools.pairwise(ORDER)]
     if any(more < -noise for more, noise in steps):
         return Finding(False, words)
@@ -128,8 +134,9 @@ def _values(column: str, stored: Stored) -> Finding:
         return Finding(None, words)
     if missing := [name for name in JUDGED if name not in cells]:
         return Finding(None, f"{_missing(missing, column, stored)}; {words}")
-    if min(len(cells[name]) for name in JUDGED) < 2:
-        return Finding(None, f"one seed: {words}")
+    if (seeds := min(len(cells[name]) for name in JUDGED)) < FEWEST_SEEDS:
+        words += f"; n = {seeds}, judged from {FEWEST_SEEDS} seeds on"
+        return Finding(None, words)
     deviations = {
         name: math.hypot(PUBLISHED[name][column][1], statistics.stdev(cells[name]))
         for name in JUDGED
@@ -234,8 +241,8 @@ CHAPTER = Chapter(
                         f"{column}: Adam-S is more accurate than Adam, and Adam-SRT "
                         "than Adam-S.",
                         functools.partial(_order, column),
-                        "after training on all images, for as many epochs as are "
-                        "named, over two seeds and more, each is so by more than "
+                        f"after {FEWEST_EPOCHS} epochs of all images and more, over "
+                        f"{FEWEST_SEEDS} seeds and more, each is so by more than "
                         f"{ERRORS} standard errors of the difference",
                         published=_ordered(column),
                     ),
@@ -243,10 +250,11 @@ CHAPTER = Chapter(
                         f"{column}: the accuracies of the optimizers, AdamG's apart.",
                         functools.partial(_values, column),
                         f"after {protocol.EPOCHS} epochs of all images, in float32 and "
-                        "with the paper's rule of channel axes, over two seeds and "
-                        f"more, each is the paper's within {DEVIATIONS} standard "
-                        "deviations of the difference; AdamG's, for which the "
-                        "published script did the opposite of the text, is not judged",
+                        "with the paper's rule of channel axes, over "
+                        f"{FEWEST_SEEDS} seeds and more, each is the paper's within "
+                        f"{DEVIATIONS} standard deviations of the difference of two "
+                        "runs, one of each; AdamG's, for which the published script "
+                        "did the opposite of the text, is not judged",
                         published=_published(column),
                     ),
                 )
@@ -259,12 +267,14 @@ CHAPTER = Chapter(
         "spherical_2020.effective_learning_rate": Exhibit(
             claims=tuple(
                 Claim(
-                    f"With {name}, the effective learning rate goes as lr √d / |w|: "
-                    "the rate, the size of a block and the length of its weights.",
+                    f"With {name}, the effective learning rate goes from layer to "
+                    "layer as √d / |w|: the size of a block and the length of its "
+                    "weights.",
                     functools.partial(_follows, name),
-                    "over the layers, epoch by epoch, the logarithms of that and of "
-                    f"the angle of a step correlate by {CORRELATION} and more, with a "
-                    f"slope from {SLOPES[0]} to {SLOPES[1]}",
+                    "over the layers, epoch by epoch, less the mean of an epoch, the "
+                    "logarithms of that and of the angle of a step correlate by "
+                    f"{CORRELATION} and more, with a slope from {SLOPES[0]} to "
+                    f"{SLOPES[1]}",
                 )
                 for name in effective_learning_rate.OPTIMIZERS
             ),

@@ -59,7 +59,7 @@ from rich.table import Table
 from experiments import data, devices, figures, preparation
 from experiments.claims import NO_VALUE
 from experiments.loop import Plan
-from experiments.measuring import folder_of, measure_and_show
+from experiments.measuring import check_least, folder_of, measure_and_show
 from experiments.models import MODELS
 from experiments.preparation import Prepared, TrainConfig
 from experiments.runs import Run, read_records
@@ -79,7 +79,7 @@ WEIGHT_DECAY = 0.0
 QUANTITIES = ("norm", "angle", "rate")
 _LABELS = {
     "norm": r"norm $\|w\|$",
-    "growth": r"$\|w\|$ / first epoch's",
+    "growth": r"$\|w\|$ / first epoch's $- 1$",
     "angle": "angle of a step (rad)",
     "rate": r"lr $\sqrt{d}\,/\,\|w\|$",
 }
@@ -114,6 +114,7 @@ def main(args: Sequence[str]) -> None:
     """Train with each optimizer, print the ends, and write records and figure."""
     prog = "python -m experiments spherical_2020.effective_learning_rate"
     config = tyro.cli(EffectiveLearningRateConfig, args=args, prog=prog)
+    check_least(config, epochs=1, seed=0)
     if config.smoke:
         config = dataclasses.replace(config, model="vgg6", epochs=2)
     name = "effective_learning_rate"
@@ -200,7 +201,9 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
     """
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(10, 11), layout="constrained")
-        panels = figure.subplots(len(_LABELS), len(stored["runs"]))
+        panels = figure.subplots(
+            len(_LABELS), len(stored["runs"]), sharex=True, sharey="row"
+        )
         for column, (name, records) in zip(
             panels.T, stored["runs"].items(), strict=True
         ):
@@ -208,13 +211,8 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             column[-1].set_xlabel("epoch")
             for axes, quantity in zip(column, _LABELS, strict=True):
                 _draw_layers(axes, records, quantity, stored["factors"])
-        for row, (quantity, label) in zip(panels, _LABELS.items(), strict=True):
+        for row, label in zip(panels, _LABELS.values(), strict=True):
             row[0].set_ylabel(label)
-            # One scale would make a flat line of what grows least.
-            if quantity != "growth":
-                lows, highs = zip(*(axes.get_ylim() for axes in row), strict=True)
-                for axes in row:
-                    axes.set_ylim(min(lows), max(highs))
         lines, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(
             *(lines, labels),
@@ -240,7 +238,8 @@ def _draw_layers(
         values = np.array([record[measured][layer] for record in records])
         axes.plot(
             [record["epoch"] for record in records],
-            values / values[0] if quantity == "growth" else values,
+            # Nothing at first, which is not drawn, nor what has become shorter.
+            values / values[0] - 1 if quantity == "growth" else values,
             color=colour,
             # Rates may lie on each other: dashes above show the line beneath.
             linestyle=("-", (0, (5, 5)))[place % 2],
@@ -250,7 +249,7 @@ def _draw_layers(
         )
     if quantity == "norm":
         figures.log_scale(axes)
-    elif quantity != "growth":
+    else:
         axes.set_yscale("log")
 
 

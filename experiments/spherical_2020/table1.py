@@ -48,7 +48,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import data, provenance
-from experiments.measuring import folder_of, one_line_errors
+from experiments.measuring import check_least, folder_of, one_line_errors
 from experiments.runs import write_json
 from experiments.spherical_2020 import protocol
 from experiments.spherical_2020.seed_groups import SeedGroups
@@ -99,8 +99,7 @@ def main(args: Sequence[str]) -> None:
     """Train what is missing of the grid, store the table and print it."""
     prog = "python -m experiments spherical_2020.table1"
     config = tyro.cli(Table1Config, args=args, prog=prog)
-    if config.seeds < 1:
-        sys.exit(f"error: `seeds` must be at least 1, got {config.seeds}")
+    check_least(config, seeds=1, epochs=1, images=protocol.BATCH_SIZE)
     folder, console, diverged = folder_of(config), Console(), []
     records = folder / "table1.json"
     if config.redraw and not records.exists():
@@ -272,6 +271,11 @@ def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
     lines.append(f"the paper's epochs: {protocol.EPOCHS}")
     trained_on = ", ".join(f"{n:,}" for n in sorted({cell["images"] for cell in cells}))
     lines.append(f"training images: {trained_on}")
+    lines += dict.fromkeys(
+        f"trained in the place of {cell['column']}: {ours}"
+        for cell in cells
+        if (ours := "{dataset}/{model}".format(**cell["config"])) != cell["column"]
+    )
     if any(cell["optimizer"] == "adamg" for cell in cells):
         lines.append(f"* {protocol.ADAMG_NOTE}")
     lines += [

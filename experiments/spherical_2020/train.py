@@ -23,7 +23,7 @@ Published, test accuracy in percent: see `table1`, which prints it beside ours.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +31,7 @@ import tyro
 
 from experiments import data, preparation
 from experiments.loop import Plan
+from experiments.measuring import check_least
 from experiments.placement import PlacementConfig
 from experiments.preparation import Prepared, TrainConfig
 from experiments.spherical_2020 import protocol
@@ -82,17 +83,22 @@ def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     prog = "python -m experiments spherical_2020.train"
     config = tyro.cli(SphericalTrainConfig, args=args, prog=prog)
-    command(config.devices, lambda: prepare(config), fresh=config.fresh)
+    check_least(config, epochs=1, seed=0, log_every=1)
+    command(config.devices, lambda say: prepare(config, say=say), fresh=config.fresh)
 
 
 def prepare(
-    config: SphericalTrainConfig, images: data.Dataset | None = None
+    config: SphericalTrainConfig,
+    images: data.Dataset | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
     """Check a configuration and load what it names, without writing anything.
 
     Args:
         config: what to train.
         images: in the place of those that `config` names, of the same kind.
+        say: is told what takes long.
 
     Returns:
         What `experiments.train.train` takes.
@@ -134,4 +140,5 @@ def prepare(
         ),
         images,
         optimizer_name=config.optimizer,
+        say=say,
     )

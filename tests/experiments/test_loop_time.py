@@ -30,7 +30,12 @@ def test_ratios_are_of_the_same_round_and_stay(tmp_path, monkeypatch, committed)
     monkeypatch.setattr(loop_time, "_in_loop", lambda *_: next(loop))
     loop_time.measure(LoopTimeConfig(rounds=1, out=tmp_path), quiet())
     config = LoopTimeConfig(rounds=3, out=tmp_path)
-    expected = {"loop_ms": 3000.0, "bare_ms": 2000.0, "ratio": 1.0}
+    expected = {
+        "loop_ms": 3000.0,
+        "bare_ms": 2000.0,
+        "ratio": 1.0,
+        "quartiles": [1.0, 1.25],
+    }
     assert loop_time.measure(config, quiet()) == expected
     # Nothing is left to be timed.
     monkeypatch.delattr(loop_time, "prepare")
@@ -39,7 +44,8 @@ def test_ratios_are_of_the_same_round_and_stay(tmp_path, monkeypatch, committed)
 
 @pytest.mark.parametrize(("ratio", "verdict"), [(BAR, "holds"), (1.11, "missed")])
 def test_the_bar_is_said(ratio, verdict):
-    stored = {"model": "m", "rounds": 1, "loop_ms": 1, "bare_ms": 1, "ratio": ratio}
+    times = {"loop_ms": 1, "bare_ms": 1, "quartiles": [1.0, 1.2]}
+    stored = {"model": "m", "rounds": 1, "ratio": ratio, **times}
     assert in_words(stored).endswith(f"the bar of {BAR} {verdict}")
 
 

@@ -212,6 +212,14 @@ def test_table_shows_what_the_optimizer_does_to_each_leaf(complete, described):
     assert optimizers.described(complete) == described
 
 
+def test_a_decay_that_the_table_lacks_is_told():
+    coupled = {"name": "adamsrt", "weight_decay": 0.01}
+    told = optimizers.coupled_decay({"name": "outer", "inner": coupled})
+    assert told.startswith("\nweight decay 0.01 of adamsrt: tied to the gradient")
+    assert not optimizers.coupled_decay({"name": "adamw", "schedule": None, **PER_STEP})
+    assert not optimizers.coupled_decay({**coupled, "weight_decay": 0.0})
+
+
 @pytest.mark.parametrize(
     ("name", "rate"),
     [*optimizers.DEFAULT_LEARNING_RATES.items(), ("sgd", optimizers.OTHER_RATE)],

@@ -171,7 +171,7 @@ def test_the_best_rate_is_that_of_the_mean_and_of_losses_the_geometric_one():
 
 
 def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
-    with pytest.raises(SystemExit, match="`seeds` must be at least 2, got 1"):
+    with pytest.raises(SystemExit, match="`seeds` must be >= 2, got 1"):
         main(["--seeds", "1", "--out", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 

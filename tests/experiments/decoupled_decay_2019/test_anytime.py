@@ -336,7 +336,7 @@ def test_the_table_fits_a_plain_terminal(tmp_path, stored, monkeypatch, capsys):
     [("seeds", 1, 2), ("tuning-seeds", 0, 1), ("first-cycle", 0, 1), ("cycles", 1, 2)],
 )
 def test_too_few_are_refused(tmp_path, option, given, least):
-    words = f"`{option.replace('-', '_')}` must be at least {least}, got {given}"
+    words = f"`{option.replace('-', '_')}` must be >= {least}, got {given}"
     with pytest.raises(SystemExit, match=words):
         main([f"--{option}", str(given), "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())

@@ -210,7 +210,7 @@ def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
 
 
 def test_one_seed_has_no_spread_and_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="`seeds` must be at least 2, got 1"):
+    with pytest.raises(SystemExit, match="`seeds` must be >= 2, got 1"):
         main(["--seeds", "1", "--out", str(tmp_path)])
 
 

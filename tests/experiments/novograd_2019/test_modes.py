@@ -223,7 +223,7 @@ def test_a_second_valley_does_not_count():
 
 
 def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
-    with pytest.raises(SystemExit, match="`seeds` must be at least 2, got 1"):
+    with pytest.raises(SystemExit, match="`seeds` must be >= 2, got 1"):
         main(["--seeds", "1", "--out", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 

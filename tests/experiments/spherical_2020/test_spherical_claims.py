@@ -21,7 +21,7 @@ def table(changes=None, **common):
             {
                 "column": COLUMN,
                 "optimizer": name,
-                "test_accuracy": [row[COLUMN][0] / 100] * 2,
+                "test_accuracy": [row[COLUMN][0] / 100] * 3,
                 "epochs": protocol.EPOCHS,
                 "images": IMAGES["cifar10"],
                 "device": "a device",
@@ -55,13 +55,13 @@ def test_commands_are_those_of_the_stored_cells():
         return TABLE.stored_by(table(changes, **common))
 
     column = "--columns cifar10/resnet20"
-    assert commands() == (f"--seeds 2 {column}",)
+    assert commands() == (f"--seeds 3 {column}",)
     assert commands(images=47_431, test_accuracy=[0.9] * 5) == (column,)
     short = {"epochs": 12, "images": 5000, "test_accuracy": [0.5]}
     assert commands(**short) == (f"--seeds 1 --epochs 12 --images 5000 {column}",)
     assert commands({"sgd": {"dtype": "bfloat16"}}) == (
-        f"--seeds 2 --dtype bfloat16 {column} --optimizers sgd",
-        f"--seeds 2 {column} --optimizers adam adamw adamg sgdmrt adams adamsrt",
+        f"--seeds 3 --dtype bfloat16 {column} --optimizers sgd",
+        f"--seeds 3 {column} --optimizers adam adamw adamg sgdmrt adams adamsrt",
     )
 
 
@@ -108,21 +108,32 @@ def test_order_is_judged_with_settings_that_are_shared(change):
 def test_order_after_a_part_of_the_images_is_shown_and_not_judged():
     found = ORDERED.judge(table(images=5000))
     assert found.verdict == "not run"
-    assert found.ours.startswith("adam 90.98 ± 0.00 (2), adams 91.15")
+    assert found.ours.startswith("adam 90.98 ± 0.00 (3), adams 91.15")
     assert found.ours.endswith("405 epochs of 5,000 images, where the paper has all")
     assert ORDERED.judge(table(images=47_431)).verdict == "reproduced"
 
 
+def test_order_after_a_few_epochs_is_shown_and_not_judged():
+    assert ORDERED.judge(table(epochs=60)).verdict == "reproduced"
+    found = ORDERED.judge(table(epochs=59))
+    assert found.verdict == "not run" and found.ours.endswith("from 60 epochs on")
+
+
 def test_a_difference_within_the_noise_of_several_seeds_is_not_more_accurate():
-    seeds = {"adam": [0.79, 0.81], "adams": [0.80, 0.82], "adamsrt": [0.90, 0.90]}
+    seeds = {
+        "adam": [0.79, 0.80, 0.81],
+        "adams": [0.80, 0.81, 0.82],
+        "adamsrt": [0.90, 0.90, 0.90],
+    }
     changes = {
         name: {"test_accuracy": accuracies} for name, accuracies in seeds.items()
     }
     found = ORDERED.judge(table(changes))
     assert found.verdict == "not reproduced"
-    assert found.ours.startswith("within the noise: adam 80.00 ± 1.41 (2)")
+    assert found.ours.startswith("within the noise: adam 80.00 ± 1.00 (3)")
     lone = {name: {"test_accuracy": [0.8]} for name in seeds}
-    assert ORDERED.judge(table(lone)).verdict == "not run"
+    found = ORDERED.judge(table(lone))
+    assert found.verdict == "not run" and found.ours.endswith("from 3 seeds on")
 
 
 def test_a_cell_that_diverged_is_not_one_that_was_not_run():

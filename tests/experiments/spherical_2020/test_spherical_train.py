@@ -77,6 +77,8 @@ def test_axes_that_are_found_are_those_of_the_rule(tmp_path):
         (["--dataset", "svhn"], "no adamsrt for resnet20 on svhn"),
         (["--model", "vgg16"], "--data-dir"),
         (["--smoke", "--log-every", "0"], "`log_every` must be >= 1"),
+        (["--smoke", "--epochs", "0"], "`epochs` must be >= 1, got 0"),
+        (["--smoke", "--seed", "-1"], "`seed` must be >= 0, got -1"),
     ],
 )
 def test_bad_input_leaves_nothing(tmp_path, arguments, message):

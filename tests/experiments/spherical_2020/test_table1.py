@@ -286,6 +286,7 @@ def a_cell(optimizer, *accuracies):
         "test_accuracy": list(accuracies),
         "epochs": 60,
         "device": "JAX on a device",
+        "config": {"dataset": "cifar100", "model": "resnet18"},
     }
 
 
@@ -300,6 +301,12 @@ def test_row_is_ours_theirs_and_the_difference():
     assert rows[1] == ["cifar100/resnet18", *lone]
     assert "JAX on a device" in text and "405" in text and "adamg" not in text
     assert "training images: 5,120" in text
+    assert "in the place of" not in text
+
+
+def test_a_smoke_table_says_what_it_is_of(stored):
+    text = " ".join(printed(**stored).split())
+    assert "trained in the place of cifar10/resnet20: digits/resnet8" in text
 
 
 def test_adamg_has_its_footnote():
@@ -315,7 +322,9 @@ def test_a_single_run_has_no_deviation():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "`seeds` must be at least 1, got 0"),
+        (["--seeds", "0"], "`seeds` must be >= 1, got 0"),
+        (["--smoke", "--epochs", "0"], "`epochs` must be >= 1, got 0"),
+        (["--images", "127"], "`images` must be >= 128, got 127"),
         (["--redraw"], "--redraw needs"),
         (["--columns", "cifar10/vgg16"], "--data-dir"),
     ],

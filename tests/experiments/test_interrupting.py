@@ -1,0 +1,60 @@
+"""An interrupt that Python forgets ends a run all the same."""
+
+import signal
+import subprocess
+import sys
+
+from experiments import interrupting
+
+# Interrupts itself inside a callback of the garbage collector, then goes on.
+PROGRAM = """
+import gc, os, signal
+from rich.console import Console
+from experiments import interrupting
+from experiments.progress import TrainingProgress, counted
+
+interrupting.install()
+
+def interrupt(phase, info):
+    gc.callbacks.remove(interrupt)
+    os.kill(os.getpid(), signal.SIGINT)
+
+gc.collect()
+gc.callbacks.append(interrupt)
+gc.collect()
+print("forgotten", flush=True)
+{rest}
+print("went on")
+"""
+STEPS = "TrainingProgress(Console(quiet=True), 2).advance(1)"
+ITEMS = "for _ in counted([1, 2], Console(quiet=True), 'items'): pass"
+
+
+def ran(rest):
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(rest=rest)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_steps_and_items_end_with_an_interrupt_that_was_forgotten():
+    for rest in (STEPS, ITEMS):
+        done = ran(rest)
+        assert done.stdout == "forgotten\n", done.stderr
+        assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+        assert done.returncode in (-signal.SIGINT, 130)
+
+
+def test_a_program_with_a_handler_of_its_own_keeps_it():
+    def own(number, frame):
+        del number, frame
+
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        interrupting.install()
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
