@@ -250,7 +250,7 @@ def _draw_layers(
     if quantity == "norm":
         figures.log_scale(axes)
     else:
-        axes.set_yscale("log")
+        axes.set_yscale("log", nonpositive="mask")
 
 
 def table(stored: Mapping[str, Any]) -> Table:
