@@ -68,6 +68,8 @@ class TrainConfig:
     """Where the run's folder goes."""
     fresh: bool = False
     """Train again, though the run is finished or under way."""
+    smoke: bool = False
+    """A ResNet-8 on the digits for one epoch, whatever model, data and epochs are."""
 
 
 @dataclasses.dataclass(frozen=True)

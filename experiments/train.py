@@ -9,6 +9,7 @@ from the loss; a table shows first what each parameter will get. The run's folde
 checkpoints; the same command again resumes an unfinished run.
 """
 
+import dataclasses
 import functools
 import sys
 import time
@@ -28,10 +29,15 @@ from experiments.progress import TrainingProgress
 from experiments.runs import append_record, read_records
 from experiments.selection import chosen
 
+# What a smoke run trains, which needs no files.
+SMOKE = {"dataset": "digits", "data_dir": None, "model": "resnet8", "epochs": 1}
+
 
 def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     config = tyro.cli(TrainConfig, args=args, prog="python -m experiments train")
+    if config.smoke:
+        config = dataclasses.replace(config, **SMOKE)
     command(config.devices, lambda say: prepare(config, say=say), fresh=config.fresh)
 
 

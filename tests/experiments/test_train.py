@@ -304,6 +304,16 @@ def test_finished_run_prints_its_result_and_fresh_trains_again(
     assert_same_run(folder, finished)
 
 
+def test_a_smoke_run_is_small_and_needs_no_files(tmp_path, capsys):
+    large = ["--dataset", "mnist", "--model", "resnet18", "--epochs", "100"]
+    small = ["--smoke", "--optimizer", "adamw", "--runs-dir", str(tmp_path)]
+    main([*large, *small])
+    (folder,) = tmp_path.iterdir()
+    settings = json.loads((folder / "config.json").read_text())
+    assert folder.name.startswith("digits-resnet8-adamw-") and settings["epochs"] == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test accuracy ")
+
+
 BAD_ARGUMENTS = [
     (["--epochs", "0"], "`epochs` must be >= 1, got 0"),
     (["--batch-size", "1258"], "at most the 1257 training images"),
