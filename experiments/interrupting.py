@@ -18,8 +18,10 @@ def install() -> None:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if there has been one."""
+    """Raise KeyboardInterrupt if there has been one since the last time."""
+    global _seen
     if _seen:
+        _seen = False
         raise KeyboardInterrupt
 
 

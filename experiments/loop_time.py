@@ -9,8 +9,8 @@ record of an epoch and the last one before the validation.
 
 takes under a minute on two CPU cores. The same command again goes on with the rounds
 that are left; `--fresh` times anew. There a step of the loop took 0.96 times the bare
-step, the median of the rounds' own ratios, of which half are from 0.84 to 1.02: nothing
-that the machine's noise would show. The bar: at most 1.1 times.
+step, the median of the rounds' own ratios, of which half are from 0.84 to 1.02: what
+the loop costs is less than the machine's noise. The bar: at most 1.1 times.
 """
 
 import dataclasses

@@ -97,9 +97,9 @@ def coupled_decay(config: Config) -> str:
     """
     return "".join(
         f"\nweight decay {decay} of {level['name']}: tied to the gradient or the "
-        "learning rate, so that no column has it"
+        "learning rate, for which the table has no column"
         for level in _levels(config)
-        if (decay := level.get("weight_decay")) and "schedule" not in level
+        if _is_on(decay := level.get("weight_decay")) and "schedule" not in level
     )
 
 
@@ -128,6 +128,10 @@ def _function_of_count(value: Any) -> Callable[[Any], Any]:
         # What it is as long as nobody restarts it, and a training run never does.
         value = {**value, "name": "cosine_restarts"}
     return normopt.make(**value)
+
+
+def _is_on(decay: Any) -> bool:
+    return any(decay.values()) if isinstance(decay, Mapping) else bool(decay)
 
 
 def _parse(text: str) -> Config:

@@ -6,10 +6,10 @@ takes 70 seconds on two CPU cores for a ResNet-20 on handwritten digits with Ada
 98 % test accuracy. The channel axes of an optimizer that has none unless told are found
 from the loss; a table shows first what each parameter will get. The run's folder under
 `runs/` gets `metrics.jsonl`, `config.json`, `provenance.json`, `learning_curve.png` and
-checkpoints; the same command again resumes an unfinished run.
+checkpoints; the same command again resumes an unfinished run. `--smoke` trains a small
+network for one epoch.
 """
 
-import dataclasses
 import functools
 import sys
 import time
@@ -29,15 +29,10 @@ from experiments.progress import TrainingProgress
 from experiments.runs import append_record, read_records
 from experiments.selection import chosen
 
-# What a smoke run trains, which needs no files.
-SMOKE = {"dataset": "digits", "data_dir": None, "model": "resnet8", "epochs": 1}
-
 
 def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     config = tyro.cli(TrainConfig, args=args, prog="python -m experiments train")
-    if config.smoke:
-        config = dataclasses.replace(config, **SMOKE)
     command(config.devices, lambda say: prepare(config, say=say), fresh=config.fresh)
 
 
@@ -69,6 +64,8 @@ def command(
             prepared = prepare(functools.partial(_say, console))
         except (OSError, TypeError, ValueError) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit("interrupted before the first step")
         _say(console, prepared.table)
         try:
             train(prepared, fresh=fresh, console=console)

@@ -17,8 +17,8 @@ normalized Adam gets by the rate it is given. Seen: the gap that it ends with fa
 to 0.0032 at 0.1; the steps to one percent of the gap at the start are about inversely
 proportional to the rate, 640 at 0.0063 and 50 at 0.1. It gets there at four of the six
 rates, as RMSprop does in about a quarter more steps, Adam at three and normalized SGD
-at two. What it pays is the floor: at 0.04 and 0.1 Adam ends near 1e-10, as far down as
-rounding, by which the last digits of all that is below 0.001 differ between CPUs.
+at two. What it pays is the floor: at 0.04 and 0.1 Adam ends near 1e-10. Such ends hang
+on rounding, and differ by some times between CPUs.
 """
 
 import dataclasses

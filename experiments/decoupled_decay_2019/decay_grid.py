@@ -21,7 +21,7 @@ the range when one seed is left out:
 
               best               rho                  slope
     SGD, L2   5.87%  -0.82 (-0.85, -0.73)  -1.00 (-1.30, -1.00)
-    SGDW      5.92%  -0.40 (-0.40, -0.13)  -0.20 (-0.40, -0.00)
+    SGDW      5.92%  -0.40 (-0.40, -0.13)  -0.20 (-0.40,  0.00)
     Adam, L2  5.84%  -0.52 (-0.87, -0.52)  -1.00 (-2.00, -1.00)
     AdamW     6.43%   0.22 (-0.12, 0.19)    0.30 (-0.57, 0.60)
 
@@ -263,7 +263,7 @@ def table(stored: Mapping[str, Any]) -> Table:
         "method",
         title="learning rate and weight decay in powers of 2",
         caption=f"cells up to {100 * MARGIN:g} points above the best; "
-        "in brackets, one seed left out, by which other cells are near",
+        "in brackets, the range with one seed left out, which changes the cells",
         box=box.SIMPLE_HEAD,
         padding=0,
     )

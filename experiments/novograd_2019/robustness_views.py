@@ -123,9 +123,9 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         units.set_xticks([2.0**unit for unit in stored["units"] if unit % 8 == 0])
         figure.suptitle(
             f"{stored['training_images']} digits for {stored['epochs']} epochs, mean "
-            f"of {seeds_of(stored)} seeds; thick: the unbroken stretch that is at most "
-            "a point above\nthe error with the weights as they are, about these, or in "
-            "float32, about the lowest error"
+            f"of {seeds_of(stored)} seeds; thick, the stretch counted:\nabout a factor "
+            "of 1 at most a point above the error there, or in float16 about the best "
+            "one at most a point above float32"
         )
         shown = [axes.get_legend_handles_labels() for axes in panels]
         lines = {name: line for pair in shown for line, name in zip(*pair, strict=True)}

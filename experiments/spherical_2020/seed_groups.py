@@ -1,7 +1,8 @@
-"""The seeds of one cell, which commands that asked for more and more have trained.
+"""The seeds of one cell, which commands that wanted more or fewer have trained.
 
-Those of one command are a group, with a folder of its own. A command that wants more
-seeds than there are goes on with the groups that it finds, and trains the others.
+Those that a command trains together are a group, with a folder of its own. A command
+takes what it wants from groups that are finished, goes on with others that are a part
+of what it wants, and trains the rest.
 """
 
 import json
@@ -46,62 +47,63 @@ class SeedGroups:
             prepared: the run of any seed, whose own folder stays unused.
             seeds: those wanted.
             console: where progress goes.
-            fresh: whether to train all of them anew, as one group.
+            fresh: whether to train all of them anew, as one group. Groups that have
+                some of them are removed, with their other seeds.
 
         Returns:
             What `train_seeds` does, of all `seeds` in their order, and `provenance`,
             that of each group; of groups of which one diverged, what is said of that.
         """
-        groups = self._groups(seeds)
         if fresh:
-            for group in groups:
-                self._run(group).remove()
-            groups = [list(seeds)]
-        results, provenance = [], []
-        for group in groups:
+            for group in [list(seeds), *self._found()]:
+                if set(group) & set(seeds):
+                    self._run(group).remove()
+        by_seed, devices, provenance, result = {}, set(), [], {}
+        for group in self._groups(seeds):
             run = self._run(group)
-            results.append(train_seeds(prepared, group, run, console))
+            result = train_seeds(prepared, group, run, console)
             provenance += [one for one in run.provenance() if one not in provenance]
-            if "diverged" in results[-1]:
-                return {**results[-1], "provenance": provenance}
-        return {**_joined(groups, results, seeds), "provenance": provenance}
+            if "diverged" in result:
+                return {**result, "provenance": provenance}
+            devices.add(result["device"])
+            numbers = zip(*(result[key] for key in EACH), strict=True)
+            by_seed |= dict(zip(group, numbers, strict=True))
+        columns = zip(*(by_seed[seed] for seed in seeds), strict=True)
+        return {
+            **result,
+            **{key: list(column) for key, column in zip(EACH, columns, strict=True)},
+            "device": "; ".join(sorted(devices)),
+            "provenance": provenance,
+        }
 
     def _run(self, seeds: Sequence[int]) -> Run:
         return Run(self._root, self._label, {**self._config, "seeds": list(seeds)})
 
-    def _groups(self, seeds: Sequence[int]) -> list[list[int]]:
-        """Return the seeds apart: the largest groups that have a folder, and the rest.
+    def _found(self) -> list[list[int]]:
+        """Return the seeds of each group that has a folder."""
+        files = self._root.glob(f"{self._label}-*/config.json")
+        groups = {file: json.loads(file.read_text()).get("seeds", []) for file in files}
+        return sorted(
+            seeds
+            for file, seeds in groups.items()
+            if self._run(seeds).folder == file.parent
+        )
 
-        Groups with a seed that is not wanted are passed over.
-        """
-        found = []
-        for file in self._root.glob(f"{self._label}-*/config.json"):
-            group = json.loads(file.read_text()).get("seeds", [])
-            if self._run(group).folder == file.parent:
-                found.append(group)
+    def _groups(self, seeds: Sequence[int]) -> list[list[int]]:
+        """Return groups that together have the seeds, those that are finished first."""
         groups, missing = [], list(seeds)
-        for group in sorted(found, key=lambda group: (-len(group), group)):
-            if set(group) <= set(missing):
+
+        def rank(group: list[int]) -> tuple[bool, int]:
+            return not self._has_numbers(group), -len(set(group) & set(seeds))
+
+        for group in sorted(self._found(), key=rank):
+            own = set(group) & set(missing)
+            # Seeds that are not wanted are not trained for those that are.
+            if own and (own == set(group) or self._has_numbers(group)):
                 groups.append(group)
-                missing = [seed for seed in missing if seed not in group]
+                missing = [seed for seed in missing if seed not in own]
         return [*groups, missing] if missing else groups
 
-
-def _joined(
-    groups: Sequence[Sequence[int]],
-    results: Sequence[dict[str, Any]],
-    seeds: Sequence[int],
-) -> dict[str, Any]:
-    """Return the results of groups as one, with numbers in the order of `seeds`."""
-    trained = [seed for group in groups for seed in group]
-    joined = {
-        key: [value for result in results for value in result[key]] for key in EACH
-    }
-    return {
-        **results[0],
-        **{
-            key: [values[trained.index(seed)] for seed in seeds]
-            for key, values in joined.items()
-        },
-        "device": "; ".join(sorted({result["device"] for result in results})),
-    }
+    def _has_numbers(self, group: Sequence[int]) -> bool:
+        run = self._run(group)
+        return run.is_finished() and "diverged" not in run.result()

@@ -34,6 +34,7 @@ on a core of its own, two at a time:
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import statistics
@@ -203,6 +204,9 @@ def _train_cell(
             smoke=config.smoke,
         ),
         images,
+        say=functools.partial(
+            console.print, markup=False, highlight=False, soft_wrap=True
+        ),
     )
     # The seeds' own settings, but for what differs and what only a lone run has.
     left_out = ("seed", "log_every")
@@ -266,8 +270,13 @@ def in_words(percents: Sequence[float]) -> str:
     return f"{mean} ({len(percents)})"
 
 
+def devices_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what cells were trained on, of which a cell may name several."""
+    return sorted({one for cell in cells for one in cell["device"].split("; ")})
+
+
 def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
-    lines = sorted({cell["device"] for cell in cells})
+    lines = devices_of(cells)
     lines.append(f"the paper's epochs: {protocol.EPOCHS}")
     trained_on = ", ".join(f"{n:,}" for n in sorted({cell["images"] for cell in cells}))
     lines.append(f"training images: {trained_on}")

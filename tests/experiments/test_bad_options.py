@@ -13,7 +13,7 @@ from experiments.spherical_2020 import effective_learning_rate
         (convex, "size", 0, 1),
         (convex, "seed", -1, 0),
         (warm_restarts, "seed", -1, 0),
-        (effective_learning_rate, "epochs", 0, 1),
+        (effective_learning_rate, "epochs", 1, 2),
         (effective_learning_rate, "seed", -1, 0),
     ],
 )

@@ -312,17 +312,17 @@ def test_table_needs_three_seeds_and_differences_above_their_noise():
     assert few.ours.endswith("judged from 3 seeds on")
     few = judged(values, adam=[0.9, 0.9])
     assert few.verdict == "not run" and "; n = 2, judged from 3 seeds on" in few.ours
-    # Standard errors of 0.58, 0.58 and none: the steps need more than 1.6 and 1.2.
-    adam, adams = [0.79, 0.8, 0.81], [0.84, 0.85, 0.86]
+    # Standard errors of 0.058, 0.058 and none: the steps need more than 0.16 and 0.12.
+    adam, adams = [0.799, 0.8, 0.801], [0.849, 0.85, 0.851]
     for adamsrt, verdict, noisy in (
         (0.88, "reproduced", False),
-        (0.86, "not reproduced", True),
+        (0.851, "not reproduced", True),
         (0.82, "not reproduced", False),
     ):
         found = judged(order, adam=adam, adams=adams, adamsrt=[adamsrt] * 3)
         assert found.verdict == verdict
         assert found.ours.startswith("within the noise: ") is noisy
-        assert "adam 80.00 ± 1.00 (3), adams 85.00 ± 1.00 (3)" in found.ours
+        assert "adam 80.00 ± 0.10 (3), adams 85.00 ± 0.10 (3)" in found.ours
     assert judged(values, sgd=[0.5] * 3).verdict == "not reproduced"
 
 

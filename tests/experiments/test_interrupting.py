@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 
-from experiments import interrupting
+import pytest
+
+from experiments import __main__, interrupting
 
 # Interrupts itself inside a callback of the garbage collector, then goes on.
 PROGRAM = """
@@ -46,6 +48,23 @@ def test_steps_and_items_end_with_an_interrupt_that_was_forgotten():
         assert done.stdout == "forgotten\n", done.stderr
         assert done.stderr.rstrip().endswith("KeyboardInterrupt")
         assert done.returncode in (-signal.SIGINT, 130)
+
+
+def test_it_is_raised_once(monkeypatch):
+    monkeypatch.setattr(interrupting, "_seen", True)
+    with pytest.raises(KeyboardInterrupt):
+        interrupting.check()
+    interrupting.check()
+
+
+def test_every_experiment_of_the_command_line_has_it(monkeypatch):
+    installed = []
+    monkeypatch.setattr(interrupting, "install", lambda: installed.append(True))
+    experiment = "block_normalized_2017.convex"
+    monkeypatch.setattr(sys, "argv", ["experiments", experiment, "--steps", "0"])
+    with pytest.raises(SystemExit, match="`steps` must be"):
+        __main__.main()
+    assert installed == [True]
 
 
 def test_a_program_with_a_handler_of_its_own_keeps_it():

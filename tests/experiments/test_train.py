@@ -217,7 +217,8 @@ def test_a_decay_that_the_table_lacks_is_told():
     told = optimizers.coupled_decay({"name": "outer", "inner": coupled})
     assert told.startswith("\nweight decay 0.01 of adamsrt: tied to the gradient")
     assert not optimizers.coupled_decay({"name": "adamw", "schedule": None, **PER_STEP})
-    assert not optimizers.coupled_decay({**coupled, "weight_decay": 0.0})
+    for nothing in (0.0, {"kernel": 0.0}):
+        assert not optimizers.coupled_decay({**coupled, "weight_decay": nothing})
 
 
 @pytest.mark.parametrize(
@@ -316,6 +317,7 @@ def test_a_smoke_run_is_small_and_needs_no_files(tmp_path, capsys):
 
 BAD_ARGUMENTS = [
     (["--epochs", "0"], "`epochs` must be >= 1, got 0"),
+    (["--epochs", "0", "--smoke"], "`epochs` must be >= 1, got 0"),
     (["--batch-size", "1258"], "at most the 1257 training images"),
     (["--optimizer", "nonsense"], "unknown optimizer"),
     (["--optimizer", '{"name": '], "no valid JSON"),

@@ -335,6 +335,10 @@ def test_a_mode_that_the_grid_does_not_hold_has_not_failed(claim, curve, places)
     rise = MARGIN * np.maximum(stored[places], 0) / (stored[places][-1] / 8)
     mode[curve] = (np.min(mode[curve], axis=1, keepdims=True) + rise).tolist()
     assert claim.judge(stored).verdict == "not run"
+    # Another one that ends on both sides has.
+    narrow = results(BAD, BAD)["optimizers"][MODES[1]]
+    stored["optimizers"][MODES[1]] = narrow
+    assert claim.judge(stored).verdict == "not reproduced"
 
 
 def test_with_large_batches_a_difference_within_the_noise_is_none():

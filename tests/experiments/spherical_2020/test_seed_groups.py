@@ -1,10 +1,11 @@
-"""More seeds of a cell: those that are there are read, and the others trained."""
+"""Of the seeds of a cell those that are there are read, and the others trained."""
 
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from experiments.runs import Run
 from experiments.spherical_2020 import seed_groups
 from experiments.spherical_2020.seed_groups import SeedGroups
 
@@ -62,9 +63,29 @@ def test_more_seeds_train_those_that_are_missing(train):
 
 def test_numbers_stand_in_the_order_of_the_seeds_whatever_the_groups(train):
     train([3, 1]), train([0]), train([7, 2, 9])
-    assert train(range(4))["test_accuracy"] == [0.0, 0.01, 0.02, 0.03]
-    # 7 and 9 were not wanted, which leaves 2 to be trained.
-    assert train.asked.groups == [[3, 1], [0], [7, 2, 9], [2]]
+    found = train(range(5))
+    assert found["test_accuracy"] == [0.0, 0.01, 0.02, 0.03, 0.04]
+    assert train.asked.groups == [[3, 1], [0], [7, 2, 9], [4]]
+
+
+def test_fewer_seeds_are_read(train):
+    train(range(5))
+    assert train([3, 1])["test_accuracy"] == [0.03, 0.01]
+    assert train.asked.groups == [[0, 1, 2, 3, 4]]
+
+
+def test_of_unfinished_groups_the_largest_that_is_wanted_goes_on(train, tmp_path):
+    for seeds in ([0], [0, 1, 2], [0, 1, 2, 3, 4, 5]):
+        Run(tmp_path, "cell", {**CONFIG, "seeds": seeds}).open()
+    train(range(4))
+    assert train.asked.groups == [[0, 1, 2], [3]]
+
+
+def test_finished_seeds_are_read_before_others_go_on(train, tmp_path):
+    train(range(2))
+    Run(tmp_path, "cell", {**CONFIG, "seeds": [0, 1, 2]}).open()
+    train(range(3))
+    assert train.asked.groups == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("other", [{"config": {"epochs": 4}}, {"label": "cell-2"}])
@@ -74,11 +95,28 @@ def test_seeds_of_other_runs_are_not_taken(train, other):
     assert train.asked.groups == [[0, 1], [0, 1, 2]]
 
 
-def test_fresh_trains_all_as_one(train, tmp_path):
-    train(range(2)), train(range(3))
+def test_fresh_trains_all_as_one_and_leaves_no_other_numbers(train, tmp_path):
+    train([0, 1]), train(range(4)), train([8, 9])
+    assert train.asked.groups == [[0, 1], [2, 3], [8, 9]]
     train(range(3), fresh=True)
+    assert train.asked.groups[3:] == [[0, 1, 2]]
+    # 3 went with 2, and nothing of 8 and 9 was wanted.
+    assert len(list(tmp_path.iterdir())) == 2
+    train(range(4))
+    assert train.asked.groups[4:] == [[3]]
+
+
+def test_fresh_that_is_stopped_at_once_leaves_nothing_old(train, monkeypatch):
+    train(range(2)), train(range(3))
+
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(seed_groups, "train_seeds", stopped)
+        train(range(3), fresh=True)
+    train(range(3))
     assert train.asked.groups == [[0, 1], [2], [0, 1, 2]]
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_seed_that_diverged_is_that_of_the_cell_until_trained_anew(train):
@@ -87,5 +125,8 @@ def test_a_seed_that_diverged_is_that_of_the_cell_until_trained_anew(train):
     assert train(seeds)["diverged"] == {"seed": 13}
     assert train(seeds)["diverged"] == {"seed": 13}
     assert train.asked.groups == [[0, 1], [13]]
-    # The others alone are as before.
+    # The others alone are as before, also where they were trained with it.
     assert train(range(2))["test_accuracy"] == [0.0, 0.01]
+    train([4, 13])
+    assert train([4])["test_accuracy"] == [0.04]
+    assert train.asked.groups == [[0, 1], [13], [4]]

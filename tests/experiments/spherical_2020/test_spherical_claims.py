@@ -121,19 +121,30 @@ def test_order_after_a_few_epochs_is_shown_and_not_judged():
 
 def test_a_difference_within_the_noise_of_several_seeds_is_not_more_accurate():
     seeds = {
-        "adam": [0.79, 0.80, 0.81],
-        "adams": [0.80, 0.81, 0.82],
-        "adamsrt": [0.90, 0.90, 0.90],
+        "adam": [0.799, 0.8, 0.801],
+        "adams": [0.7991, 0.8001, 0.8011],
+        "adamsrt": [0.9, 0.9, 0.9],
     }
     changes = {
         name: {"test_accuracy": accuracies} for name, accuracies in seeds.items()
     }
     found = ORDERED.judge(table(changes))
     assert found.verdict == "not reproduced"
-    assert found.ours.startswith("within the noise: adam 80.00 ± 1.00 (3)")
+    assert found.ours.startswith("within the noise: adam 80.00 ± 0.10 (3)")
     lone = {name: {"test_accuracy": [0.8]} for name in seeds}
     found = ORDERED.judge(table(lone))
     assert found.verdict == "not run" and found.ours.endswith("from 3 seeds on")
+
+
+def test_noise_that_would_hide_the_paper_s_steps_decides_nothing():
+    assert PUBLISHED["adams"][COLUMN][0] - PUBLISHED["adam"][COLUMN][0] < 1
+    higher = {"adams": {"test_accuracy": [0.91, 0.92, 0.93]}}
+    noisy = {"adam": {"test_accuracy": [0.90, 0.91, 0.92]}, **higher}
+    found = ORDERED.judge(table(noisy | {"adamsrt": {"test_accuracy": [0.99] * 3}}))
+    assert found.verdict == "not run" and found.ours.startswith("too few seeds")
+    # What is lower by more than the noise is no question of seeds.
+    found = ORDERED.judge(table(noisy | {"adamsrt": {"test_accuracy": [0.5] * 3}}))
+    assert found.verdict == "not reproduced"
 
 
 def test_a_cell_that_diverged_is_not_one_that_was_not_run():

@@ -62,7 +62,9 @@ def test_folder_has_the_name_that_was_asked_for(tmp_path, name):
 
 
 def test_axes_that_are_found_are_those_of_the_rule(tmp_path):
-    auto = prepare(config(tmp_path, channel_axes="auto"))
+    said = []
+    auto = prepare(config(tmp_path, channel_axes="auto"), say=said.append)
+    assert said == ["looking for the weights whose length the loss ignores"]
     found = auto.run.config["optimizer"]["channel_axes"]
     params = auto.state.params
     (rule,) = protocol.CHANNEL_AXES

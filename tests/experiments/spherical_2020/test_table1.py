@@ -130,7 +130,9 @@ def test_a_cell_is_prepared_once_for_all_its_seeds(folder, monkeypatch):
     seeds = []
     monkeypatch.setattr(
         "experiments.spherical_2020.table1.prepare",
-        lambda config, images: seeds.append(config.seed) or prepare(config, images),
+        lambda config, *rest, **options: (
+            seeds.append(config.seed) or prepare(config, *rest, **options)
+        ),
     )
     main(["--smoke", "--out", str(folder.parent)])
     assert seeds == [0]
