@@ -15,6 +15,8 @@ from rich.console import Console
 from experiments import interrupting
 from experiments.progress import TrainingProgress, counted
 
+# What begins in the background of a shell ignores interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 interrupting.install()
 
 def interrupt(phase, info):
