@@ -93,7 +93,7 @@ def coupled_decay(config: Config) -> str:
     """Say which decays of a complete configuration `described` leaves out.
 
     Returns:
-        A line for each, which is empty for an optimizer without one.
+        A line for each, to stand below the table: each begins with a line break.
     """
     return "".join(
         f"\nweight decay {decay} of {level['name']}: tied to the gradient or the "

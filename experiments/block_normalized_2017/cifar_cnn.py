@@ -22,8 +22,8 @@ The example's text has two figures, of training and test, and makes no claim abo
 those that RESULTS.md judges are of the paper's abstract. Seen, after 50 epochs of the
 first 5,000 images, one run of each, is a test accuracy of 57.1 % by SGD and 55.7 %
 normalized, of 59.2 % by Adam and 59.0 % normalized, where 82, 73, 95 and 93 % of the
-training images are right: so few of them are learnt by heart. Normalizing gains nothing
-here; one run of a tenth of the images is no verdict.
+training images are right: a tenth of them is learnt by heart. Normalizing gains nothing
+here; one run of so few is no verdict.
 """
 
 from collections.abc import Sequence

@@ -33,9 +33,8 @@ exactly the rate at each step: at the four small rates 1,000 steps are less than
 Normalized Adam arrives at four rates, before any of the others does, and ends at a gap
 that grows with the rate; Adam, whose steps shrink with the gradient, goes far below it.
 At 0.1 it is thrown back to 4e-4 near step 840, and is on its way down again at the
-end. Where the gap has stopped falling, what is left hangs on rounding, which another
-CPU does in another way: one had 0.00057 in the place of 0.00038, and 1.1e-9 in that of
-2.9e-10, by the same versions.
+end. Gaps so small hang on rounding, which another CPU does in another way: one had
+0.00057 in the place of 0.00038, and 1.1e-9 in that of 2.9e-10, by the same versions.
 """
 
 import dataclasses
