@@ -46,10 +46,6 @@ def check_output_channels(names):
         assert (lengths > 0).any()
 
 
-def test_it_stays_short():
-    assert len(README.splitlines()) <= 180
-
-
 def test_every_link_and_optimizer_stands_in_a_table():
     from normopt import optimizers, transforms
 
