@@ -1,7 +1,12 @@
-"""Every optimizer and link of the library, as data, and the trees they are run on."""
+"""Every optimizer and link of the library, as data, and the trees they are run on.
+
+Each test that all of them are to pass reads `CASES`, the optimizers, and `LINKS`; what
+one of them is excused from is a field of its `Case`.
+"""
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +39,14 @@ def link_last(link, rate):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """Options for optax's own suite, which trains with them until it has converged."""
+
+    options: Mapping[str, Any]
+    exempt: str = ""  # the reason why it converges to none of the targets
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """An optimizer, or a link in the smallest chain that trains with it."""
 
@@ -48,6 +61,21 @@ class Case:
     widens: bool = False  # whether updates are in float32 at least
     # The per-leaf option that its rules are tested by, and two values that matter.
     ruled: tuple[str, Any, Any] | None = ("channel_axes", (0, 3), (-1,))
+    # Whether steps grow with the gradients; the options that do so for the same steps.
+    linear: bool = False
+    grows: tuple[str, ...] = ()
+    # Whether leaves without blocks are none of its business.
+    blocks_alone: bool = False
+    # Whether some blocks of a leaf have a say in what becomes of the others.
+    by_leaf: bool = False
+    # Whether it multiplies gradients by lengths, which grow so fast in huge ones.
+    multiplies: bool = False
+    # The power of the length of scale-invariant weights that the rate has to follow.
+    length_power: int = 0
+    tasks: tuple[Task, ...] = (Task({"learning_rate": 1e-2}),)
+    # Options in optax's `mechanize`, which looks for the learning rate itself. One of
+    # each kind of moments: to train all would double the time and test the wrapper.
+    mechanized: Mapping[str, Any] | None = None
 
     def make(self, rate=RATE, inject=unchanged, **options):
         """The optimizer; `inject` wraps each builder of a part that has numbers."""
@@ -62,6 +90,18 @@ class Case:
         if self.restarts is not None:
             options["schedule"] = normopt.WarmRestarts(**self.restarts)
         return build(learning_rate=rate, **options)
+
+    def scaled(self, axes, factor=1.0, rate=2.0**-4, **options):
+        """What takes the same steps when gradients are multiplied by a power of two.
+
+        Without `eps`, which has the unit of gradients.
+        """
+        parameters = inspect.signature(self.build).parameters
+        plain = {"eps": 0.0, "channel_axes": axes}
+        own = {name: value for name, value in plain.items() if name in parameters}
+        grown = {name: factor * self.options[name] for name in self.grows}
+        rate = rate / factor if self.linear else rate
+        return self.make(rate, **{**own, **grown, **options})
 
     def alone(self):
         """The link by itself, or the optimizer."""
@@ -109,30 +149,51 @@ class Case:
 DECAYED = {"ruled": ("weight_decay", 0.2, 0.1), "needs_params": "decay_weights"}
 DECAYS = {"weight_decay": 0.05, "l1": 0.01, "lr_multipliers": 0.7}
 
+WHOLE = {"channel_axes": ()}
+TRAINS = {"learning_rate": 1e-3, "momentum": 0.9}
+
 CASES = [
     Case(
         "adamg",
         {**ADAM, "channel_axes": COLUMNS},
         needs_params="retract_to_sphere",
         second_moments=PER_BLOCK,
+        grows=("weight_decay",),
+        tasks=(
+            Task({"learning_rate": 1e-2}),
+            Task(
+                {"learning_rate": 1e-2, **WHOLE},
+                exempt="its blocks have unit length, and no leaf of the optimum has",
+            ),
+        ),
     ),
     Case(
         "adamp",
         {**ADAM, "delta": 1.0, "wd_ratio": 0.1},
         needs_params="project_if_invariant",
         second_moments=PER_ELEMENT,
+        by_leaf=True,
     ),
     Case(
         "adams",
         {**ADAM, "channel_axes": COLUMNS},
         needs_params="add_decay",
         second_moments=PER_BLOCK,
+        grows=("weight_decay",),
+        length_power=1,
+        # The empty pattern is found in every path. There is none in what stands in for
+        # params where `optax.tree.map_params` calls init.
+        tasks=(Task({"learning_rate": 1e-2, "channel_axes": {"": ()}}),),
     ),
     Case(
         "adamsrt",
         {**ADAM, "channel_axes": COLUMNS},
         needs_params="add_decay",
         second_moments=PER_BLOCK,
+        grows=("weight_decay",),
+        length_power=1,
+        tasks=(Task({"learning_rate": 1e-2, **WHOLE}),),
+        mechanized=WHOLE,
     ),
     Case(
         "adamw",
@@ -145,17 +206,24 @@ CASES = [
         "clipped",
         {"max_norm": 0.5, "norm": "max", "channel_axes": COLUMNS, "eps": 1e-3},
         inner={**MOMENTUM, "nesterov": True},
+        linear=True,
+        grows=("max_norm",),
+        tasks=(Task({"inner": optax.sgd(1e-3, 0.9), "max_norm": 1.0}),),
+        mechanized={"inner": optax.sgd(1.0), "max_norm": 1.0},
     ),
     Case(
         "nadamw",
         {**ADAM, **DECAYS, "momentum_decay": 0.05},
         **DECAYED,
         second_moments=PER_ELEMENT,
+        mechanized={},
     ),
     Case(
         "normalized",
         {"channel_axes": COLUMNS, "eps": 1e-3},
         inner=MOMENTUM,
+        blocks_alone=True,
+        tasks=(Task({"inner": optax.sgd(1e-3)}),),
     ),
     Case(
         "novograd",
@@ -163,14 +231,35 @@ CASES = [
         needs_params="add_decay",
         second_moments=PER_LAYER,
         ruled=("weight_decay", 0.2, 0.1),
+        tasks=(Task({"learning_rate": 1e-3}),),
+        mechanized={},
     ),
-    Case("sgdmrt", {**SGD, "channel_axes": COLUMNS}, needs_params="add_decay"),
+    Case(
+        "sgdmrt",
+        {**SGD, "channel_axes": COLUMNS},
+        needs_params="add_decay",
+        linear=True,
+        grows=("weight_decay",),
+        length_power=2,
+        tasks=(Task({**TRAINS, **WHOLE}),),
+    ),
     Case(
         "sgdp",
         {**SGD, "delta": 1.0, "wd_ratio": 0.1},
         needs_params="project_if_invariant",
+        linear=True,
+        grows=("weight_decay",),
+        by_leaf=True,
+        tasks=(Task(TRAINS),),
+        mechanized={"momentum": 0.9},
     ),
-    Case("sgdw", {"momentum": 0.8, **DECAYS}, **DECAYED),
+    Case(
+        "sgdw",
+        {"momentum": 0.8, **DECAYS},
+        **DECAYED,
+        linear=True,
+        tasks=(Task(TRAINS),),
+    ),
 ]
 
 BY_COLUMN = {"channel_axes": COLUMNS}
@@ -184,9 +273,23 @@ LINKS = [
         **FIRST,
         needs_params="add_decay",
         ruled=("weight_decay", 0.2, 0.1),
+        linear=True,
+        grows=("weight_decay", "l1"),
     ),
-    Case("average_gradients", {"b1": 0.8}, **FIRST, ruled=None),
-    Case("clip_blocks", {"max_norm": 0.5, **BY_COLUMN, "eps": 1e-3}, **FIRST),
+    Case(
+        "average_gradients",
+        {"b1": 0.8},
+        **FIRST,
+        ruled=None,
+        linear=True,
+    ),
+    Case(
+        "clip_blocks",
+        {"max_norm": 0.5, **BY_COLUMN, "eps": 1e-3},
+        **FIRST,
+        linear=True,
+        grows=("max_norm",),
+    ),
     Case(
         "compensate_rounding",
         {},
@@ -195,6 +298,7 @@ LINKS = [
         dtype="bfloat16",
         widens=True,
         ruled=None,
+        linear=True,
     ),
     Case(
         "decay_weights",
@@ -202,20 +306,35 @@ LINKS = [
         chain=link_last,
         needs_params="decay_weights",
         ruled=("weight_decay", 0.2, 0.1),
+        linear=True,
     ),
-    Case("normalize_blocks", {**BY_COLUMN, "eps": 1e-3}, **FIRST),
+    Case(
+        "normalize_blocks",
+        {**BY_COLUMN, "eps": 1e-3},
+        **FIRST,
+        blocks_alone=True,
+    ),
     Case(
         "project_if_invariant",
         {"weight_decay": 0.05, "delta": 1.0, "wd_ratio": 0.1},
         inner=MOMENTUM,
         needs_params="project_if_invariant",
+        linear=True,
+        by_leaf=True,
     ),
-    Case("project_tangent", BY_COLUMN, **FIRST, needs_params="project_tangent"),
+    Case(
+        "project_tangent",
+        BY_COLUMN,
+        **FIRST,
+        needs_params="project_tangent",
+        linear=True,
+    ),
     Case(
         "retract_to_sphere",
         {**BY_COLUMN, "radius": 2.0, "moment": "trace"},
         inner=MOMENTUM,
         needs_params="retract_to_sphere",
+        linear=True,
     ),
     Case(
         "scale_by_block_adam",
@@ -230,7 +349,12 @@ LINKS = [
         **FIRST,
         second_moments=PER_LAYER,
     ),
-    Case("scale_by_block_size", {**BY_COLUMN, "power": 0.5}, **FIRST),
+    Case(
+        "scale_by_block_size",
+        {**BY_COLUMN, "power": 0.5},
+        **FIRST,
+        linear=True,
+    ),
     Case(
         "scale_by_nadam",
         {**MOMENTS, "momentum_decay": 0.05},
@@ -243,22 +367,31 @@ LINKS = [
         {**BY_COLUMN, "min_norm": 2.0},
         **FIRST,
         needs_params="scale_by_param_norm",
+        linear=True,
+        multiplies=True,
     ),
     Case(
         "scale_by_path",
         {"lr_multipliers": 0.7},
         **FIRST,
         ruled=("lr_multipliers", 0.2, 0.1),
+        linear=True,
     ),
     Case(
         "trace_on_tangent",
         {"decay": 0.8, "dampening": 0.2, **BY_COLUMN, "nesterov": True},
         **FIRST,
         needs_params="trace_on_tangent",
+        linear=True,
     ),
 ]
 
-every_case = pytest.mark.parametrize("case", CASES + LINKS, ids=lambda case: case.name)
+
+def of_each(cases):
+    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+
+
+every_case = of_each(CASES + LINKS)
 
 SMALL = {
     "body": {"kernel": (3, 4), "bias": (4,)},

@@ -4,12 +4,6 @@ All runs are eager: to compile each step for each random tree would take many ti
 long, and the contract's tests compile every optimizer.
 """
 
-import dataclasses
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -20,10 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import normopt
-from normopt import transforms
+from tests.contract_cases import CASES, LINKS, every_case, of_each
 from tests.strategies import DTYPES, Leaf, Plan, leaves, plans
 
-RATE, DECAY, MOMENTUM = 2.0**-4, 2.0**-6, 0.5
 SEEDS = st.integers(0, 2**16)
 # Where a test has many norms, or runs for each of many methods.
 some_examples = settings(max_examples=max(1, settings().max_examples // 6))
@@ -227,161 +220,7 @@ def test_updates_are_scaled_by_the_length_of_the_weights(plan, seed, sizes, shar
         np.testing.assert_allclose(found, expected, rtol=4e-6)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Method:
-    """An optimizer or a link, and where it differs from the others."""
-
-    name: str
-    # From channel axes, and the factor that gradients are to be multiplied by, to what
-    # takes the same steps then: rates, limits and decays follow the gradients.
-    make: Callable[[Any, float], optax.GradientTransformation]
-    # Whether some blocks of a leaf have a say in what becomes of the others.
-    by_leaf: bool = False
-    # Whether leaves without blocks are none of its business.
-    blocks_alone: bool = False
-    # Of the library, those that it stands for.
-    links: tuple[str, ...] = ()
-
-
-ADAM = {"eps": 0.0, "b2": 0.99}
-
-
-def with_adam(build, **options):
-    return lambda axes, c: build(RATE, **ADAM, channel_axes=axes, **options)
-
-
-def with_adam_and_l2(build, **options):
-    return lambda axes, c: with_adam(build, weight_decay=c * DECAY, **options)(axes, c)
-
-
-OPTIMIZERS = [
-    Method("adamg", with_adam_and_l2(normopt.adamg)),
-    Method(
-        "adamp",
-        with_adam(normopt.adamp, weight_decay=DECAY, delta=1.0, nesterov=True),
-        by_leaf=True,
-        links=("project_if_invariant",),
-    ),
-    Method("adams", with_adam_and_l2(normopt.adams), links=("add_decay",)),
-    Method("adamsrt", with_adam_and_l2(normopt.adamsrt)),
-    Method(
-        "adamw",
-        lambda axes, c: normopt.adamw(
-            RATE, **ADAM, weight_decay=DECAY, l1=DECAY, lr_multipliers=0.5, amsgrad=True
-        ),
-        links=("decay_weights", "scale_by_path"),
-    ),
-    Method(
-        "clipped",
-        lambda axes, c: normopt.clipped(
-            optax.sgd(RATE / c, MOMENTUM), c, "l2", axes, eps=0.0
-        ),
-    ),
-    Method(
-        "nadamw",
-        lambda axes, c: normopt.nadamw(RATE, **ADAM, weight_decay=DECAY),
-        links=("scale_by_nadam",),
-    ),
-    Method(
-        "normalized",
-        lambda axes, c: normopt.normalized(
-            optax.sgd(RATE, MOMENTUM), "l2", axes, eps=0.0
-        ),
-        blocks_alone=True,
-    ),
-    Method(
-        "novograd",
-        with_adam(normopt.novograd, weight_decay=DECAY, grad_averaging=True),
-        links=("average_gradients",),
-    ),
-    Method(
-        "sgdmrt",
-        lambda axes, c: normopt.sgdmrt(
-            RATE / c, MOMENTUM, weight_decay=c * DECAY, channel_axes=axes
-        ),
-    ),
-    Method(
-        "sgdp",
-        lambda axes, c: normopt.sgdp(
-            RATE / c, MOMENTUM, weight_decay=c * DECAY, delta=1.0, channel_axes=axes
-        ),
-        by_leaf=True,
-    ),
-    Method("sgdw", lambda axes, c: normopt.sgdw(RATE / c, MOMENTUM, DECAY)),
-]
-
-
-def links(*builders):
-    """Links in a row, each with the same axes, and a rate behind them."""
-    return lambda axes, c: optax.chain(
-        *(build(channel_axes=axes) for build in builders), optax.scale(-RATE)
-    )
-
-
-LINKS = [
-    Method(
-        "compensate_rounding",
-        lambda axes, c: normopt.compensate_rounding(optax.sgd(RATE / c, MOMENTUM)),
-        links=("compensate_rounding",),
-    ),
-    Method(
-        "multiplying",
-        # The lengths of weights after a normalization, as documented: times any
-        # gradient they would leave the range of float32.
-        links(
-            functools.partial(normopt.clip_blocks, 1.0, "avg_l1_l2"),
-            functools.partial(normopt.normalize_blocks, "min_max"),
-            normopt.scale_by_param_norm,
-            normopt.scale_by_block_size,
-        ),
-        links=(
-            "clip_blocks",
-            "normalize_blocks",
-            "scale_by_param_norm",
-            "scale_by_block_size",
-        ),
-    ),
-    Method(
-        "projecting",
-        links(
-            functools.partial(normopt.trace_on_tangent, MOMENTUM, nesterov=True),
-            normopt.project_tangent,
-            functools.partial(normopt.retract_to_sphere, optax.sgd(RATE), moment=None),
-        ),
-        links=("trace_on_tangent", "project_tangent", "retract_to_sphere"),
-    ),
-    Method(
-        "scale_by_block_adam",
-        links(
-            functools.partial(
-                normopt.scale_by_block_adam, tangent=True, amsgrad=True, eps_hat=True
-            )
-        ),
-        links=("scale_by_block_adam",),
-    ),
-    Method(
-        "scale_by_block_rms",
-        links(functools.partial(normopt.scale_by_block_rms, amsgrad=True)),
-        links=("scale_by_block_rms",),
-    ),
-]
-STACKABLE = [method for method in OPTIMIZERS + LINKS if not method.by_leaf]
-every_optimizer = pytest.mark.parametrize(
-    "method", OPTIMIZERS, ids=[method.name for method in OPTIMIZERS]
-)
-every_method = pytest.mark.parametrize(
-    "method", OPTIMIZERS + LINKS, ids=[method.name for method in OPTIMIZERS + LINKS]
-)
-
-
-def test_every_optimizer_and_every_link_is_here():
-    assert [method.name for method in OPTIMIZERS] == normopt.names()
-    public = filter(inspect.isfunction, vars(transforms).values())
-    ours = [link for method in OPTIMIZERS + LINKS for link in method.links]
-    assert sorted(ours) == sorted(link.__name__ for link in public)
-
-
-@every_optimizer
+@every_case
 @some_examples
 @example(KINDS, 0, 49, "float32")
 @given(
@@ -390,16 +229,16 @@ def test_every_optimizer_and_every_link_is_here():
     st.sampled_from([49, 7, 22]),
     st.sampled_from(["float32", "bfloat16", "complex64"]),
 )
-def test_gradients_of_any_unit_take_the_same_steps(method, plan, seed, power, dtype):
+def test_gradients_of_any_unit_take_the_same_steps(case, plan, seed, power, dtype):
     """Exactly, from 1e-15 to 1e15: powers of two up to 2^49 never round."""
     params = plan.numbers(seed, dtype=dtype)
     grads = [plan.numbers(seed + t, dtype=dtype, zeros=0.1) for t in (1, 2)]
 
     def updates(factor):
         of_scaled = [optax.tree.scale(factor, g) for g in grads]
-        steps = follow(method.make(plan.channel_axes, factor), params, of_scaled)
+        steps = follow(case.scaled(plan.channel_axes, factor), params, of_scaled)
         taken = [updates for updates, *_ in steps]
-        if method.blocks_alone:
+        if case.blocks_alone:
             return [[u for _, u in rows(plan, tree)] for tree in taken]
         return taken
 
@@ -408,17 +247,11 @@ def test_gradients_of_any_unit_take_the_same_steps(method, plan, seed, power, dt
     chex.assert_trees_all_equal(updates(2.0**-power), expected)
 
 
-@pytest.mark.parametrize(
-    ("build", "power"),
-    [(normopt.adams, 1), (normopt.adamsrt, 1), (normopt.sgdmrt, 2)],
-    ids=["adams", "adamsrt", "sgdmrt"],
-)
+@of_each([case for case in CASES if case.length_power])
 @some_examples
 @example(KINDS, 0, 12)
 @given(plans(), SEEDS, st.integers(0, 12))
-def test_lengths_of_scale_invariant_weights_do_not_matter(
-    build, power, plan, seed, spread
-):
+def test_lengths_of_scale_invariant_weights_do_not_matter(case, plan, seed, spread):
     """Blocks a times as long have gradients of 1/a; with a rate to match w/|w| is kept.
 
     Each block has its own a, of up to 2^spread, and so its own rate.
@@ -431,10 +264,9 @@ def test_lengths_of_scale_invariant_weights_do_not_matter(
         return jnp.asarray(2.0 ** random.integers(-spread, spread + 1, shape))
 
     lengths = jax.tree.map(lengths_of, plan.tree)
-    options = {"eps": 0.0} if power == 1 else {"momentum": MOMENTUM}
-    rates = jax.tree.map(lambda a: a**power, lengths)
+    rates = jax.tree.map(lambda a: a**case.length_power, lengths)
     own_rates = optax.stateless(lambda u, params: jax.tree.map(jnp.multiply, u, rates))
-    optimizer = build(RATE, **options, channel_axes=plan.channel_axes)
+    optimizer = case.scaled(plan.channel_axes, weight_decay=0.0)
     params = plan.numbers(seed)
     grads = [plan.numbers(seed + t, zeros=0.1) for t in (1, 2)]
     longer = jax.tree.map(jnp.multiply, params, lengths)
@@ -445,11 +277,11 @@ def test_lengths_of_scale_invariant_weights_do_not_matter(
     chex.assert_trees_all_equal(jax.tree.map(jnp.divide, found, lengths), expected)
 
 
-@every_method
+@every_case
 @some_examples
 @example(KINDS, 0)
 @given(plans(), SEEDS)
-def test_channels_can_change_places(method, plan, seed):
+def test_channels_can_change_places(case, plan, seed):
     random = np.random.default_rng(seed)
     orders = {
         path: {
@@ -475,7 +307,7 @@ def test_channels_can_change_places(method, plan, seed):
         return jax.tree_util.tree_map_with_path(permuted, tree)
 
     params, grads = plan.numbers(seed), [plan.numbers(seed + t) for t in (1, 2)]
-    optimizer = method.make(plan.channel_axes, 1.0)
+    optimizer = case.scaled(plan.channel_axes)
     steps = follow(optimizer, params, grads)
     others = follow(optimizer, moved(params), [moved(g) for g in grads])
     for step, other in zip(steps, others, strict=True):
@@ -484,10 +316,10 @@ def test_channels_can_change_places(method, plan, seed):
             chex.assert_trees_all_close(its, moved(tree), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", STACKABLE, ids=[method.name for method in STACKABLE])
+@of_each([case for case in CASES + LINKS if not case.by_leaf])
 @some_examples
 @given(leaves(), SEEDS, st.data())
-def test_a_stack_of_layers_is_its_layers(method, leaf, seed, data):
+def test_a_stack_of_layers_is_its_layers(case, leaf, seed, data):
     new_axis = data.draw(st.integers(0, len(leaf.shape)), label="new_axis")
     shape = (*leaf.shape[:new_axis], 2, *leaf.shape[new_axis:])
     axes = leaf.axes
@@ -503,8 +335,8 @@ def test_a_stack_of_layers_is_its_layers(method, leaf, seed, data):
         }
 
     params, grads = stack.numbers(seed), [stack.numbers(seed + t) for t in (1, 2)]
-    steps = follow(method.make(stack.channel_axes, 1.0), params, grads)
-    of_layers = method.make({"^layer": leaf.axes}, 1.0)
+    steps = follow(case.scaled(stack.channel_axes), params, grads)
+    of_layers = case.scaled({"^layer": leaf.axes})
     others = follow(of_layers, split(params), [split(g) for g in grads])
     for (updates, after, _), (other, other_after, _) in zip(steps, others, strict=True):
         # The sum over a block may be taken in another order.
@@ -516,7 +348,7 @@ def test_a_stack_of_layers_is_its_layers(method, leaf, seed, data):
 HUGE, TINY = (30, 0), (-30, 0)
 
 
-@every_method
+@every_case
 @some_examples
 @example(KINDS, 0, (HUGE, HUGE), 1, 0.1, "complex64")
 @example(KINDS, 0, (TINY, HUGE), 1, 0.1, "float32")
@@ -529,7 +361,7 @@ HUGE, TINY = (30, 0), (-30, 0)
     st.sampled_from([0.1, 1.0]),
     st.sampled_from(DTYPES),
 )
-def test_everything_stays_finite(method, plan, seed, sizes, spread, zeros, dtype):
+def test_everything_stays_finite(case, plan, seed, sizes, spread, zeros, dtype):
     """For gradients from 1e-30 to 1e30, which change their size from step to step.
 
     A rate times such gradients is far from the largest float, also after some steps of
@@ -537,8 +369,10 @@ def test_everything_stays_finite(method, plan, seed, sizes, spread, zeros, dtype
     """
     if dtype == "float16":
         sizes, spread = ((0, 2), (-2, 1)), 1
+    if case.multiplies:
+        sizes = [(size // 6, around / 6) for size, around in sizes]
     params = plan.numbers(seed, 0, spread, dtype, zeros)
     grads = [plan.numbers(seed + t, *sizes[t % 2], dtype, zeros=0.2) for t in (1, 2, 3)]
-    steps = follow(method.make(plan.channel_axes, 1.0), params, grads)
+    steps = follow(case.scaled(plan.channel_axes), params, grads)
     for leaf in jax.tree.leaves(steps):
         assert jnp.isfinite(leaf).all()
