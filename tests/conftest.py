@@ -11,6 +11,6 @@ import os
 from hypothesis import settings
 
 # A new shape is compiled first, which takes longer than any sensible deadline.
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=12)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=6)
 settings.register_profile("long", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -193,7 +193,7 @@ CASES = [
         grows=("weight_decay",),
         length_power=1,
         tasks=(Task({"learning_rate": 1e-2, **WHOLE}),),
-        mechanized=WHOLE,
+        mechanized={"learning_rate": 1.0, **WHOLE},
     ),
     Case(
         "adamw",
@@ -216,7 +216,7 @@ CASES = [
         {**ADAM, **DECAYS, "momentum_decay": 0.05},
         **DECAYED,
         second_moments=PER_ELEMENT,
-        mechanized={},
+        mechanized={"learning_rate": 1.0},
     ),
     Case(
         "normalized",
@@ -232,7 +232,7 @@ CASES = [
         second_moments=PER_LAYER,
         ruled=("weight_decay", 0.2, 0.1),
         tasks=(Task({"learning_rate": 1e-3}),),
-        mechanized={},
+        mechanized={"learning_rate": 1.0},
     ),
     Case(
         "sgdmrt",
@@ -251,7 +251,7 @@ CASES = [
         grows=("weight_decay",),
         by_leaf=True,
         tasks=(Task(TRAINS),),
-        mechanized={"momentum": 0.9},
+        mechanized={"learning_rate": 1.0, "momentum": 0.9},
     ),
     Case(
         "sgdw",

@@ -25,6 +25,7 @@ class Network(NamedTuple):
     keys: int = 1
     has_aux: bool = False
     scans: bool = False  # with flax
+    quick: bool = False  # whether `make test` has it, for others of its kind
 
 
 def images(key: jax.Array, channels: int = 3) -> tuple[jax.Array, jax.Array]:
@@ -521,12 +522,12 @@ NETWORKS = [
         ),
         {"conv1": (3,), "conv2": (3,)},
     ),
-    Network("dense_bn", linen(dense_bn), DENSE_BN, keys=2),
+    Network("dense_bn", linen(dense_bn), DENSE_BN, keys=2, quick=True),
     Network("dense_bn_squared", linen(dense_bn, score=squared), DENSE_BN),
-    Network("loss_1e-6", linen(dense_bn, score=one_scale(1e-6)), DENSE_BN),
+    Network("loss_1e-6", linen(dense_bn, score=one_scale(1e-6)), DENSE_BN, quick=True),
     Network("loss_1e6", linen(dense_bn, score=one_scale(1e6)), DENSE_BN),
-    Network("dense_ln", linen(dense_ln), {"Dense_0/kernel": ()}),
-    Network("dense_bias_ln", linen(dense_bias_ln), {}),
+    Network("dense_ln", linen(dense_ln), {"Dense_0/kernel": ()}, quick=True),
+    Network("dense_bias_ln", linen(dense_bias_ln), {}, quick=True),
     Network("dense_bias_ln_pixels", linen(dense_bias_ln, pixels), {}),
     Network("dense_ln_pixels", linen(dense_ln, pixels), {"Dense_0/kernel": ()}),
     Network("dense_rms", linen(dense_rms), {"Dense_0/kernel": ()}),
@@ -535,20 +536,23 @@ NETWORKS = [
         linen(two_dense_ln),
         {"Dense_0/kernel": (), "Dense_1/kernel": ()},
     ),
-    Network("mlp", linen(mlp), {}, keys=2),
+    Network("mlp", linen(mlp), {}, keys=2, quick=True),
     Network("mlp_pixels", linen(mlp, pixels), {}),
     Network("mlp_without_biases", linen(mlp_without_biases), {}),
     Network(
         "weight_norm",
         linen(weight_norm),
         {"Dense_0/kernel": (1,), "Dense_1/kernel": (1,)},
+        quick=True,
     ),
     Network(
         "keras_like",
         linen(keras_like),
         {"Dense_0/kernel": (1,), "Dense_1/kernel": ()},
     ),
-    Network("dead", linen(dead, change=dead_units), {"Dense_1/kernel": (1,)}),
+    Network(
+        "dead", linen(dead, change=dead_units), {"Dense_1/kernel": (1,)}, quick=True
+    ),
     Network("one_hot", linen(dense_bn, one_hot), DENSE_BN),
     Network("mlp_one_hot", linen(mlp, one_hot), {}),
     Network(
@@ -560,13 +564,25 @@ NETWORKS = [
     Network("post_ln", linen(post_ln, sequences), {}),
     Network("lstm", linen(lstm, sequences), {}, scans=True),
     Network("simple_rnn", linen(simple_rnn, sequences), {}, scans=True),
-    Network("embedding_ln", linen(embedding_ln, tokens), {"Embed_0/embedding": (0,)}),
+    Network(
+        "embedding_ln",
+        linen(embedding_ln, tokens),
+        {"Embed_0/embedding": (0,)},
+        quick=True,
+    ),
     Network(
         "tied",
         plain(lambda key: normal(key, embed=(12, 8), kernel=(8, 8)), tied, tokens),
         {"kernel": ()},
+        quick=True,
     ),
-    Network("scanned", linen(scanned), {"layers/Dense_0/kernel": (0, 2)}, scans=True),
+    Network(
+        "scanned",
+        linen(scanned),
+        {"layers/Dense_0/kernel": (0, 2)},
+        scans=True,
+        quick=True,
+    ),
     Network(
         "cosine_head",
         plain(
@@ -577,13 +593,16 @@ NETWORKS = [
             cosine_head,
         ),
         {"head": (1,)},
+        quick=True,
     ),
-    Network("equinox", equinox_net, {"conv/weight": (0,), "middle/weight": ()}),
-    Network("nnx", nnx_net, {"conv/kernel": (3,), "dense/kernel": ()}),
+    Network(
+        "equinox", equinox_net, {"conv/weight": (0,), "middle/weight": ()}, quick=True
+    ),
+    Network("nnx", nnx_net, {"conv/kernel": (3,), "dense/kernel": ()}, quick=True),
     Network("nnx_stack", nnx_stack, {"dense/kernel": (0, 2)}),
-    Network("has_aux", aux_net, CONV_BN, has_aux=True),
+    Network("has_aux", aux_net, CONV_BN, has_aux=True, quick=True),
     Network("odd_leaves", odd_leaves, {"kernel": (), "column": ()}),
-    Network("complex", complex_net, {"kernel": (1,)}),
+    Network("complex", complex_net, {"kernel": (1,)}, quick=True),
     Network(
         "bfloat16_params",
         lambda key: low_precision(key, jnp.bfloat16, jnp.float32),
@@ -599,6 +618,7 @@ NETWORKS = [
         lambda key: low_precision(key, jnp.bfloat16, jnp.bfloat16),
         {"conv": (1,), "middle": ()},
         keys=2,
+        quick=True,
     ),
 ]
 

@@ -128,7 +128,11 @@ LOW_RANK = {"down": (7, 3), "up": (3, 9), "b": (9,), "head": (9, 4)}
 LSTM = {"w": (8, 4, 6), "u": (6, 4, 6), "b": (4, 6), "start": (6,), "head": (6, 4)}
 
 ODD_NETWORKS = [
-    Network("spectral_norm", plain(weights("b", **DENSE), spectral_norm), {"w": ()}),
+    Network(
+        "spectral_norm",
+        plain(weights("b", **DENSE), spectral_norm),
+        {"w": ()},
+    ),
     Network("convnext", linen(convnext, images), {"deep/kernel": ()}),
     Network(
         "norm_lstm",
@@ -163,7 +167,11 @@ ODD_NETWORKS = [
         ),
         {"head": (1,)},
     ),
-    Network("largest_norm", plain(weights("b", **DENSE), largest_norm), {"w": ()}),
+    Network(
+        "largest_norm",
+        plain(weights("b", **DENSE), largest_norm),
+        {"w": ()},
+    ),
     Network(
         "ratio",
         plain(
@@ -195,6 +203,7 @@ ODD_NETWORKS = [
         "low_rank_update",
         plain(weights("up", "b", **LOW_RANK), low_rank(batch_norm, 1)),
         {},
+        quick=True,
     ),
     # Saturated units look invariant at a glance.
     Network(
@@ -214,7 +223,10 @@ ODD_NETWORKS = [
             pixels,
         ),
         {},
+        quick=True,
     ),
     Network("zero_head", plain(weights("b", "head", **NORMED), normed), {"w": (1,)}),
-    Network("all_zero", plain(weights(*NORMED, **NORMED), normed), {"w": (1,)}),
+    Network(
+        "all_zero", plain(weights(*NORMED, **NORMED), normed), {"w": (1,)}, quick=True
+    ),
 ]

@@ -27,6 +27,7 @@ from tests.contract_cases import (
     is_finite,
     kinds,
     needs_value,
+    of_each,
     run,
     tree,
 )
@@ -238,26 +239,13 @@ def test_extra_args_are_let_through(case):
     assert seen == [3.0]
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        normopt.normalized,
-        lambda inner: normopt.clipped(inner, 1.0),
-        lambda inner: normopt.retract_to_sphere(inner, (), moment=None),
-        normopt.project_if_invariant,
-        normopt.compensate_rounding,
-    ],
-    ids=[
-        "normalized",
-        "clipped",
-        "retract_to_sphere",
-        "project_if_invariant",
-        "compensate_rounding",
-    ],
-)
-def test_extra_args_reach_what_is_wrapped(wrap):
+@of_each([case for case in CASES + LINKS if case.inner is not None])
+def test_extra_args_reach_what_is_wrapped(case):
     params, seen = tree(SMALL), []
-    optimizer = wrap(needs_value(seen))
+    options = (
+        {**case.options, "moment": None} if "moment" in case.options else case.options
+    )
+    optimizer = case.build(needs_value(seen), **options)
     update = functools.partial(optimizer.update, value=3.0)
     jax.eval_shape(update, params, optimizer.init(params), params)
     assert seen == [3.0]
@@ -277,7 +265,7 @@ def test_states_survive_a_checkpoint(tmp_path):
     chex.assert_trees_all_equal(restored, saved)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@of_each(CASES)
 def test_a_json_configuration_gives_the_same_trajectory(case):
     params = case.params()
     grads = gradients(params)

@@ -17,7 +17,13 @@ from tests.odd_networks import ODD_NETWORKS
 from tests.versions import FLAX_SCANS, enable_x64
 
 EVERY = [
-    (network, key) for network in NETWORKS + ODD_NETWORKS for key in range(network.keys)
+    pytest.param(
+        *(network, key),
+        id=f"{network.name}-{key}",
+        marks=[] if network.quick and key == 0 else pytest.mark.slow("one more"),
+    )
+    for network in NETWORKS + ODD_NETWORKS
+    for key in range(network.keys)
 ]
 
 
@@ -34,9 +40,7 @@ def anchored(paths: dict[str, Any]) -> dict[str, Any]:
     return {f"^{re.escape(path)}$": axes for path, axes in paths.items()}
 
 
-@pytest.mark.parametrize(
-    ("network", "key"), EVERY, ids=[f"{network.name}-{key}" for network, key in EVERY]
-)
+@pytest.mark.parametrize(("network", "key"), EVERY)
 def test_finds_the_truth(network: Network, key: int):
     if network.scans and not FLAX_SCANS:
         pytest.skip("flax scans from jax 0.6.2 on")

@@ -6,7 +6,6 @@ parts, and the tables and the look-up of a factory are replaced between them.
 """
 
 import ast
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -14,13 +13,11 @@ import pathlib
 import re
 import types
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
-import optax
 import pytest
 
 import normopt
+from tests.contract_cases import CASES
 
 MAIN = "_MAIN_OPTIMIZERS_UNDER_TEST"
 OTHER = "_OTHER_OPTIMIZERS_UNDER_TEST"
@@ -34,68 +31,32 @@ TARGETS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A row of optax's tables, and the targets that it need not converge to."""
-
-    name: str
-    options: Mapping[str, Any]
-    wrapper: str | None = None
-    wrapper_options: Mapping[str, Any] | None = None
-    exempt: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def row(self) -> dict[str, Any]:
-        return {
-            "opt_name": self.name,
-            "opt_kwargs": self.options,
-            "wrapper_name": self.wrapper,
-            "wrapper_kwargs": self.wrapper_options,
-        }
+def row(case, options, wrapper=None, wrapper_options=None):
+    """A row of optax's tables."""
+    return {
+        "opt_name": case.name,
+        "opt_kwargs": options,
+        "wrapper_name": wrapper,
+        "wrapper_kwargs": wrapper_options,
+    }
 
 
-WHOLE = {"channel_axes": ()}
-MOMENTUM = {"learning_rate": 1e-3, "momentum": 0.9}
-OFF_THE_SPHERE = "its blocks have unit length, and no leaf of the optimum has"
-# The empty pattern is found in every path. There is none in what stands in for params
-# where `optax.tree.map_params` calls init.
-RULED = {"channel_axes": {"": ()}}
-ENTRIES = (
-    Entry("adamg", {"learning_rate": 1e-2}),
-    Entry(
-        "adamg",
-        {"learning_rate": 1e-2, **WHOLE},
-        exempt=dict.fromkeys(TARGETS, OFF_THE_SPHERE),
-    ),
-    Entry("adamp", {"learning_rate": 1e-2}),
-    Entry("adams", {"learning_rate": 1e-2, **RULED}),
-    Entry("adamsrt", {"learning_rate": 1e-2, **WHOLE}),
-    Entry("adamw", {"learning_rate": 1e-2}),
-    Entry("clipped", {"inner": optax.sgd(**MOMENTUM), "max_norm": 1.0}),
-    Entry("nadamw", {"learning_rate": 1e-2}),
-    Entry("normalized", {"inner": optax.sgd(1e-3)}),
-    Entry("novograd", {"learning_rate": 1e-3}),
-    Entry("sgdmrt", {**MOMENTUM, **WHOLE}),
-    Entry("sgdp", MOMENTUM),
-    Entry("sgdw", MOMENTUM),
-)
-
-# As optax's own, in a wrapper that looks for the learning rate itself. One of each kind
-# of moments: to train them all would double the time and test the wrapper.
-mechanized = functools.partial(
-    Entry, wrapper="mechanize", wrapper_options={"weight_decay": 0.0}
-)
-WRAPPED = (
-    mechanized("adamsrt", {"learning_rate": 1.0, **WHOLE}),
-    mechanized("clipped", {"inner": optax.sgd(1.0), "max_norm": 1.0}),
-    mechanized("nadamw", {"learning_rate": 1.0}),
-    mechanized("novograd", {"learning_rate": 1.0}),
-    mechanized("sgdp", {"learning_rate": 1.0, "momentum": 0.9}),
-)
+TASKS = [(task, row(case, task.options)) for case in CASES for task in case.tasks]
+WRAPPED = [
+    row(
+        case,
+        case.mechanized,
+        "mechanize",
+        {"weight_decay": 0.0},
+    )
+    for case in CASES
+    if case.mechanized is not None
+]
+MAIN_ROWS = tuple(row for _, row in TASKS)
 TABLES = {
-    MAIN: tuple(entry.row for entry in ENTRIES),
-    OTHER: tuple(entry.row for entry in WRAPPED),
-    ALL: tuple(entry.row for entry in ENTRIES + WRAPPED),
+    MAIN: MAIN_ROWS,
+    OTHER: tuple(WRAPPED),
+    ALL: (*MAIN_ROWS, *WRAPPED),
 }
 
 
@@ -110,11 +71,10 @@ def with_exemptions(test):
 
     @functools.wraps(test)
     def converges(self, **arguments):
-        target = arguments["target"].__name__
-        given = {column: arguments[column] for column in ENTRIES[0].row}
-        (entry,) = (entry for entry in ENTRIES + WRAPPED if entry.row == given)
-        if target in entry.exempt:
-            self.skipTest(entry.exempt[target])
+        given = {column: arguments[column] for column in MAIN_ROWS[0]}
+        for task, its_row in TASKS:
+            if task.exempt and its_row == given:
+                self.skipTest(task.exempt)
         test(self, **arguments)
 
     return converges
@@ -181,8 +141,10 @@ ContribTest, COUNTS = load()
 ContribTest.__module__ = __name__
 
 
-def test_every_optimizer_is_under_test():
-    assert sorted({entry.name for entry in ENTRIES}) == normopt.names()
+# That they converge no other test shows.
+for name, test in vars(ContribTest).items():
+    if name.startswith("test") and not re.fullmatch(rf"{CONVERGENCE}\d+", name):
+        pytest.mark.slow("what the contract's tests show, in optax's words")(test)
 
 
 def test_as_many_tests_run_as_the_tables_imply():
@@ -190,8 +152,3 @@ def test_as_many_tests_run_as_the_tables_imply():
     found = Counter(re.sub(r"\d+$", "", name) for name in cases)
     assert found == COUNTS
     assert sum(COUNTS.values()) == 11 * len(TABLES[ALL]) + 5 * len(TABLES[MAIN])
-
-
-def test_only_known_targets_are_exempt():
-    for entry in ENTRIES + WRAPPED:
-        assert set(entry.exempt) <= set(TARGETS)

@@ -121,7 +121,7 @@ def test_wheel_imports_beside_jax_and_optax_alone(wheel, tmp_path):
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
 def test_constraints_pin_versions_and_name_no_index(name):
-    lines = (ROOT / name).read_text().splitlines()
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     for pin in pins:
         requirement = Requirement(pin)
@@ -133,7 +133,7 @@ def test_constraints_pin_versions_and_name_no_index(name):
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
 def test_constraints_pin_each_package_once(python):
     """Two pins that hold on the same Python would leave pip without a solution."""
-    text = (ROOT / "constraints.txt").read_text()
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins = [Requirement(r) for r in re.findall(r"(?m)^[^#\n]+$", text)]
     here = {"python_version": python, "python_full_version": f"{python}.0"}
     names = [
@@ -148,7 +148,11 @@ def test_constraints_pin_each_package_once(python):
 def test_every_paper_of_a_docstring_can_be_cited():
     """By the number that arXiv gave it."""
     number = re.compile(r"(?<=arXiv[\s:])\s*(\d{4}\.\d{4,5})")
-    sources = [path.read_text() for path in (ROOT / "normopt").rglob("*.py")]
+    sources = [
+        path.read_text(encoding="utf-8") for path in (ROOT / "normopt").rglob("*.py")
+    ]
     named = set(number.findall("\n".join(sources)))
     assert len(named) > 10
-    assert named <= set(number.findall((ROOT / "CITATION.cff").read_text()))
+    assert named <= set(
+        number.findall((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    )

@@ -14,7 +14,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
-TARGETS = re.findall(r"(?m)^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text())
+TARGETS = re.findall(
+    r"(?m)^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text(encoding="utf-8")
+)
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
@@ -85,8 +87,10 @@ def test_a_failed_install_is_not_taken_for_a_whole_one(tmp_path):
 
 
 def test_the_oldest_versions_are_the_declared_lower_bounds():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    lines = (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
     pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
     pinned = {canonicalize_name(pin.name): pin.specifier for pin in pins}
     assert len(pinned) == len(pins)

@@ -130,6 +130,8 @@ def test_every_norm_has_an_oracle():
 
 
 @some_examples
+@example(KINDS, 0, (30, 0), "float32")
+@example(KINDS, 0, (-15, 15), "complex64")
 @given(plans(), SEEDS, sized(), st.sampled_from(["float32", "complex64"]))
 def test_norms_are_those_of_float64(plan, seed, sizes, dtype):
     x = plan.numbers(seed, *sizes, dtype, zeros=0.1)
@@ -146,6 +148,7 @@ def test_norms_are_those_of_float64(plan, seed, sizes, dtype):
 
 
 @some_examples
+@example(KINDS, 0, (-30, 2.0**199), "float32")
 @given(plans(), SEEDS, scaled(30), st.sampled_from(["float32", "complex64"]))
 def test_norms_are_homogeneous(plan, seed, scale, dtype):
     size, factor = scale
@@ -162,6 +165,8 @@ def test_norms_are_homogeneous(plan, seed, scale, dtype):
 
 
 @some_examples
+@example(KINDS, 0, (-30, 2.0**199), "float32")
+@example(KINDS, 0, (0, 2.0), "bfloat16")
 @given(plans(), SEEDS, scaled(30), st.sampled_from(DTYPES))
 def test_normalized_blocks_are_of_unit_length_whatever_it_was(plan, seed, scale, dtype):
     size, factor = scale if dtype != "float16" else (0, 8.0)
@@ -186,6 +191,7 @@ def test_normalized_blocks_are_of_unit_length_whatever_it_was(plan, seed, scale,
 
 
 @some_examples
+@example(KINDS, 0, (0, 2), "float32", 0.0)
 @given(plans(), SEEDS, sized(), st.sampled_from(DTYPES), st.floats(-1, 1))
 def test_clipping_shortens_what_is_too_long(plan, seed, sizes, dtype, power):
     size, spread = sizes if dtype != "float16" else (0, 2)
@@ -206,6 +212,8 @@ def test_clipping_shortens_what_is_too_long(plan, seed, sizes, dtype, power):
             assert (np.asarray(u) == np.asarray(own))[is_short].all()
 
 
+@some_examples
+@example(KINDS, 0, (30, 0), 3)
 @given(plans(), SEEDS, sized(), st.sampled_from([0, 3]))
 def test_updates_are_scaled_by_the_length_of_the_weights(plan, seed, sizes, share):
     updates = plan.numbers(seed)

@@ -50,7 +50,7 @@ def test_imports_point_one_way():
     root = Path(normopt.__file__).parent
     for file in root.rglob("*.py"):
         own = file.relative_to(root).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = []
             if isinstance(node, ast.ImportFrom):
                 modules = [node.module]

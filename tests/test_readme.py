@@ -16,8 +16,8 @@ import normopt
 from tests.versions import HAS_SHARD_MAP, NNX_KEEPS_MASKS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-TEXT = README + (ROOT / "RECIPES.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = README + (ROOT / "RECIPES.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 

@@ -58,7 +58,15 @@ def expected(positions, total_steps=8):
     return pytest.approx(etas, rel=1e-6)
 
 
-@pytest.mark.parametrize("how", WRAPPED)
+@pytest.mark.parametrize(
+    "how",
+    [
+        how
+        if how in ("alone", "MultiSteps", "retract_to_sphere")
+        else pytest.param(how, marks=pytest.mark.slow("one more wrapper"))
+        for how in WRAPPED
+    ],
+)
 def test_it_restarts_at_any_depth_in_and_outside_jit(how):
     optimizer = WRAPPED[how]
     etas, state = etas_of(optimizer, optimizer.init(PARAMS), 3)

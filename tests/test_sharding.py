@@ -10,28 +10,36 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import normopt
-from tests.multidevice.running import EIGHT, finish, free_address, start
+from tests.multidevice.running import EIGHT, finish, finish_all, free_address, start
 from tests.versions import needs_masks_in_nnx, needs_shard_map
+
+compiles_much = pytest.mark.slow("compiles for eight devices")
 
 
 @pytest.mark.parametrize(
     ("script", "least"),
     [
-        *[("links", 300), ("optimizers", 240), ("restarts", 18), ("explicit", 168)],
+        ("optimizers both", 100),
+        ("restarts", 18),
         pytest.param("mapped", 56, marks=needs_shard_map),
-        pytest.param("partitioned", 10, marks=needs_masks_in_nnx),
+        pytest.param("optimizers", 240, marks=compiles_much),
+        pytest.param("links", 300, marks=compiles_much),
+        pytest.param("explicit", 168, marks=compiles_much),
+        pytest.param("partitioned", 10, marks=[compiles_much, needs_masks_in_nnx]),
     ],
 )
 def test_eight_devices_give_the_numbers_of_one(script, least):
-    printed = finish(start(f"tests.multidevice.{script}", flags=EIGHT))
+    name, *specs = script.split()
+    printed = finish(start(f"tests.multidevice.{name}", *specs, flags=EIGHT))
     assert int(printed.rsplit(":", 1)[1]) >= least
 
 
+@pytest.mark.slow("two processes with all optimizers")
 def test_two_processes_give_the_numbers_of_one():
     module, address = "tests.multidevice.processes", free_address()
     processes = [start(module, address, index) for index in range(2)]
     # Each looks at all parameters after its half of the work.
-    for printed in [finish(process) for process in processes]:
+    for printed in finish_all(processes):
         assert int(printed.rsplit(":", 1)[1]) == len(normopt.names())
 
 

@@ -1,7 +1,12 @@
-"""Every optimizer on eight devices takes the steps that it takes on one."""
+"""Every optimizer on eight devices takes the steps that it takes on one.
+
+Run as `python -m tests.multidevice.optimizers`, followed by the names of the shardings
+if not all of them are wanted.
+"""
 
 import inspect
 import itertools
+import sys
 
 import jax
 import numpy as np
@@ -28,14 +33,15 @@ def variants(case: Case):
         yield "leaves", case.make(channel_axes=())
 
 
-def main() -> None:
+def main(*specs: str) -> None:
     mesh, checked = mesh_of_eight(), 0
     params = tree(SHAPES)
     grads = gradients(params, 5)
     for case in CASES:
         for blocks, tx in variants(case):
             expected, _ = follow(jax.jit(tx.update), params, tx.init(params), grads)
-            for name, spec in SPECS.items():
+            for name in specs or SPECS:
+                spec = SPECS[name]
                 where = (case.name, blocks, name)
                 places = {"kernel": on(mesh, *spec), "bias": on(mesh, spec[-1])}
                 after, step = train(tx, places, params, grads)
@@ -87,4 +93,4 @@ def check_places(some_tree, places):
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -160,7 +160,11 @@ def rescaled_losses(optimizer, with_rescaling, steps=15):
 
 
 @pytest.mark.parametrize(
-    ("make", "is_invariant"), [(normopt.adamsrt, True), (normopt.adams, False)]
+    ("make", "is_invariant"),
+    [
+        (normopt.adamsrt, True),
+        pytest.param(normopt.adams, False, marks=pytest.mark.slow("a contrast")),
+    ],
 )
 def test_the_length_of_invariant_weights_means_nothing_to_adamsrt(make, is_invariant):
     with enable_x64(True):

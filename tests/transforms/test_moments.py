@@ -195,7 +195,9 @@ def test_zero_blocks_and_their_derivatives_are_finite(tangent):
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
-@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    "eager", [False, pytest.param(True, marks=pytest.mark.slow("hundreds of programs"))]
+)
 def test_a_block_without_length_begins_anew_at_each_step(eager, amsgrad):
     """Eager as well, where XLA does not turn a product with a mask into a choice."""
     with jax.disable_jit(eager):

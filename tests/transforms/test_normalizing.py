@@ -10,32 +10,12 @@ import normopt
 
 NORMS = ["l1", "l2", "l1_l2", "avg_l1", "avg_l2", "avg_l1_l2", "max", "linf"]
 NORMS += ["min_max", "std"]
+DTYPES = ["float32", "bfloat16", "float16"]
 
 
 def apply(link, updates, params=None):
     new, _ = link.update(updates, link.init(updates), params)
     return new
-
-
-@pytest.fixture
-def eager():
-    """Arithmetic of all norms shares its few operations, where programs share none."""
-    with jax.disable_jit():
-        yield
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("axes", [(), (-1,), (0, -1), (0,), (0, 1, 2)])
-def test_unit_length_at_every_size(norm, axes):
-    if norm == "std" and axes == (0, 1, 2):
-        pytest.skip("one element has no deviation")
-    one = jax.random.normal(jax.random.key(0), (3, 7, 4))
-    link = normopt.normalize_blocks(norm, axes, eps=0.0)
-    update = jax.jit(lambda g: apply(link, g))
-    lengths = jax.jit(lambda u: normopt.block_norms(u, axes, norm))
-    for size in (1e-30, 1e-15, 1.0, 1e15, 1e30):
-        # Rounding of sums over at most 84 numbers, in float32.
-        np.testing.assert_allclose(lengths(update(one * size)), 1, rtol=2e-6)
 
 
 # Each new length of a block has to be compiled for.
@@ -59,50 +39,26 @@ def test_many_tiny_numbers_beside_a_larger_one():
     assert float(normopt.block_norms(block)) == pytest.approx(true, rel=1e-4)
 
 
-@pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("eps", [0.0, 1e-7])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_a_zero_block_gives_a_zero_update(norm, eps, dtype):
-    grads = jnp.array([[0.0, 1.0], [0.0, -2.0]], dtype)
-    updates = apply(normopt.normalize_blocks(norm, (-1,), eps), grads)
-    assert updates.dtype == dtype
-    assert not updates[:, 0].any()
-    assert jnp.isfinite(updates).all()
-
-
-@pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("eps", [0.0, 1e-7])
-@pytest.mark.parametrize(
-    "link",
-    [
-        lambda norm, eps: normopt.normalize_blocks(norm, (-1,), eps),
-        lambda norm, eps: normopt.clip_blocks(0.5, norm, (-1,), eps),
-    ],
-)
-def test_the_derivative_at_a_zero_block_is_finite(norm, eps, link):
-    grads = jnp.array([[0.0, 1.0], [0.0, -2.0]])
-    slope = jax.grad(lambda g: apply(link(norm, eps), g).sum())(grads)
-    assert jnp.isfinite(slope).all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_a_zero_block_is_no_trouble_when_compiled(norm):
-    grads = jnp.array([[0.0, 1.0], [0.0, -2.0]])
-    link = optax.chain(
-        normopt.clip_blocks(0.5, norm, (-1,), eps=0.0),
+def test_a_zero_block_gives_a_zero_update_and_a_finite_derivative(norm):
+    grads = {dtype: jnp.array([[0, 1], [0, -2]], dtype) for dtype in DTYPES}
+    links = [
         normopt.normalize_blocks(norm, (-1,), eps=0.0),
-    )
+        normopt.normalize_blocks(norm, (-1,)),
+        normopt.clip_blocks(0.5, norm, (-1,), eps=0.0),
+    ]
 
     @jax.jit
-    def updates_and_slope(grads):
-        updates, pull_back = jax.vjp(lambda g: apply(link, g), grads)
-        return updates, *pull_back(jnp.ones_like(grads))
+    def updates_and_slopes(grads):
+        return [jax.vjp(lambda g, link=link: apply(link, g), grads) for link in links]
 
-    updates, slope = updates_and_slope(grads)
-    assert not updates[:, 0].any()
-    assert jnp.isfinite(updates).all() and jnp.isfinite(slope).all()
+    for updates, pull_back in updates_and_slopes(grads):
+        (slopes,) = pull_back(jax.tree.map(jnp.ones_like, updates))
+        for dtype in DTYPES:
+            assert updates[dtype].dtype == dtype
+            assert not updates[dtype][:, 0].any() and updates[dtype][:, 1].all()
+            # 1 / eps is more than float16 can hold.
+            assert dtype == "float16" or jnp.isfinite(slopes[dtype]).all()
 
 
 # The derivative itself holds 1 / norm^2, which has to be a float32.
@@ -121,7 +77,7 @@ def test_eps_stands_beside_the_norm():
     np.testing.assert_allclose(updates, grads / 6e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_low_precision_leaves_are_summed_in_float32(dtype):
     # 4096 ones: a sum in bfloat16 stops at 256, in float16 at 2048.
     updates = apply(normopt.normalize_blocks(), jnp.ones(4096, dtype))
@@ -168,7 +124,9 @@ def test_leaves_without_blocks_are_left_alone():
         assert (updates[alone] == grads[alone]).all()
 
 
-@pytest.mark.parametrize("norm", ["l2", "std"])
+@pytest.mark.parametrize(
+    "norm", ["l2", pytest.param("std", marks=pytest.mark.slow("another norm"))]
+)
 def test_under_vmap_each_example_is_normalized_alone(norm):
     sizes = jnp.array([0.0, 1e-30, 1.0, 1e30])[:, None, None]
     stack = sizes * jax.random.normal(jax.random.key(5), (4, 3, 5))
@@ -196,18 +154,6 @@ def test_leaves_that_are_no_real_numbers_pass_every_link():
 def test_a_scalar_is_one_block_of_the_whole_leaf():
     updates = apply(normopt.normalize_blocks(eps=0.0), jnp.array(-7.0))
     assert updates == -1
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("axes", [(), (-1,)])
-def test_clipping_only_shortens(norm, axes):
-    grads = jax.random.normal(jax.random.key(4), (6, 9)) * jnp.logspace(-2, 2, 9)
-    before = normopt.block_norms(grads, axes, norm)
-    limit = float(jnp.median(before)) * 0.999
-    updates = apply(normopt.clip_blocks(limit, norm, axes, eps=0.0), grads)
-    after = normopt.block_norms(updates, axes, norm)
-    np.testing.assert_allclose(after, jnp.minimum(before, limit), rtol=1e-5)
-    assert (jnp.sign(updates) == jnp.sign(grads)).all()
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])

@@ -45,7 +45,13 @@ def test_without_it_a_decay_in_bfloat16_does_nothing():
     assert (after_decay(optax.adamw(0.01, weight_decay=0.1), jnp.bfloat16) == 1).all()
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        jnp.bfloat16,
+        pytest.param(jnp.float16, marks=pytest.mark.slow("another dtype")),
+    ],
+)
 @pytest.mark.parametrize(
     "make",
     [
