@@ -43,21 +43,12 @@ def row(case, options, wrapper=None, wrapper_options=None):
 
 TASKS = [(task, row(case, task.options)) for case in CASES for task in case.tasks]
 WRAPPED = [
-    row(
-        case,
-        case.mechanized,
-        "mechanize",
-        {"weight_decay": 0.0},
-    )
+    row(case, case.mechanized, "mechanize", {"weight_decay": 0.0})
     for case in CASES
     if case.mechanized is not None
 ]
 MAIN_ROWS = tuple(row for _, row in TASKS)
-TABLES = {
-    MAIN: MAIN_ROWS,
-    OTHER: tuple(WRAPPED),
-    ALL: (*MAIN_ROWS, *WRAPPED),
-}
+TABLES = {MAIN: MAIN_ROWS, OTHER: tuple(WRAPPED), ALL: (*MAIN_ROWS, *WRAPPED)}
 
 
 def factory(name):
