@@ -148,7 +148,7 @@ def test_norms_are_those_of_float64(plan, seed, sizes, dtype):
 
 
 @some_examples
-@example(KINDS, 0, (-30, 2.0**199), "float32")
+@example(KINDS, 0, (-30, 2.0**99), "float32")
 @given(plans(), SEEDS, scaled(30), st.sampled_from(["float32", "complex64"]))
 def test_norms_are_homogeneous(plan, seed, scale, dtype):
     size, factor = scale
@@ -165,7 +165,7 @@ def test_norms_are_homogeneous(plan, seed, scale, dtype):
 
 
 @some_examples
-@example(KINDS, 0, (-30, 2.0**199), "float32")
+@example(KINDS, 0, (-30, 2.0**99), "float32")
 @example(KINDS, 0, (0, 2.0), "bfloat16")
 @given(plans(), SEEDS, scaled(30), st.sampled_from(DTYPES))
 def test_normalized_blocks_are_of_unit_length_whatever_it_was(plan, seed, scale, dtype):
