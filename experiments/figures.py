@@ -1,10 +1,14 @@
 """Figures drawn from stored records, so that none needs a second run."""
 
 import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
@@ -17,6 +21,8 @@ STYLE = {
     "grid.color": "#e4e4e4",
     "font.size": 10,
 }
+# The name under which a PNG holds, as text, what its figure is made of.
+CONTENTS = "Contents"
 _TRAIN, _VALIDATION = "#1f6fb2", "#d9601a"
 # Of the strip for a note, in inches.
 _STRIP = 0.25
@@ -55,7 +61,7 @@ def log_scale(axes: Any) -> None:
 
 
 def save(figure: Figure, path: Path, note: str = "") -> None:
-    """Write a figure as a PNG, whole or not at all.
+    """Write a figure and its contents as a PNG, whole or not at all.
 
     Args:
         figure: what to draw; inside the `rc_context` that it was made in.
@@ -65,9 +71,48 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     """
     if note:
         _add_strip(figure, note)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=140)
+    image, about = io.BytesIO(), {CONTENTS: json.dumps(contents(figure))}
+    figure.savefig(image, format="png", dpi=140, metadata=about)
     write_bytes(path, image.getvalue())
+
+
+def contents(figure: Figure) -> dict[str, list[Any]]:
+    """Return what a figure is made of, as JSON holds it.
+
+    On another machine it is the same but for rounding; the pixels are not.
+
+    Returns:
+        `words`: titles, labels and notes; `numbers`: for each line, map and set of dots
+        or bars its coordinates or values one after another, with four digits.
+    """
+    texts = [*figure.texts, *_in_legends(figure.legends)]
+    drawn = []
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        texts += _in_legends([legend] if legend else [])
+        drawn += [line.get_xydata() for line in axes.lines]
+        drawn += [image.get_array() for image in axes.images]
+        for collection in axes.collections:
+            drawn += _of_collection(collection)
+    return {
+        "words": [text.get_text() for text in texts],
+        "numbers": [
+            [float(f"{number:.4g}") for number in np.ravel(array)] for array in drawn
+        ],
+    }
+
+
+def _in_legends(legends: list[Any]) -> Iterator[Any]:
+    for legend in legends:
+        yield from (legend.get_title(), *legend.get_texts())
+
+
+def _of_collection(collection: Any) -> Iterator[np.ndarray]:
+    if isinstance(collection, PathCollection):
+        yield np.asarray(collection.get_offsets())
+    elif isinstance(collection, LineCollection | PolyCollection):
+        yield from (path.vertices for path in collection.get_paths())
 
 
 def _add_strip(figure: Figure, note: str) -> None:

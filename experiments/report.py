@@ -26,7 +26,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
-from experiments import bars, report_markdown, report_page
+from experiments import bars, figures, report_markdown, report_page
 from experiments.__main__ import IN_PART, RESULTS, discover
 from experiments.block_normalized_2017 import claims as block_normalized
 from experiments.claims import Picture, Stored
@@ -63,11 +63,11 @@ def main(args: Sequence[str]) -> None:
     """Write the report that the command line asks for, and say how it turned out."""
     config = tyro.cli(ReportConfig, args=args, prog="python -m experiments report")
     report = gather(config.results)
-    figures = config.out / FIGURES
-    figures.mkdir(parents=True, exist_ok=True)
+    folder = config.out / FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
     images = draw_all(report)
     for name, image in images.items():
-        write_bytes(figures / f"{name}.png", image)
+        write_bytes(folder / f"{name}.png", image)
     write_text(config.out / "RESULTS.md", report_markdown.render(report, FIGURES))
     write_text(config.out / "index.html", report_page.render(report, images))
     in_part = [section.name for section in report.sections if section.is_in_part]
@@ -131,6 +131,7 @@ def draw(picture: Picture, stored: Stored) -> bytes:
             about = PngInfo()
             # By which matplotlib it was drawn: another one draws other pixels.
             about.add_text(DRAWN_BY, full.info[DRAWN_BY])
+            about.add_text(figures.CONTENTS, full.info[figures.CONTENTS], zip=True)
     image = io.BytesIO()
     small.save(image, format="png", optimize=True, pnginfo=about)
     return image.getvalue()

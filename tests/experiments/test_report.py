@@ -19,6 +19,7 @@ from experiments.claims import Claim, Exhibit, Finding
 from experiments.report import DRAWN_BY, FIGURES, FOLDER, gather, main
 from experiments.report_parts import Section, sources_of
 from experiments.spherical_2020.claims import PUBLISHED
+from tests.experiments.drawings import assert_same_figure, assert_same_text
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
@@ -45,27 +46,20 @@ def nothing(tmp_path_factory):
     return gather(tmp_path_factory.mktemp("empty"))
 
 
-def assert_same_report(ours, other):
-    """Two folders that the command wrote; `other` may be of another machine."""
-    text = (other / "RESULTS.md").read_text()
-    assert (ours / "RESULTS.md").read_text() == text
-    pages = ((folder / "index.html").read_text() for folder in (ours, other))
-    assert (ours / IN_PART).read_text() == (other / IN_PART).read_text()
-    # Another matplotlib, or another processor, draws other pixels of the same figure.
-    page, other_page = (re.sub(r"(?<=;base64,)[^\"]+", "", page) for page in pages)
-    assert page == other_page
-    named = set(re.findall(rf"\]\(({FIGURES}/\w+\.png)\)", text))
-    for folder in (ours, other):
-        assert named == {f"{FIGURES}/{p.name}" for p in (folder / FIGURES).iterdir()}
-    for name in named:
-        with Image.open(ours / name) as image, Image.open(other / name) as other_image:
-            image.load()
-            assert image.size == other_image.size, name
-
-
 def test_the_repository_has_what_the_stored_results_give(written):
     """If it does not, run `python -m experiments report`."""
-    assert_same_report(FOLDER, written)
+    text, page, in_part = (
+        [(folder / name).read_text() for folder in (FOLDER, written)]
+        for name in ("RESULTS.md", "index.html", IN_PART)
+    )
+    assert_same_text(*text)
+    assert_same_text(*(re.sub(r"(?<=;base64,)[^\"]+", "", one) for one in page))
+    assert in_part[0] == in_part[1]
+    named = set(re.findall(rf"\]\(({FIGURES}/\w+\.png)\)", text[0]))
+    for folder in (FOLDER, written):
+        assert named == {f"{FIGURES}/{p.name}" for p in (folder / FIGURES).iterdir()}
+    for name in named:
+        assert_same_figure(FOLDER / name, written / name)
 
 
 def test_an_image_says_what_drew_it(written):
