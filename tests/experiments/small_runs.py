@@ -46,6 +46,15 @@ def quiet():
     return Console(quiet=True)
 
 
+def in_a_plain_terminal(table):
+    """The lines of a table, none of whose cells is cut."""
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table)
+    assert "…" not in captured.get()
+    return [line.strip() for line in captured.get().splitlines()]
+
+
 def calls_until_it_goes_on(monkeypatch, owner, name, command):
     """Stop a command before its third call of a function, then give it again.
 

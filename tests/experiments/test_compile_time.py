@@ -23,6 +23,7 @@ def uncached():
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
+@pytest.mark.slow("compiles every case")
 @pytest.mark.usefixtures("uncached")
 def test_the_command_prints_and_stores_a_row_for_every_case(tmp_path, capsys):
     file = tmp_path / "rows.json"

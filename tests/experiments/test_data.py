@@ -325,6 +325,7 @@ def test_fingerprint_tells_partial_data_apart(tmp_path):
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 
 
+@pytest.mark.slow("all of MNIST")
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no copy of MNIST beside the project")
 def test_real_mnist():
     mnist = data.load("mnist", SHARED)

@@ -39,6 +39,7 @@ def test_every_convolution_computes_in_the_dtype(prepared, dtype, short):
     assert len(found) == 20 and set(found) == {short}
 
 
+@pytest.mark.slow("compiles two networks")
 def test_what_lasts_is_float32_and_close_to_a_step_in_float32(prepared):
     after, sums = {}, {}
     for dtype, one in prepared.items():

@@ -39,7 +39,7 @@ def ran(rest):
         [sys.executable, "-c", PROGRAM.format(rest=rest)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -47,8 +47,9 @@ def ran(rest):
 def test_steps_and_items_end_with_an_interrupt_that_was_forgotten():
     for rest in (STEPS, ITEMS):
         done = ran(rest)
-        assert done.stdout == "forgotten\n", done.stderr
-        assert done.stderr.rstrip().endswith("KeyboardInterrupt")
+        said = done.stdout.splitlines()
+        assert "forgotten" in said and "went on" not in said, done.stderr
+        assert "KeyboardInterrupt" in done.stderr
         assert done.returncode in (-signal.SIGINT, 130)
 
 

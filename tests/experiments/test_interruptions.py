@@ -94,7 +94,7 @@ def stopped(runs_dir, folder, landed):
             stderr=subprocess.PIPE,
             text=True,
         )
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         try:
             while process.poll() is None and not landed(folder):
                 assert time.monotonic() < deadline
@@ -143,12 +143,15 @@ def in_this_process(runs_dir):
     return printed.getvalue()
 
 
+ANOTHER = pytest.mark.slow("another real run that is killed")
+
+
 @pytest.mark.parametrize(
     ("landed", "resume"),
     [
-        (before_the_first_checkpoint, in_this_process),
-        (during_a_save, in_this_process),
-        (in_the_middle_of_the_second_epoch, the_same_command),
+        (in_the_middle_of_the_second_epoch, in_this_process),
+        pytest.param(during_a_save, the_same_command, marks=ANOTHER),
+        pytest.param(before_the_first_checkpoint, in_this_process, marks=ANOTHER),
     ],
 )
 def test_killed_run_goes_on_bit_for_bit(tmp_path, uninterrupted, landed, resume):
@@ -164,7 +167,7 @@ def test_killed_run_goes_on_bit_for_bit(tmp_path, uninterrupted, landed, resume)
     lines = resume(tmp_path).splitlines()
     begin = "training into" if last is None else f"resuming after step {last} of"
     assert any(line.startswith(begin) for line in lines)
-    assert lines[-1].startswith("test accuracy ")
+    assert any(line.startswith("test accuracy ") for line in lines)
     assert_same_run(folder, uninterrupted)
     assert saved(folder) == saved(uninterrupted) == {9, 18, 27}
     assert not unfinished(folder)
@@ -206,11 +209,12 @@ def fill(disk, process):
         room = shutil.disk_usage(disk).free - SMALL_FILES
         (disk / "filler").write_bytes(bytes(room))
         return "No space left on device"
-    limits = (SMALL_FILES, resource.RLIM_INFINITY)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (SMALL_FILES, hard))
     return "File too large"
 
 
+@pytest.mark.slow("a second real run that is stopped")
 def test_full_disk_stops_with_one_line_and_loses_no_checkpoint(
     disk, uninterrupted, capsys
 ):
@@ -218,7 +222,7 @@ def test_full_disk_stops_with_one_line_and_loses_no_checkpoint(
     with stopped(disk, folder, in_the_middle_of_the_second_epoch) as process:
         cause = fill(disk, process)
         process.send_signal(signal.SIGCONT)
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 1
     # Other libraries may have lines of their own on this stream.
     assert "Traceback" not in errors
@@ -247,7 +251,7 @@ def largest_file(size):
 
 
 def until_it_fails(checkpoints):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         checkpoints.check()
         time.sleep(0.001)

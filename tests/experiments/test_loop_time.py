@@ -7,6 +7,7 @@ from experiments.loop_time import BAR, LoopTimeConfig, in_words, main
 from tests.experiments.small_runs import quiet
 
 
+@pytest.mark.slow("two real runs")
 def test_the_command_times_both_loops(tmp_path, capsys):
     file = tmp_path / "loop_time.json"
     main(["--smoke", "--json", str(file), "--out", str(tmp_path)])

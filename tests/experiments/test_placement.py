@@ -21,9 +21,10 @@ from tests.multidevice.running import EIGHT, finish, free_address, start
 EPOCHS = 2
 
 
+@pytest.mark.slow("tests/test_sharding.py has eight devices in each run")
 def test_eight_devices_and_four_of_them_follow_one(tmp_path):
     printed = finish(start("tests.experiments.placed_training", tmp_path, flags=EIGHT))
-    assert printed == "ways of placing followed: 2\n"
+    assert "ways of placing followed: 2" in printed.splitlines()
 
 
 def start_two_processes(runs_dir):
@@ -70,7 +71,7 @@ def test_two_processes_train_to_the_numbers_of_one(together, alone):
 
 def test_the_first_process_alone_writes_and_prints(together):
     folder, (first, second) = together
-    assert first.splitlines()[-1].startswith("test accuracy")
+    assert any(line.startswith("test accuracy") for line in first.splitlines())
     assert "training into" not in second and "accuracy" not in second
     (provenance,) = json.loads((folder / "provenance.json").read_text())
     assert list(provenance["devices"].values()) == [2]
@@ -86,6 +87,7 @@ def unfinished(finished, runs_dir):
     return folder, newest
 
 
+@pytest.mark.slow("two more processes")
 def test_two_processes_go_on_from_their_checkpoint(together, tmp_path):
     finished, _ = together
     folder, newest = unfinished(finished, tmp_path)
@@ -97,12 +99,12 @@ def test_two_processes_go_on_from_their_checkpoint(together, tmp_path):
 
 
 def ends_of(processes):
-    """How each has ended, and its last words."""
-    errors = [process.communicate(timeout=200)[1] for process in processes]
-    codes = [process.returncode for process in processes]
-    return codes, [lines.splitlines()[-1] for lines in errors]
+    """How each has ended, and what it said of that."""
+    errors = [process.communicate(timeout=600)[1] for process in processes]
+    return [process.returncode for process in processes], errors
 
 
+@pytest.mark.slow("two more processes")
 def test_what_one_process_cannot_read_stops_both(together, tmp_path):
     _, newest = unfinished(together[0], tmp_path)
     for part in (newest / "default" / "ocdbt.process_1").rglob("*"):
@@ -114,6 +116,7 @@ def test_what_one_process_cannot_read_stops_both(together, tmp_path):
     assert "delete it and they go on from the one before" in words
 
 
+@pytest.mark.slow("two more processes")
 def test_what_one_process_cannot_write_stops_both(together, tmp_path):
     # A folder where the first process wants to write a file, while the other waits.
     (tmp_path / together[0].name / "config.json").mkdir(parents=True)
@@ -136,7 +139,7 @@ def test_a_process_that_is_told_to_end_ends():
         [sys.executable, "-c", script],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == -signal.SIGTERM
@@ -172,6 +175,7 @@ class Three:
     devices = 3
 
 
+@pytest.mark.slow("prepares two networks")
 def test_one_device_in_a_mesh_is_that_device(tmp_path):
     lone, meshed = (
         prepare(config(tmp_path, devices=PlacementConfig(mesh=mesh)))

@@ -285,7 +285,7 @@ def test_a_browser_shows_the_page_without_a_network(page, tmp_path):
         [*command, *alone, (tmp_path / "frames.html").as_uri()],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     ).stdout
     lines = re.search("<pre>(.*?)</pre>", dom, re.DOTALL)[1].splitlines()

@@ -47,6 +47,7 @@ def result_of(folder):
     return json.loads((folder / "result.json").read_text())
 
 
+@pytest.mark.slow("needs a real run")
 def test_the_best_on_validation_is_tested_and_named(finished):
     records = read_records(finished / "metrics.jsonl")
     known = [r for r in records if r["validation_accuracy"] is not None]
@@ -59,6 +60,7 @@ def test_the_best_on_validation_is_tested_and_named(finished):
     assert json.loads((finished / "config.json").read_text())["test_best"] is True
 
 
+@pytest.mark.slow("needs a real run")
 def test_tested_weights_are_those_after_the_best_epoch(finished, tmp_path):
     prepared = spoiling(tmp_path)
     last = restored(finished, prepared.state)
@@ -73,6 +75,7 @@ def test_tested_weights_are_those_after_the_best_epoch(finished, tmp_path):
     assert spoiled["accuracy"] < accuracy
 
 
+@pytest.mark.slow("needs a real run")
 def test_resumed_run_tests_the_same_weights(finished, tmp_path):
     # The best weights are 9 steps old at this checkpoint: they come from it alone.
     folder = copy_of(finished, tmp_path, steps=27)

@@ -190,6 +190,7 @@ def damaged(monkeypatch):
     monkeypatch.setitem(AUGMENTATIONS, "digits", damaged)
 
 
+@pytest.mark.slow("two real runs")
 def test_flag_skips_bad_steps_of_a_real_run_and_says_so(tmp_path, damaged, capsys):
     command = [*arguments(tmp_path, **SETTINGS), "--skip-nonfinite"]
     main(command)

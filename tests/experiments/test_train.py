@@ -111,6 +111,7 @@ def by_default(tmp_path_factory):
     return prepare(TrainConfig(model="resnet8", runs_dir=tmp_path_factory.mktemp("d")))
 
 
+@pytest.mark.slow("looks for the axes")
 def test_default_is_adamsrt_on_the_channels_of_every_convolution(by_default):
     optimizer, params = by_default.run.config["optimizer"], by_default.state.params
     assert optimizer["name"] == "adamsrt"
@@ -122,6 +123,7 @@ def test_default_is_adamsrt_on_the_channels_of_every_convolution(by_default):
     assert all([axis % 4 for axis in own] == [3] for own in axes.values())
 
 
+@pytest.mark.slow("looks for the axes")
 def test_axes_that_are_found_again_are_the_same(by_default):
     again = prepare(TrainConfig(model="resnet8", runs_dir=by_default.run.folder.parent))
     assert again.run.folder == by_default.run.folder
@@ -286,6 +288,7 @@ def test_killed_between_the_last_checkpoint_and_the_result(tmp_path, finished, c
     assert_same_run(folder, finished)
 
 
+@pytest.mark.slow("a second real run")
 def test_finished_run_prints_its_result_and_fresh_trains_again(
     finished, capsys, tmp_path
 ):
@@ -364,16 +367,24 @@ def test_fresh_with_bad_input_removes_nothing(tmp_path, finished):
     assert sorted(folder.rglob("*")) == before
 
 
+ANOTHER = pytest.mark.slow("another real run that diverges")
+
+
 # BatchNorm hides a rate of 1e27 from the loss, but not from the check before a save; a
 # second factor of 1e30 makes the rate infinite.
 @pytest.mark.parametrize(
     ("scales", "found"),
     [
-        ({"11": 1e30}, "a weight, statistic or moment after step 18 is not finite"),
         ({"14": 1e30, "15": 1e30}, "the loss of step 17 is not finite"),
-        (
+        pytest.param(
+            {"11": 1e30},
+            "a weight, statistic or moment after step 18 is not finite",
+            marks=ANOTHER,
+        ),
+        pytest.param(
             {"11": 1e30, "12": 1e30},
             "the learning rate recorded at step 13 is not finite",
+            marks=ANOTHER,
         ),
     ],
 )
@@ -473,7 +484,12 @@ def test_an_epoch_shows_every_image_once(scan):
     assert carry[0].model_state.tolist() == [2] * 20
 
 
-@pytest.mark.parametrize("n", [1, 499, 500, 501, 1203])
+OTHER_SIZES = pytest.mark.slow("compiles for each size")
+
+
+@pytest.mark.parametrize(
+    "n", [501, *(pytest.param(n, marks=OTHER_SIZES) for n in (1, 499, 500, 1203))]
+)
 @pytest.mark.parametrize("scan", [False, True])
 def test_evaluation_counts_every_image_once(n, scan):
     split = line_data(n)
@@ -504,6 +520,7 @@ def test_intervals_tile_the_run_within_epochs(log_every):
     assert list(plan.intervals(18)) == [i for i in intervals if i[0] >= 18]
 
 
+@pytest.mark.slow("prepares two networks")
 def test_seed_chooses_the_weights(tmp_path):
     kernels = [
         prepare(config(tmp_path, seed=seed)).state.params["head"]["kernel"]

@@ -1,14 +1,11 @@
 """Normalized descent of a quadratic: how long its steps are, and where it ends."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from experiments.__main__ import discover
 from experiments.block_normalized_2017 import convex
 from experiments.block_normalized_2017.convex import LEARNING_RATES, METHODS, main
 from tests.experiments.small_runs import calls_until_it_goes_on
@@ -27,14 +24,6 @@ def traces(name, problem, steps=STEPS):
 
 def loss(problem, x):
     return x @ problem.q @ x / 2 + problem.b @ x
-
-
-def test_the_command_is_found_and_leaves_its_files(folder):
-    assert "block_normalized_2017.convex" in discover()
-    assert {path.name for path in folder.glob("*.*")} == {"convex.json", "convex.png"}
-    parts = {path.name for path in folder.glob("convex-*/*")}
-    files = {"config.json", "provenance.json"}
-    assert parts == files | {f"{name}.json" for name in METHODS}
 
 
 def test_every_run_is_stored_from_the_start_on(stored, problem):
@@ -129,28 +118,6 @@ def test_a_stored_run_is_that_run_alone(name, stored, problem):
 def test_a_record_is_the_largest_gap_of_its_ten_steps():
     gaps = np.array([[9.0, *range(1, 11), *range(30, 20, -1)]])
     assert convex.largest(gaps).tolist() == [[9.0, 10.0, 30.0]]
-
-
-def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "convex.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(convex, "descend")
-    main(["--redraw", "--smoke", "--out", str(folder.parent)])
-    assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "convex.json").read_text())
-    changed["gaps"]["Adam"][2][5] = 1e-3
-    convex.draw(figure, changed)
-    assert figure.read_bytes() != drawn
-
-
-def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    main(["--redraw", "--smoke", "--out", str(folder.parent)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    assert "no value published" in printed
 
 
 @pytest.mark.parametrize("steps", ["0", "15"])

@@ -131,6 +131,7 @@ def test_images_are_not_augmented(task, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow("two real runs")
 def test_a_run_that_was_stopped_goes_on_with_the_same_dropout(task, tmp_path):
     model = curves.build(task, seed=0)
 

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from experiments.__main__ import discover
-from experiments.block_normalized_2017 import convex, learning_rate_sensitivity
+from experiments.block_normalized_2017 import convex
 from experiments.block_normalized_2017.learning_rate_sensitivity import arrival, main
 
 NAME = "learning_rate_sensitivity"
@@ -14,12 +13,6 @@ NAME = "learning_rate_sensitivity"
 @pytest.fixture(scope="module")
 def stored(folder):
     return json.loads((folder / f"{NAME}.json").read_text())
-
-
-def test_the_command_is_found_and_computes_the_runs_that_are_missing(folder):
-    assert f"block_normalized_2017.{NAME}" in discover()
-    names = {f"{name}.{end}" for name in (NAME, "convex") for end in ("json", "png")}
-    assert {path.name for path in folder.glob("*.*")} == names
 
 
 def test_it_sums_up_the_stored_runs(folder, stored):
@@ -60,24 +53,3 @@ def test_runs_that_are_stored_are_not_computed_again(folder, tmp_path, monkeypat
     main(["--out", str(tmp_path)])
     found = json.loads((tmp_path / f"{NAME}.json").read_text())
     assert found["methods"]["Adam"]["gap_at_end"][1] == 123.0
-
-
-def test_the_figure_is_redrawn_from_the_records(folder, stored, monkeypatch):
-    figure = folder / f"{NAME}.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(learning_rate_sensitivity, "arrival")
-    main(["--redraw", "--smoke", "--out", str(folder.parent)])
-    assert figure.read_bytes() == drawn
-    stored["methods"]["Adam"]["arrived_after"][-2:] = [40, 30]
-    learning_rate_sensitivity.draw(figure, stored)
-    assert figure.read_bytes() != drawn
-
-
-def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    main(["--redraw", "--smoke", "--out", str(folder.parent)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    assert "no value published" in printed

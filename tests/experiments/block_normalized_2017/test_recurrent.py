@@ -1,20 +1,16 @@
 """The recurrent network's curves: a point is a run of its own, and cell and steps."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from experiments.__main__ import discover
 from experiments.block_normalized_2017 import recurrent, recurrent_training
-from experiments.block_normalized_2017.methods import METHODS, SMOKE
-from experiments.block_normalized_2017.recurrent import best, main
+from experiments.block_normalized_2017.methods import SMOKE
+from experiments.block_normalized_2017.recurrent import best, main, table
 from experiments.block_normalized_2017.recurrent_training import (
     HIDDEN,
-    MIDDLES,
     End,
     end_of,
     load_task,
@@ -22,6 +18,7 @@ from experiments.block_normalized_2017.recurrent_training import (
     start,
     train,
 )
+from tests.experiments.small_runs import in_a_plain_terminal
 
 HELD_OUT = 1797 - 400
 
@@ -31,14 +28,7 @@ def task():
     return load_task()
 
 
-def test_the_command_is_found_and_leaves_its_files(folder):
-    assert "block_normalized_2017.recurrent" in discover()
-    parts, *files = sorted(folder.iterdir())
-    assert [path.name for path in files] == ["recurrent.json", "recurrent.png"]
-    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
-    assert kept == set(SMOKE) and set(METHODS) == set(MIDDLES)
-
-
+@pytest.mark.slow("needs a real run")
 def test_the_same_command_trains_what_is_left(folder, stored, committed, monkeypatch):
     records, trained = folder / "recurrent.json", []
     before = records.read_bytes()
@@ -56,6 +46,7 @@ def test_the_same_command_trains_what_is_left(folder, stored, committed, monkeyp
     assert records.read_bytes() == before
 
 
+@pytest.mark.slow("needs a real run")
 def test_every_curve_is_stored_over_two_decades(stored):
     assert list(stored["curves"]) == list(SMOKE)
     for curve in stored["curves"].values():
@@ -66,6 +57,7 @@ def test_every_curve_is_stored_over_two_decades(stored):
         assert (errors > 0).all() and (errors <= 1).all() and (losses > 0).all()
 
 
+@pytest.mark.slow("needs a real run")
 def test_a_point_of_a_curve_is_that_run_alone(stored, task):
     curve, seed, place = stored["curves"]["normalized Adam"], 1, 1
     losses = np.array(curve["losses"])
@@ -176,27 +168,9 @@ def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "recurrent.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(recurrent, "all_ends")
-    main(["--redraw", "--out", str(folder)])
-    assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "recurrent.json").read_text())
-    changed["curves"]["SGD"]["losses"][0][1] = 0.01
-    recurrent.draw(figure, changed)
-    assert figure.read_bytes() != drawn
-    figure.write_bytes(drawn)
-
-
-def test_the_table_fits_a_plain_terminal(folder, stored, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    main(["--redraw", "--out", str(folder)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    lines = [line.strip() for line in printed.splitlines()]
+@pytest.mark.slow("needs a real run")
+def test_the_table_has_mean_and_deviation_at_the_best_rate(stored):
+    lines = in_a_plain_terminal(table(stored))
     for name, curve in stored["curves"].items():
         (row,) = (line for line in lines if line.startswith(f"{name} "))
         errors, losses = (best(curve, key).values for key in ("errors", "losses"))

@@ -1,16 +1,16 @@
 """The smoke runs of both networks: their curves, and figures from what is stored."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 
-from experiments.__main__ import discover
 from experiments.block_normalized_2017 import cifar_cnn, curves, deep_mlp
 from experiments.block_normalized_2017.methods import SMOKE
 
 EPOCHS = 3
+
+pytestmark = pytest.mark.slow("the smoke runs of both networks")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,19 +24,8 @@ def module(request):
 
 
 @pytest.fixture(scope="module")
-def folder(module, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "made"
-    module.main(["--smoke", "--out", str(out)])
-    return out / "smoke"
-
-
-def test_the_command_is_found_and_leaves_records_figures_and_runs(module, folder):
-    assert f"block_normalized_2017.{module.NAME}" in discover()
-    files = {path.name for path in folder.iterdir() if path.is_file()}
-    assert files == {
-        f"{module.NAME}{end}" for end in (".json", "_train.png", "_test.png")
-    }
-    assert sum(path.is_dir() for path in folder.iterdir()) == len(SMOKE)
+def folder(module, smoke_folder):
+    return smoke_folder(module.main)
 
 
 def test_every_curve_is_stored_and_teaches(module, stored):
@@ -113,29 +102,3 @@ def test_folders_of_runs_are_those_of_a_seed(module, folder, stored):
     config = json.loads((run / "config.json").read_text())
     assert config["seed"] == 0 and config["images"]["test"] == 360
     assert "test_images" not in config
-
-
-def test_both_figures_are_redrawn_from_the_records(module, folder, monkeypatch):
-    figures = [folder / f"{module.NAME}_{split}.png" for split in ("train", "test")]
-    drawn = [figure.read_bytes() for figure in figures]
-    assert drawn[0] != drawn[1]
-    for figure in figures:
-        figure.unlink()
-    monkeypatch.delattr(curves, "measure")
-    module.main(["--redraw", "--smoke", "--out", str(folder.parent)])
-    assert [figure.read_bytes() for figure in figures] == drawn
-    changed = json.loads((folder / f"{module.NAME}.json").read_text())
-    changed["seeds"]["0"]["curves"]["SGD"]["test_loss"][1] *= 2
-    for figure, split in zip(figures, ("train", "test"), strict=True):
-        curves.draw(figure, changed, split)
-    assert figures[0].read_bytes() == drawn[0]
-    assert figures[1].read_bytes() != drawn[1]
-
-
-def test_the_table_fits_a_plain_terminal(module, folder, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    module.main(["--redraw", "--smoke", "--out", str(folder.parent)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    rows = [re.sub(r"(\s+[0-9.]+){4}\s*$", "", line) for line in printed.splitlines()]
-    assert [row.strip() for row in rows if row.strip() in SMOKE] == list(SMOKE)

@@ -1,7 +1,6 @@
 """Restarts beside one cosine: what is trained, what is stored, and both rules."""
 
 import copy
-import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import optax
 import pytest
 
 import normopt
-from experiments.__main__ import discover
 from experiments.decoupled_decay_2019 import anytime
 from experiments.decoupled_decay_2019.anytime import ARMS, SMOKE, AnytimeConfig, main
 from experiments.decoupled_decay_2019.anytime_arms import (
@@ -29,7 +27,7 @@ from experiments.decoupled_decay_2019.grid_training import (
     start,
     train,
 )
-from tests.experiments.small_runs import quiet
+from tests.experiments.small_runs import in_a_plain_terminal, quiet
 
 HELD_OUT = 1797 - 200
 CYCLES = [1, 2]
@@ -77,15 +75,7 @@ def final_errors(make, exponents, seeds, task):
     return HELD_OUT * np.asarray(jax.jit(jax.vmap(run))(stacked))
 
 
-def test_the_command_is_found_and_leaves_its_files(folder):
-    assert "decoupled_decay_2019.anytime" in discover()
-    parts, *files = sorted(folder.iterdir())
-    assert [path.name for path in files] == ["anytime.json", "anytime.png"]
-    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
-    assert kept == set(SMOKE) == {"SGDW", "SGDWR"}
-    assert set(ARMS) == {"SGDW", "SGDWR", "AdamW", "AdamWR"}
-
-
+@pytest.mark.slow("needs a real run")
 def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     records, trained = folder / "anytime.json", []
     before = records.read_bytes()
@@ -101,6 +91,7 @@ def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     assert records.read_bytes() == before
 
 
+@pytest.mark.slow("needs a real run")
 @pytest.mark.parametrize("name", SMOKE)
 def test_every_arm_is_stored_with_its_best_cell(stored, name):
     assert (stored["cycles"], stored["held_out"]) == (CYCLES, HELD_OUT)
@@ -114,6 +105,7 @@ def test_every_arm_is_stored_with_its_best_cell(stored, name):
     assert ("wrong_on_one_cosine" in arm) is (name in PAIRS)
 
 
+@pytest.mark.slow("needs a real run")
 @pytest.mark.parametrize("name", ["SGDW", "SGDWR"])
 def test_the_grid_is_tuned_on_some_seeds_and_the_curves_are_of_others(
     stored, task, name
@@ -153,6 +145,7 @@ def test_the_cell_that_is_judged_is_the_best(tmp_path, monkeypatch):
     assert stored["cycles"] == [4, 8]
 
 
+@pytest.mark.slow("needs a real run")
 def test_beside_the_restarts_is_one_cosine_at_their_cell(stored, task):
     counts = stored["arms"]["SGDWR"]["wrong_on_one_cosine"]
     alone = final_errors(maker("SGDW"), cell(stored, "SGDWR"), (2, 3), task)
@@ -295,6 +288,7 @@ def test_each_claim_is_of_its_own_pair_and_not_of_the_run_beside_it():
     assert "AdamW 25.00%, AdamWR 25.00%" in of_adam.ours
 
 
+@pytest.mark.slow("needs a real run")
 def test_two_seeds_are_too_few(stored):
     of_sgd = EXHIBIT.claims[:2]
     assert {claim.judge(stored).verdict for claim in of_sgd} == {"not run"}
@@ -304,29 +298,11 @@ def test_two_seeds_are_too_few(stored):
     )
 
 
-def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "anytime.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(anytime, "grid_errors")
-    main(["--redraw", "--out", str(folder)])
-    assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "anytime.json").read_text())
-    changed["arms"]["SGDWR"]["wrong"][1] = "900 1 900"
-    anytime.draw(figure, changed)
-    assert figure.read_bytes() != drawn
-
-
-def test_the_table_fits_a_plain_terminal(tmp_path, stored, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.slow("needs a real run")
+def test_the_table_of_all_arms_fits_a_plain_terminal(stored):
     arms = stored["arms"]
     both = {**arms, "AdamW": arms["SGDW"], "AdamWR": arms["SGDWR"]}
-    (tmp_path / "anytime.json").write_text(json.dumps({**stored, "arms": both}))
-    main(["--redraw", "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    lines = [line.strip() for line in printed.splitlines()]
+    lines = in_a_plain_terminal(anytime.table({**stored, "arms": both}))
     for name in (*ARMS, "SGDW, same cell", "AdamW, same cell"):
         assert sum(line.startswith(f"{name}  ") for line in lines) == 1
 

@@ -1,7 +1,6 @@
 """The grid: a cell is a run of its own, and its numbers measure what they say."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.__main__ import discover
 from experiments.decoupled_decay_2019 import decay_grid
 from experiments.decoupled_decay_2019.decay_grid import MARGIN, alignment, main
 from experiments.decoupled_decay_2019.grid_training import (
@@ -40,14 +38,6 @@ def trained(name, learning_rate, decay, seed, task):
         return train(METHODS[name].make, *numbers, task)
 
     return jax.jit(run)(learning_rate, decay, start(seed, task))
-
-
-def test_the_command_is_found_and_leaves_its_files(folder):
-    assert "decoupled_decay_2019.decay_grid" in discover()
-    parts, *files = sorted(folder.iterdir())
-    assert [path.name for path in files] == ["decay_grid.json", "decay_grid.png"]
-    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
-    assert kept == set(METHODS)
 
 
 def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
@@ -172,20 +162,6 @@ def test_alignment_of_a_single_row_and_a_single_cell_is_unknown():
     assert (cell.rho, cell.slope, cell.cells) == (None, None, 1)
 
 
-def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "decay_grid.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(decay_grid, "grid_errors")
-    main(["--redraw", "--out", str(folder)])
-    assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "decay_grid.json").read_text())
-    changed["grids"]["AdamW"]["errors"][0][1][1] = 0.0
-    decay_grid.draw(figure, changed)
-    assert figure.read_bytes() != drawn
-
-
 def test_the_marked_cells_are_those_that_are_measured():
     errors = bowl(lambda r, d: 4 * (r + d) ** 2 + r**2 / 5)
     axes = Figure().subplots()
@@ -197,16 +173,6 @@ def test_the_marked_cells_are_those_that_are_measured():
     places = {(DECAYS[int(x)], RATES[int(y)]) for x, y in dots}
     assert places == {(-8 - step, -4 + step) for step in range(-2, 3)}
     assert [(DECAYS[int(x)], RATES[int(y)]) for x, y in star] == [(-8, -4)]
-
-
-def test_the_table_fits_a_plain_terminal(folder, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    main(["--redraw", "--out", str(folder)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    lines = [line.strip() for line in printed.splitlines()]
-    for name in METHODS:
-        assert sum(line.startswith(f"{name} ") for line in lines) == 1
 
 
 def test_one_seed_has_no_spread_and_is_refused(tmp_path):

@@ -19,6 +19,7 @@ def last_layer(model):
     return {name: block[name] for name in ("conv2", "norm2")}
 
 
+@pytest.mark.slow("compiles every optimizer")
 def test_every_optimizer_has_a_row(tmp_path, capsys, monkeypatch):
     file = tmp_path / "rows.json"
     monkeypatch.setattr(memory, "random_parameters", last_layer)

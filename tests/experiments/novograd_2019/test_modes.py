@@ -1,13 +1,10 @@
 """The curves: a point is a run of its own, and modes and numbers are what they say."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.__main__ import discover
 from experiments.novograd_2019 import modes
 from experiments.novograd_2019.modes import SMOKE, main
 from experiments.novograd_2019.modes_training import (
@@ -20,6 +17,7 @@ from experiments.novograd_2019.modes_training import (
     train,
 )
 from experiments.novograd_2019.valleys import MARGIN, near_best
+from tests.experiments.small_runs import in_a_plain_terminal
 
 HELD_OUT = 1797 - 400
 GRID = np.linspace(-1.5, 1.5, 13)
@@ -50,14 +48,7 @@ def steps_of(name, learning_rate, weights, gradients):
     return np.array(found)
 
 
-def test_the_command_is_found_and_leaves_its_files(folder):
-    assert "novograd_2019.modes" in discover()
-    parts, *files = sorted(folder.iterdir())
-    assert [path.name for path in files] == ["modes.json", "modes.png"]
-    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
-    assert kept == set(SMOKE)
-
-
+@pytest.mark.slow("needs a real run")
 def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     records, trained = folder / "modes.json", []
     before = records.read_bytes()
@@ -73,6 +64,7 @@ def test_the_same_command_trains_what_is_left(folder, committed, monkeypatch):
     assert records.read_bytes() == before
 
 
+@pytest.mark.slow("needs a real run")
 def test_every_curve_is_stored_over_three_decades(stored):
     assert list(stored["curves"]) == list(SMOKE)
     assert len(METHODS) == 6 and stored["epochs"] == 2
@@ -86,6 +78,7 @@ def test_every_curve_is_stored_over_three_decades(stored):
         assert np.diff(method.exponents) == pytest.approx(0.25)
 
 
+@pytest.mark.slow("needs a real run")
 @pytest.mark.parametrize("name", ["NovoGrad, average", "AdamW"])
 def test_a_point_of_a_curve_is_that_run_alone(stored, task, name):
     curve = stored["curves"][name]
@@ -228,30 +221,9 @@ def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "modes.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(modes, "all_errors")
-    main(["--redraw", "--out", str(folder)])
-    assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "modes.json").read_text())
-    changed["curves"]["AdamW"]["errors"][0][1] = 0.01
-    modes.draw(figure, changed)
-    assert figure.read_bytes() != drawn
-    figure.write_bytes(drawn)
-
-
-def test_the_table_fits_a_plain_terminal_and_says_what_is_cut(
-    folder, monkeypatch, capsys
-):
-    monkeypatch.setenv("COLUMNS", "80")
-    main(["--redraw", "--out", str(folder)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    lines = [line.strip() for line in printed.splitlines()]
-    stored = json.loads((folder / "modes.json").read_text())
+@pytest.mark.slow("needs a real run")
+def test_the_table_has_mean_and_deviation_and_says_what_is_cut(stored):
+    lines = in_a_plain_terminal(modes.table(stored))
     for name, curve in stored["curves"].items():
         (row,) = (line for line in lines if line.startswith(f"{name} "))
         errors = np.array(curve["errors"])

@@ -1,7 +1,5 @@
 """Batches, weights, float16: a run is what it says, and each claim can hold or fail."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,6 @@ import optax
 import pytest
 
 import normopt
-from experiments.__main__ import discover
 from experiments.novograd_2019 import robustness, robustness_training
 from experiments.novograd_2019.claims import ADAMS, BASELINES, CHAPTER, MODES
 from experiments.novograd_2019.modes_training import (
@@ -32,12 +29,13 @@ from experiments.novograd_2019.robustness_training import (
 )
 from experiments.novograd_2019.robustness_views import (
     best,
-    draw,
+    table,
     valleys_of_units,
     valleys_of_weights,
 )
 from experiments.novograd_2019.valleys import MARGIN, leaving_out, valley
 from tests.experiments.robustness_records import results
+from tests.experiments.small_runs import in_a_plain_terminal
 
 HELD_OUT = 1797 - 400
 CLAIMS = CHAPTER.exhibits["novograd_2019.robustness"].claims
@@ -55,14 +53,6 @@ def task():
 
 
 GOOD, BAD = (0.01, 4.0, 30.0), (0.03, 2.0, 10.0)
-
-
-def test_the_command_is_found_and_leaves_its_files(folder):
-    assert "novograd_2019.robustness" in discover()
-    parts, *files = sorted(folder.iterdir())
-    assert [path.name for path in files] == ["robustness.json", "robustness.png"]
-    kept = {path.stem for path in parts.iterdir()} - {"config", "provenance"}
-    assert kept == set(SMOKE)
 
 
 def test_the_same_command_trains_what_is_left(folder, stored, committed, monkeypatch):
@@ -378,36 +368,14 @@ def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_figure_is_redrawn_from_the_records(folder, monkeypatch):
-    figure = folder / "robustness.png"
-    drawn = figure.read_bytes()
-    assert drawn.startswith(b"\x89PNG")
-    figure.unlink()
-    monkeypatch.delattr(robustness, "study")
-    main(["--redraw", "--out", str(folder)])
-    assert figure.read_bytes() == drawn
-    changed = json.loads((folder / "robustness.json").read_text())
-    changed["optimizers"]["NovoGrad, sum"]["weights"][0][1] = 0.01
-    draw(figure, changed)
-    assert figure.read_bytes() != drawn
-    figure.write_bytes(drawn)
-
-
-def test_the_table_fits_a_plain_terminal_and_says_what_is_cut(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_table_fits_a_plain_terminal_and_says_what_is_cut():
     # The widest numbers: valleys that reach the ends of the grid.
     stored = results((0.5, 20.0, 90.0), BAD) | {"training_images": 400, "epochs": 30}
     stored["batches"] = [20, 400, 400]
     for name, absent in (("SGD", "float16"), (WIDE, "weights")):
         del stored["optimizers"][name][absent]
     del stored["optimizers"][WIDE]["batches"]["400"]
-    (tmp_path / "robustness.json").write_text(json.dumps(stored))
-    main(["--redraw", "--out", str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert "…" not in printed
-    rows = [line.strip() for line in printed.splitlines()]
+    rows = in_a_plain_terminal(table(stored))
     cut = "≥6.00 (6.00, 6.00) ≥40.0 (40.0, 40.0)"
     adam, wide = "2.00 (2.00, 2.00)", "10.0 (10.0, 10.0)"
     expected = {

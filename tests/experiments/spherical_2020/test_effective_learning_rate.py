@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 import normopt
 from experiments import preparation
-from experiments.__main__ import discover
 from experiments.preparation import TrainConfig
 from experiments.runs import read_records
 from experiments.spherical_2020 import effective_learning_rate, protocol
@@ -124,12 +123,7 @@ def test_angles_that_follow_the_width_alone_are_told_from_those_that_turn_as_sai
     assert fit_rates(wide).correlation < 0.5 and fit_rates(wide).slope < 0.5
 
 
-def test_the_command_leaves_its_files(folder):
-    assert "spherical_2020.effective_learning_rate" in discover()
-    names = {f"effective_learning_rate.{end}" for end in ("json", "png")}
-    assert {path.name for path in folder.iterdir()} == {*names, "rates"}
-
-
+@pytest.mark.slow("needs a real run")
 def test_every_layer_of_every_run_is_stored(folder, stored):
     assert set(stored["runs"]) == {"adam", "adamsrt"}
     for name, records in stored["runs"].items():
@@ -142,6 +136,7 @@ def test_every_layer_of_every_run_is_stored(folder, stored):
                 assert len(layers) == 5 and min(layers.values()) > 0
 
 
+@pytest.mark.slow("needs a real run")
 def test_lengths_are_drawn_alike_and_settings_are_stored(stored):
     assert stored["seed"] == 0
     first, second = (records[0]["norm"] for records in stored["runs"].values())
@@ -162,6 +157,7 @@ def test_lengths_are_drawn_alike_and_settings_are_stored(stored):
             assert records[0]["norm"][path] == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.slow("needs a real run")
 def test_rate_follows_the_steps_of_the_schedule(stored):
     # Of 18 steps it falls after 6, 10 and 14: 9 hold 6 of 1 and 3 of a tenth.
     fall = (1 * 0.1 + 4 * 0.01 + 4 * 0.001) / (6 + 3 * 0.1)
@@ -172,6 +168,7 @@ def test_rate_follows_the_steps_of_the_schedule(stored):
             assert ratio == pytest.approx(fall, rel=0.1)
 
 
+@pytest.mark.slow("needs a real run")
 def test_angles_are_near_the_rates(stored):
     """Adam's steps are about as long as the learning rate per element, or shorter."""
     for records in stored["runs"].values():
@@ -179,6 +176,7 @@ def test_angles_are_near_the_rates(stored):
             assert 0.2 * rate < records[0]["angle"][layer] < 1.2 * rate
 
 
+@pytest.mark.slow("needs a real run")
 def test_finished_runs_are_read(folder, monkeypatch):
     monkeypatch.setattr(
         "experiments.spherical_2020.effective_learning_rate.train_epochs",
@@ -195,6 +193,7 @@ def test_missing_data_is_an_error_of_one_line_and_leaves_nothing(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow("needs a real run")
 def test_fresh_trains_again(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "smoke")
     trained = []

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import normopt
-from experiments.__main__ import discover
 from experiments.runs import read_records
 from experiments.spherical_2020 import protocol
 from experiments.spherical_2020.train import SphericalTrainConfig, main, prepare
@@ -18,10 +17,6 @@ def finished(tmp_path_factory):
     main(["--smoke", "--optimizer", "adamw", "--runs-dir", str(runs)])
     (folder,) = runs.iterdir()
     return folder
-
-
-def test_command_is_found():
-    assert "spherical_2020.train" in discover()
 
 
 def test_run_is_that_of_the_protocol(finished):
@@ -61,6 +56,7 @@ def test_folder_has_the_name_that_was_asked_for(tmp_path, name):
     assert run.config["optimizer"]["weight_decay"] > 0
 
 
+@pytest.mark.slow("looks for the axes")
 def test_axes_that_are_found_are_those_of_the_rule(tmp_path):
     said = []
     auto = prepare(config(tmp_path, channel_axes="auto"), say=said.append)

@@ -52,6 +52,7 @@ def cell(folder):
     return found
 
 
+@pytest.mark.slow("needs a real run")
 def test_the_command_is_found_and_stores_one_cell(folder, stored, cell):
     assert "spherical_2020.table1" in discover()
     assert {path.name for path in folder.iterdir()} == {"table1.json", "cells"}
@@ -61,6 +62,7 @@ def test_the_command_is_found_and_stores_one_cell(folder, stored, cell):
     assert "seed" not in json.loads((cell / "config.json").read_text())
 
 
+@pytest.mark.slow("needs a real run")
 def test_a_seed_is_that_run_alone(stored, cell, tmp_path):
     (row,), seed = stored["cells"], 1
     own_run = prepared(tmp_path, seed)
@@ -105,6 +107,7 @@ def test_seeds_together_are_seeds_one_after_another():
     assert len(set(np.asarray(ends[1][1].loss).tolist())) == seeds
 
 
+@pytest.mark.slow("needs a real run")
 def test_each_seed_is_tested_at_its_own_best_epoch(stored, cell):
     (row,) = stored["cells"]
     records = read_records(cell / "metrics.jsonl")
@@ -113,6 +116,7 @@ def test_each_seed_is_tested_at_its_own_best_epoch(stored, cell):
     assert row["tested_step"] == steps[accuracies.argmax(axis=0)].tolist()
 
 
+@pytest.mark.slow("prepares networks for several cells")
 def test_states_are_those_that_their_seeds_alone_begin_with(tmp_path):
     seeds = (1, 3)
     stacked = initial_states(prepared(tmp_path, 0), seeds)
@@ -126,6 +130,7 @@ def test_states_are_those_that_their_seeds_alone_begin_with(tmp_path):
         )
 
 
+@pytest.mark.slow("needs a real run")
 def test_a_cell_is_prepared_once_for_all_its_seeds(folder, monkeypatch):
     seeds = []
     monkeypatch.setattr(
@@ -138,6 +143,7 @@ def test_a_cell_is_prepared_once_for_all_its_seeds(folder, monkeypatch):
     assert seeds == [0]
 
 
+@pytest.mark.slow("needs a real run")
 def test_a_cell_says_what_it_was_trained_with(stored, cell):
     (row,) = stored["cells"]
     own = json.loads((cell / "config.json").read_text())
@@ -180,6 +186,7 @@ def command(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow("prepares networks for several cells")
 def test_commands_after_each_other_keep_the_cells_of_each(command):
     both = ("--optimizers", "sgd", "adam")
     first = command("--columns", "cifar100/resnet18", *both, "--epochs", "4")
@@ -205,6 +212,7 @@ def test_options_that_the_paper_does_not_have_stand_in_the_cell(command):
     assert cell["config"]["channel_axes"] == "auto"
 
 
+@pytest.mark.slow("needs a real run")
 def test_resumed_cell_is_the_same(cell, tmp_path, capsys):
     folder = copy_of(cell, tmp_path, steps=9)
     config = json.loads((cell / "config.json").read_text())
@@ -215,6 +223,7 @@ def test_resumed_cell_is_the_same(cell, tmp_path, capsys):
     assert_same_run(folder, cell)
 
 
+@pytest.mark.slow("needs a real run")
 def test_finished_cell_is_read(folder, monkeypatch, capsys):
     before = (folder / "table1.json").read_text()
     monkeypatch.setattr(
@@ -234,6 +243,7 @@ def test_finished_cell_is_read(folder, monkeypatch, capsys):
 FOUND = "the loss of step 7 of seed 1 is not finite"
 
 
+@pytest.mark.slow("prepares networks for several cells")
 def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_path):
     """One of two cells goes the real way, up to the epochs, which diverge."""
     accurate = seed_groups.train_seeds
@@ -306,6 +316,7 @@ def test_row_is_ours_theirs_and_the_difference():
     assert "in the place of" not in text
 
 
+@pytest.mark.slow("needs a real run")
 def test_a_smoke_table_says_what_it_is_of(stored):
     text = " ".join(printed(**stored).split())
     assert "trained in the place of cifar10/resnet20: digits/resnet8" in text

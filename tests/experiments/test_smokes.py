@@ -1,0 +1,194 @@
+"""A smoke run of every experiment that draws: what it leaves, and how it is redrawn."""
+
+import dataclasses
+import importlib
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from experiments.__main__ import discover
+from experiments.block_normalized_2017 import convex, methods
+from experiments.decoupled_decay_2019 import anytime, decay_grid
+from experiments.novograd_2019 import modes, robustness
+from tests.experiments.drawings import figure_of
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimizations():
+    """None, for most of so small runs take longer to compile than to train."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Smoke:
+    """What is known of a smoke run, and a change of its records that a figure shows."""
+
+    name: str
+    measures: str
+    """The function of `experiments` without which nothing is measured."""
+    change: Callable[[dict[str, Any]], None]
+    said: tuple[str, ...] = ()
+    """How lines of the table begin."""
+    parts: tuple[str, ...] = ()
+    """The names of what is kept apart, so that the same command goes on."""
+    figures: tuple[str, ...] = ("",)
+    """What follows the records' name; the change shows in the last one alone."""
+    others: tuple[str, ...] = ()
+    """Files of another experiment that it needs."""
+
+    @property
+    def records(self):
+        return self.name.partition(".")[2]
+
+
+def put(value, *keys):
+    """Changes what lies at these keys of the records."""
+
+    def change(stored):
+        *outer, last = keys
+        for key in outer:
+            stored = stored[key]
+        stored[last] = value
+
+    return change
+
+
+def double_the_angles(stored):
+    for records in stored["runs"].values():
+        angles = records[0]["angle"]
+        angles.update({layer: 2 * angle for layer, angle in angles.items()})
+
+
+def of_network(name):
+    """One whose training figure does not show what is changed in the test's loss."""
+    return Smoke(
+        f"block_normalized_2017.{name}",
+        "block_normalized_2017.curves.measure",
+        put(9.0, "seeds", "0", "curves", "SGD", "test_loss", 1),
+        said=methods.SMOKE,
+        figures=("_train", "_test"),
+    )
+
+
+SMOKES = [
+    Smoke(
+        "block_normalized_2017.convex",
+        "block_normalized_2017.convex.descend",
+        put(1e-3, "gaps", "Adam", 2, 5),
+        parts=tuple(convex.METHODS),
+    ),
+    Smoke(
+        "block_normalized_2017.learning_rate_sensitivity",
+        "block_normalized_2017.learning_rate_sensitivity.arrival",
+        put([40, 30, 20, 10, 0, 0], "methods", "Adam", "arrived_after"),
+        others=("convex.json", "convex.png"),
+    ),
+    of_network("deep_mlp"),
+    of_network("cifar_cnn"),
+    Smoke(
+        "block_normalized_2017.recurrent",
+        "block_normalized_2017.recurrent.all_ends",
+        put(0.01, "curves", "SGD", "losses", 0, 1),
+        said=methods.SMOKE,
+        parts=methods.SMOKE,
+    ),
+    Smoke(
+        "decoupled_decay_2019.anytime",
+        "decoupled_decay_2019.anytime.grid_errors",
+        put("900 1 900", "arms", "SGDWR", "wrong", 1),
+        said=anytime.SMOKE,
+        parts=anytime.SMOKE,
+    ),
+    Smoke(
+        "decoupled_decay_2019.decay_grid",
+        "decoupled_decay_2019.decay_grid.grid_errors",
+        put(0.0, "grids", "AdamW", "errors", 0, 1, 1),
+        said=tuple(decay_grid.METHODS),
+        parts=tuple(decay_grid.METHODS),
+    ),
+    Smoke(
+        "decoupled_decay_2019.warm_restarts",
+        "decoupled_decay_2019.warm_restarts.train",
+        put(0.0, "by_hand", 30, "eta"),
+        parts=("automatic", "by_hand"),
+    ),
+    Smoke(
+        "novograd_2019.modes",
+        "novograd_2019.modes.all_errors",
+        put(0.01, "curves", "AdamW", "errors", 0, 1),
+        said=modes.SMOKE,
+        parts=modes.SMOKE,
+    ),
+    Smoke(
+        "novograd_2019.robustness",
+        "novograd_2019.robustness.study",
+        put(0.01, "optimizers", "NovoGrad, sum", "weights", 0, 1),
+        said=robustness.SMOKE,
+        parts=robustness.SMOKE,
+    ),
+    Smoke(
+        "spherical_2020.effective_learning_rate",
+        "spherical_2020.effective_learning_rate.measure",
+        double_the_angles,
+    ),
+]
+
+
+# Of each paper one, the cheapest; that of spherical_2020 is in `test_spherical_train`.
+AT_EACH_CHANGE = {
+    "block_normalized_2017.convex",
+    "decoupled_decay_2019.decay_grid",
+    "novograd_2019.robustness",
+}
+
+
+@pytest.mark.parametrize(
+    "smoke",
+    [
+        pytest.param(
+            smoke,
+            id=smoke.name,
+            marks=()
+            if smoke.name in AT_EACH_CHANGE
+            else pytest.mark.slow("a second smoke run of its paper"),
+        )
+        for smoke in SMOKES
+    ],
+)
+def test_it_leaves_its_files_and_is_redrawn_from_its_records(
+    smoke, smoke_folder, tmp_path, monkeypatch, capsys
+):
+    assert smoke.name in discover()
+    main = importlib.import_module(f"experiments.{smoke.name}").main
+    folder = shutil.copytree(smoke_folder(main), tmp_path / "smoke")
+    records = folder / f"{smoke.records}.json"
+    figures = [folder / f"{smoke.records}{end}.png" for end in smoke.figures]
+    files = {path.name for path in (records, *figures)}
+    assert {path.name for path in folder.glob("*.*")} == files | set(smoke.others)
+    parts = {path.stem for path in folder.glob(f"{smoke.records}-*/*.json")}
+    if smoke.parts:
+        assert parts == {"config", "provenance", *smoke.parts}
+
+    def redrawn():
+        for figure in figures:
+            figure.unlink()
+        capsys.readouterr()
+        main(["--redraw", "--smoke", "--out", str(tmp_path)])
+        return [figure_of(figure) for figure in figures]
+
+    drawn = [figure_of(figure) for figure in figures]
+    monkeypatch.delattr(f"experiments.{smoke.measures}")
+    assert redrawn() == drawn
+    # A table that is narrower than a plain terminal is cut nowhere.
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    lines = [line.strip() for line in printed.splitlines()]
+    for name in smoke.said:
+        assert sum(line.startswith(f"{name} ") for line in lines) == 1
+    stored = json.loads(records.read_text())
+    smoke.change(stored)
+    records.write_text(json.dumps(stored))
+    *same, changed = redrawn()
+    assert same == drawn[:-1] and changed != drawn[-1]
