@@ -19,6 +19,8 @@ from tests.experiments.small_runs import ROOT, arguments, config, quiet
 from tests.multidevice.running import EIGHT, finish, free_address, start
 
 EPOCHS = 2
+# What compiles quickly.
+SETTINGS = {"model": "vgg6", "optimizer": "sgd", "epochs": EPOCHS}
 
 
 @pytest.mark.slow("tests/test_sharding.py has eight devices in each run")
@@ -31,7 +33,7 @@ def start_two_processes(runs_dir):
     command = [
         *("experiments", "train", "--distributed", "--fsdp"),
         *("--coordinator-address", free_address(), "--num-processes", "2"),
-        *arguments(runs_dir, epochs=EPOCHS),
+        *arguments(runs_dir, **SETTINGS),
     ]
     return [start(*command, "--process-id", index) for index in range(2)]
 
@@ -53,7 +55,7 @@ def together(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The folder of the same run in one process."""
-    prepared = prepare(config(tmp_path_factory.mktemp("alone"), epochs=EPOCHS))
+    prepared = prepare(config(tmp_path_factory.mktemp("alone"), **SETTINGS))
     train(prepared, fresh=False, console=quiet())
     return prepared.run.folder
 

@@ -64,7 +64,9 @@ def line_steps(count, *, network=None, bad_steps=(), scan=False):
     return repeat(step, scan=scan)(carry, count, key, jnp.arange(30), data)
 
 
-@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    "scan", [True, pytest.param(False, marks=pytest.mark.slow("compiles all again"))]
+)
 @pytest.mark.parametrize(
     "bad",
     [
@@ -215,6 +217,7 @@ def test_flag_skips_bad_steps_of_a_real_run_and_says_so(tmp_path, damaged, capsy
     assert_same_run(resumed, folder)
 
 
+@pytest.mark.slow("prepares two networks")
 def test_only_the_flag_gives_a_run_another_folder(tmp_path):
     plain, skipping = (
         prepare(config(tmp_path, **SETTINGS, skip_nonfinite=flag)).run

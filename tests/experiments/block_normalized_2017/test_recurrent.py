@@ -136,6 +136,7 @@ def test_the_cosine_takes_half_of_the_rate_away_in_the_middle(linear, task):
     assert moved == pytest.approx([length] * 5, rel=1e-3)
 
 
+@pytest.mark.slow("trains for two epochs")
 def test_training_teaches(task):
     run = start(0, epochs=2)
     before = end_of(run.params, task)

@@ -81,7 +81,11 @@ def test_a_cell_of_the_grid_is_that_run_alone(stored, task, name):
 
 
 @pytest.mark.parametrize(
-    ("coupled", "decoupled"), [("SGD, L2", "SGDW"), ("Adam, L2", "AdamW")]
+    ("coupled", "decoupled"),
+    [
+        ("Adam, L2", "AdamW"),
+        pytest.param("SGD, L2", "SGDW", marks=pytest.mark.slow("four more runs")),
+    ],
 )
 def test_the_two_forms_differ_by_the_decay_alone(coupled, decoupled):
     # Under batch norm a pixel that never changes has a gradient of rounding alone,
@@ -106,6 +110,7 @@ def test_the_two_forms_differ_by_the_decay_alone(coupled, decoupled):
     assert lengths[decoupled, 2**-5] < 0.8 * lengths[decoupled, 0.0]
 
 
+@pytest.mark.slow("trains for twenty epochs")
 def test_training_teaches():
     task = load_task(epochs=20, hidden=32, batch_norm=True)
     error = held_out_error(trained("AdamW", 2**-6, 2**-8, 0, task), task)

@@ -177,6 +177,7 @@ def test_batches_are_passes_over_the_training_images_and_differ_by_seed():
     assert (kernels[0] != kernels[1]).all()
 
 
+@pytest.mark.slow("trains for six epochs")
 def test_training_teaches(task):
     params = trained("NovoGrad, sum", 10**-1.75, 0, 6, task)
     assert 0.02 < float(held_out_error(params, task)) < 0.15

@@ -49,7 +49,13 @@ def config(tmp_path, **changes):
     return SphericalTrainConfig(smoke=True, runs_dir=tmp_path, **changes)
 
 
-@pytest.mark.parametrize("name", protocol.OPTIMIZERS)
+OTHERS = [name for name in protocol.OPTIMIZERS if name != "adamsrt"]
+ANOTHER = pytest.mark.slow("prepares another network")
+
+
+@pytest.mark.parametrize(
+    "name", ["adamsrt", *(pytest.param(name, marks=ANOTHER) for name in OTHERS)]
+)
 def test_folder_has_the_name_that_was_asked_for(tmp_path, name):
     run = prepare(config(tmp_path, optimizer=name, model="vgg16")).run
     assert run.folder.name.startswith(f"digits-vgg6-{name}-")
