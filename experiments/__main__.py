@@ -37,7 +37,7 @@ def discover() -> dict[str, Header]:
     """Return each experiment's name and header."""
     found = {}
     for name, path in _modules():
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(path.read_text(encoding="utf-8"))
         mains = [
             node
             for node in tree.body
@@ -100,7 +100,7 @@ def _results(name: str) -> str:
 
 
 def _paper(folder: str) -> str:
-    source = (_root() / folder / "__init__.py").read_text()
+    source = (_root() / folder / "__init__.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").rstrip(".")
 
 

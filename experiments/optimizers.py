@@ -136,7 +136,7 @@ def _is_on(decay: Any) -> bool:
 
 def _parse(text: str) -> Config:
     if text.endswith(".json"):
-        text = Path(text).read_text()
+        text = Path(text).read_text(encoding="utf-8")
     elif not text.lstrip().startswith("{"):
         return {"name": text}
     try:

@@ -33,7 +33,7 @@ def _page(report: Report, images: Mapping[str, bytes]) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield '<meta name="color-scheme" content="light dark">'
     yield "<title>normopt: results</title>"
-    yield f"<style>\n{STYLE.read_text()}</style>"
+    yield f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>"
     yield "</head>"
     yield "<body>"
     yield "<main>"

@@ -8,7 +8,7 @@ import pytest
 from experiments import __main__ as command_line
 from experiments.__main__ import IN_PART, RESULTS, discover, markdown
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_s_table_is_that_of_the_headers():

@@ -37,7 +37,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(written):
-    return (written / "index.html").read_text()
+    return (written / "index.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def nothing(tmp_path_factory):
 def test_the_repository_has_what_the_stored_results_give(written):
     """If it does not, run `python -m experiments report`."""
     text, page, in_part = (
-        [(folder / name).read_text() for folder in (FOLDER, written)]
+        [(folder / name).read_text(encoding="utf-8") for folder in (FOLDER, written)]
         for name in ("RESULTS.md", "index.html", IN_PART)
     )
     assert_same_text(*text)
@@ -71,7 +71,7 @@ def test_an_image_says_what_drew_it(written):
 
 
 def test_both_forms_say_how_many_claims_there_are_and_what_to_know(written, page):
-    report, text = gather(FOLDER), (written / "RESULTS.md").read_text()
+    report, text = gather(FOLDER), (written / "RESULTS.md").read_text(encoding="utf-8")
     papers, bars = report.tallies
     claims = sum(len(section.judged) for section in report.sections)
     assert papers.total + bars.total == claims
@@ -108,7 +108,7 @@ def test_what_the_repository_holds_of_it_is_small():
 
 
 def test_every_experiment_of_a_paper_appears(page):
-    text = (FOLDER / "RESULTS.md").read_text()
+    text = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
     for name in discover():
         assert f"`{name}`" in text
         assert name in page.replace("<wbr>", "")
@@ -125,7 +125,9 @@ def test_every_experiment_of_a_paper_appears(page):
 
 def test_without_results_nothing_is_claimed_and_commands_are_shown(nothing, tmp_path):
     main(["--results", str(tmp_path / "none"), "--out", str(tmp_path)])
-    text, page = ((tmp_path / f).read_text() for f in ("RESULTS.md", "index.html"))
+    text, page = (
+        (tmp_path / f).read_text(encoding="utf-8") for f in ("RESULTS.md", "index.html")
+    )
     claims = [claim for s in nothing.sections for claim in s.exhibit.claims]
     counts = {w: n for tally in nothing.tallies for w, n in tally.counts.items() if n}
     assert set(counts) == {"not run"}
@@ -134,7 +136,9 @@ def test_without_results_nothing_is_claimed_and_commands_are_shown(nothing, tmp_
     assert not list((tmp_path / FIGURES).iterdir())
     for section in nothing.sections:
         assert f"- command: `{section.command}`" in text
-    assert json.loads((tmp_path / IN_PART).read_text()) == {"experiments": []}
+    assert json.loads((tmp_path / IN_PART).read_text(encoding="utf-8")) == {
+        "experiments": []
+    }
     # What was published is there all the same.
     for row in PUBLISHED.values():
         for mean, deviation in row.values():
@@ -274,8 +278,10 @@ def test_a_browser_shows_the_page_without_a_network(page, tmp_path):
     widths, frames = [390, 1280], FRAMES
     for width in widths:
         frames += f'<iframe src="page.html" width="{width}" frameborder="0"></iframe>'
-    (tmp_path / "page.html").write_text(page.replace("</body>", PROBE + "</body>"))
-    (tmp_path / "frames.html").write_text(frames)
+    (tmp_path / "page.html").write_text(
+        page.replace("</body>", PROBE + "</body>"), encoding="utf-8"
+    )
+    (tmp_path / "frames.html").write_text(frames, encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     alone = [
         "--host-resolver-rules=MAP * ~NOTFOUND",
