@@ -26,6 +26,7 @@ def step_of(prepared):
     return step, ((prepared.state, Sums.zeros()), *arguments)
 
 
+@pytest.mark.slow("prepares two networks")
 @pytest.mark.parametrize(("dtype", "short"), [("float32", "f32"), ("bfloat16", "bf16")])
 def test_every_convolution_computes_in_the_dtype(prepared, dtype, short):
     step, arguments = step_of(prepared[dtype])
@@ -61,6 +62,7 @@ def test_what_lasts_is_float32_and_close_to_a_step_in_float32(prepared):
     np.testing.assert_allclose(*statistics, atol=0.02)
 
 
+@pytest.mark.slow("prepares two networks")
 def test_only_another_dtype_changes_the_folder(prepared):
     assert "dtype" not in prepared["float32"].run.config
     assert prepared["bfloat16"].run.config["dtype"] == "bfloat16"

@@ -281,6 +281,7 @@ def test_no_readable_checkpoint_is_an_error_that_deletes_nothing(tmp_path, finis
     assert sorted((folder / "checkpoints").iterdir()) == saved
 
 
+@pytest.mark.slow("another run that goes on")
 def test_killed_between_the_last_checkpoint_and_the_result(tmp_path, finished, capsys):
     folder = copy_of(finished, tmp_path, steps=36)
     train(prepare(config(tmp_path)), fresh=False, console=Console())

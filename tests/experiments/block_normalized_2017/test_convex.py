@@ -92,7 +92,17 @@ def test_normalized_sgd_cannot_go_further_than_its_steps(problem):
     assert gaps[-1, -20:].max() < arrived * 1.1
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "normalized SGD",
+        *(
+            pytest.param(name, marks=pytest.mark.slow("the same of another method"))
+            for name in METHODS
+            if name != "normalized SGD"
+        ),
+    ],
+)
 def test_a_loss_a_hundred_times_as_flat_makes_no_difference(name, problem):
     flat = problem._replace(q=problem.q / 100, b=problem.b / 100)
     near, far = (traces(name, one, 20).lengths for one in (problem, flat))

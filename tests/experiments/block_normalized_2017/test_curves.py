@@ -70,6 +70,7 @@ def test_each_rate_begins_with_a_new_optimizer(method):
         assert np.abs(second["kernel"]).max() > np.abs(first["kernel"]).max()
 
 
+@pytest.mark.slow("builds the networks")
 @pytest.mark.parametrize("method", METHODS)
 def test_each_rate_lasts_ten_epochs(method, task, tmp_path):
     longer = dataclasses.replace(task, epochs=10)
@@ -83,6 +84,7 @@ def test_each_rate_lasts_ten_epochs(method, task, tmp_path):
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
+@pytest.mark.slow("builds the networks")
 def test_images_go_from_zero_to_one(task):
     network, params, state = curves.build(task, seed=0)
     seen = network.evaluate(params, state, task.data.test.images[:4])
@@ -147,6 +149,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_dropout(task, tmp_path):
     assert_same_run(finished, resumed)
 
 
+@pytest.mark.slow("builds the networks")
 def test_what_a_network_is_called_tells_its_runs_apart(task, tmp_path):
     model = curves.build(task, seed=0)
     folders = {

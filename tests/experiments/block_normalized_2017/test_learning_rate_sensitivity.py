@@ -15,6 +15,7 @@ def stored(folder):
     return json.loads((folder / f"{NAME}.json").read_text())
 
 
+@pytest.mark.slow("the smoke run of convex once more")
 def test_it_sums_up_the_stored_runs(folder, stored):
     runs = json.loads((folder / "convex.json").read_text())
     assert stored["published"] == "no value published"
@@ -45,6 +46,7 @@ def test_a_run_that_leaves_again_has_not_arrived():
     assert arrival([100.0, 0.5], every=10) == 0
 
 
+@pytest.mark.slow("the smoke run of convex once more")
 def test_runs_that_are_stored_are_not_computed_again(folder, tmp_path, monkeypatch):
     runs = json.loads((folder / "convex.json").read_text())
     runs["gaps"]["Adam"][1][-1] = 123.0

@@ -90,6 +90,7 @@ def test_dropout_draws_anew_at_each_batch_and_never_in_evaluation(kind):
     assert np.abs(first - outputs[0]).max() > 0.1
 
 
+@pytest.mark.slow("compiles a network")
 def test_a_fifth_of_each_layer_is_left_out():
     """With a head that counts, and hidden layers whose outputs are all one."""
     width = 4096
@@ -114,6 +115,7 @@ def stepped(l2, optimizer):
     return params, state.params, sums
 
 
+@pytest.mark.slow("compiles a network")
 def test_the_l2_term_pulls_at_the_hidden_kernels_alone():
     before, plain, sums = stepped(0.0, optax.sgd(1.0))
     _, decayed, others = stepped(1e-2, optax.sgd(1.0))
@@ -129,6 +131,7 @@ def test_the_l2_term_pulls_at_the_hidden_kernels_alone():
     assert float(sums.loss) > 0
 
 
+@pytest.mark.slow("compiles a network")
 def test_the_l2_term_is_normalized_with_the_gradient():
     """A term that outweighs the loss gives steps along the weights, of unit size."""
     before, after, _ = stepped(1e6, normopt.normalized(optax.sgd(0.5), norm="max"))

@@ -144,6 +144,7 @@ def test_training_teaches(task):
     assert after.loss < 0.9 * before.loss and after.error < before.error
 
 
+@pytest.mark.slow("compiles the recurrent network")
 def test_a_run_that_diverged_knows_nothing(task):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, start(0, 1).params)
     error, loss = end_of(broken, task)

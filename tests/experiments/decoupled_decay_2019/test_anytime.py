@@ -153,6 +153,7 @@ def test_beside_the_restarts_is_one_cosine_at_their_cell(stored, task):
     assert counts != stored["arms"]["SGDWR"]["wrong"]
 
 
+@pytest.mark.slow("trains twice")
 def test_errors_are_those_of_the_run_as_it_goes(task):
     """Under a constant eta a run of fewer epochs is the beginning of a longer one."""
 

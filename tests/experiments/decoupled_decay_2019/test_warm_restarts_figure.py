@@ -89,6 +89,7 @@ def test_the_logged_rates_are_those_of_the_updates(stored):
             np.testing.assert_allclose(-update, rate, rtol=1e-4, atol=1e-11)
 
 
+@pytest.mark.slow("compiles the recurrent network")
 def test_decays_are_those_of_the_example():
     """The first update of a weight without a gradient is its decay."""
     params = nnx.state(warm_restarts.Network(rngs=nnx.Rngs(0)), nnx.Param)

@@ -40,6 +40,7 @@ def test_every_optimizer_has_a_row(tmp_path, capsys, monkeypatch):
     assert by_name["adamw"]["float32"] == pytest.approx(adam, rel=0.001)
 
 
+@pytest.mark.slow("compiles every optimizer")
 def test_bytes_are_those_of_the_arrays(tmp_path):
     measured = memory.measure(memory.MemoryConfig(out=tmp_path), PARAMS, quiet())
     rows = {row["optimizer"]: row for row in measured}

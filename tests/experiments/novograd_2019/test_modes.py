@@ -183,6 +183,7 @@ def test_training_teaches(task):
     assert 0.02 < float(held_out_error(params, task)) < 0.15
 
 
+@pytest.mark.slow("compiles the network")
 def test_a_run_that_diverged_is_wrong_on_nine_in_ten(task):
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, start(0, 1).params)
     assert 0.85 < float(held_out_error(broken, task)) < 0.95
