@@ -6,15 +6,16 @@ sentence after the command, "takes ... on ...".
 """
 
 import ast
+import difflib
 import importlib
 import json
 import re
+import shutil
 import sys
+import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
-
-from rich.console import Console
-from rich.table import Table
 
 import experiments
 from experiments import interrupting
@@ -23,6 +24,7 @@ RESULTS = "results"  # the folder of what is stored in the repository
 # The file in it with the names of what is stored in part, which the report finds out:
 # to judge all claims takes seconds.
 IN_PART = "in_part.json"
+_INDENT = "    "
 
 
 class Header(NamedTuple):
@@ -67,18 +69,85 @@ def main() -> None:
     """Run the experiment that the command line names, or list them all."""
     known = discover()
     name, *args = sys.argv[1:] or ["--help"]
-    if name in known:
+    if name in ("-h", "--help"):
+        print(listing(known, shutil.get_terminal_size().columns))
+        _need("tyro")
+    elif name not in known:
+        sys.exit(_unknown(name, known))
+    else:
+        _run(name, args)
+
+
+def listing(known: dict[str, Header], width: int) -> str:
+    """Return what a terminal shows of the experiments: a name is never broken.
+
+    Args:
+        known: what `discover` returned.
+        width: of the terminal.
+    """
+    lines = ["python -m experiments NAME [--help]"]
+    for name, header in known.items():
+        takes = f"{header.takes}; results {header.results}".removeprefix("; ")
+        lines += ["", name]
+        for text in (header.summary, takes):
+            lines += textwrap.wrap(
+                text,
+                max(width, 2 * len(_INDENT)),
+                initial_indent=_INDENT,
+                subsequent_indent=_INDENT,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+    return "\n".join(lines)
+
+
+def _run(name: str, args: list[str]) -> None:
+    try:
         interrupting.install()
+        importlib.import_module("experiments.devices").quieten_libtpu()
         importlib.import_module(f"experiments.{name}").main(args)
-        return
-    table = Table(title="python -m experiments NAME [--help]", show_lines=True)
-    for column in ("name", "what it does", "takes", "results"):
-        table.add_column(column, overflow="fold")
-    for experiment, header in known.items():
-        table.add_row(experiment, header.summary, header.takes, header.results)
-    Console().print(table)
-    if name not in ("-h", "--help"):
-        sys.exit(f"error: unknown experiment {name!r}; known: {', '.join(known)}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("experiments", "normopt"):
+            raise
+        sys.exit(_missing(package))
+    except interrupting.Interrupted as error:
+        print(error, file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise interrupting.Interrupted("interrupted") from None
+
+
+def _need(package: str) -> None:
+    """End the program with one line if a package of the experiments is missing."""
+    try:
+        importlib.import_module(package)
+    except ModuleNotFoundError:
+        sys.exit(_missing(package))
+
+
+def _missing(package: str) -> str:
+    return (
+        f"error: the experiments need the package {package}, which is not installed: "
+        "pip install -e '.[experiments]' -c constraints.txt"
+    )
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    """Return the error for a name that no experiment has, with the nearest that do.
+
+    Names are often given without the folder, or a file's path in the place of a name.
+    """
+    given = name.removesuffix(".py").replace("/", ".").removeprefix("experiments.")
+    short: dict[str, list[str]] = {}
+    for one in known:
+        for form in {one, one.rpartition(".")[2]}:
+            short.setdefault(form.lower(), []).append(one)
+    forms = difflib.get_close_matches(given.lower(), short, n=1)
+    near = [one for form in forms for one in short[form]]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"error: unknown experiment {name!r}; known: {', '.join(known)}{hint}"
 
 
 def _header(name: str, docstring: str) -> Header:

@@ -175,6 +175,15 @@ class Checkpoints:
             self._hook(report)
 
 
+def newest_step(folder: Path) -> int | None:
+    """Return the step of the newest whole checkpoint in a folder, None without any.
+
+    Orbax gives a checkpoint its name when it is whole.
+    """
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    return max(steps, default=None)
+
+
 def _placed_as(leaf: jax.Array, template: jax.Array) -> jax.Array:
     """Leave to JAX where an array lies whose place nobody has named.
 

@@ -108,10 +108,10 @@ def main(args: Sequence[str]) -> None:
     """Print the table that the command line asks for."""
     prog = "python -m experiments compile_time"
     config = tyro.cli(CompileTimeConfig, args=args, prog=prog)
-    if config.smoke:
-        config = dataclasses.replace(config, layers=12, rounds=1)
     # Ten rules want ten layers: a pattern that finds nothing is an error.
     check_least(config, layers=10, rounds=1)
+    if config.smoke:
+        config = dataclasses.replace(config, layers=12, rounds=1)
     if (cache := jax.config.values["jax_compilation_cache_dir"]) is not None:
         sys.exit(
             f"error: JAX_COMPILATION_CACHE_DIR is {cache}: programs would be read, "

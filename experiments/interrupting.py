@@ -11,6 +11,18 @@ from types import FrameType
 _seen = False
 
 
+class Interrupted(SystemExit):
+    """Ends the program with a line and the status that a shell gives to Ctrl-C.
+
+    Whoever ends the program prints the line, which is the message.
+    """
+
+    def __init__(self, message: str):
+        """Keep the line."""
+        super().__init__(message)
+        self.code = 128 + signal.SIGINT
+
+
 def install() -> None:
     """Remember interrupts from now on, in a program that has Python's own handler."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

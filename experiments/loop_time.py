@@ -66,9 +66,9 @@ def main(args: Sequence[str]) -> None:
     """Print both times and their ratio."""
     prog = "python -m experiments loop_time"
     config = tyro.cli(LoopTimeConfig, args=args, prog=prog)
+    check_least(config, rounds=1)
     if config.smoke:
         config = dataclasses.replace(config, model="resnet8", rounds=1)
-    check_least(config, rounds=1)
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     with one_line_errors():

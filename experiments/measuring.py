@@ -14,7 +14,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from experiments import provenance
+from experiments import provenance, ranges
+from experiments.interrupting import Interrupted
+from experiments.locking import alone_in
 from experiments.loop import TrainingDiverged
 from experiments.progress import counted
 from experiments.runs import Run, write_json
@@ -54,16 +56,16 @@ def folder_of(config: Kept) -> Path:
 
 
 def check_least(config: Any, **least: int) -> None:
-    """End the program with one line at an option that is too small.
+    """End the program with one line at an option that is out of its range.
 
     Args:
         config: what the options are fields of; None is one that is left out.
         **least: the smallest value of each, by name.
     """
-    for option, bound in least.items():
-        given = getattr(config, option)
-        if given is not None and given < bound:
-            sys.exit(f"error: `{option}` must be >= {bound}, got {given}")
+    try:
+        ranges.check(config, **least)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def measure_and_show(
@@ -128,17 +130,18 @@ def measure_parts(
     is_known = provenance.is_known(origin)
     if not is_known:
         console.print("changes or no git: the next command measures all anew")
-    if config.fresh or not is_known:
-        run.remove()
-    run.open()
-    measured = {}
-    for part in counted(parts, console, "parts"):
-        was_there, began = run.has_part(part), time.perf_counter()
-        measured[part] = run.part(part, functools.partial(measure, part))
-        seconds = time.perf_counter() - began
-        took = "finished before" if was_there else f"{seconds:.0f} s"
-        console.print(f"{part}: {took}", highlight=False)
-    return measured
+    with alone_in(run.folder):
+        if config.fresh or not is_known:
+            run.remove()
+        run.open()
+        measured = {}
+        for part in counted(parts, console, "parts"):
+            was_there, began = run.has_part(part), time.perf_counter()
+            measured[part] = run.part(part, functools.partial(measure, part))
+            seconds = time.perf_counter() - began
+            took = "finished before" if was_there else f"{seconds:.0f} s"
+            console.print(f"{part}: {took}", highlight=False)
+        return measured
 
 
 def measure_rounds(
@@ -184,4 +187,6 @@ def one_line_errors() -> Iterator[None]:
     except (OSError, ValueError, TrainingDiverged) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command, without --fresh, goes on")
+        raise Interrupted(
+            "interrupted; the same command, without --fresh, goes on"
+        ) from None

@@ -4,12 +4,17 @@ The learning rate's schedule depends on the length of the run, and the blocks on
 network, so a configuration that leaves them out gets them here.
 """
 
+import difflib
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 import normopt
@@ -20,6 +25,18 @@ Config = dict[str, Any]
 # on the digits' validation images.
 DEFAULT_LEARNING_RATES = {"adamsrt": 0.01, "normalized": 0.02}
 OTHER_RATE = 0.02
+# Of so many steps at most a learning rate is looked at before the run.
+_MOST_RATES = 10_000
+# What the options of optax mean, which does not check them; normopt checks its own.
+_BELOW_ONE = ("b1", "b2", "momentum")
+_AT_LEAST_ZERO = ("eps", "eps_root", "l1", "weight_decay", "weight_decay_rate")
+_ABBREVIATED = {
+    "beta1": "b1",
+    "beta2": "b2",
+    "beta": "momentum",
+    "lr": "learning_rate",
+    "wd": "weight_decay",
+}
 _DEFAULT_INNER = {"name": "sgd", "momentum": 0.9, "nesterov": True}
 
 
@@ -37,8 +54,9 @@ def read(text: str, learning_rate: float | None, steps: int) -> Config:
         What `complete` takes.
 
     Raises:
-        ValueError: the text is no configuration, or one that normopt refuses, or it has
-            a learning rate and `learning_rate` is given too.
+        ValueError: the text is no configuration, or one that normopt refuses; a number
+            of it is out of its range; or it has a learning rate and `learning_rate` is
+            given too.
         FileNotFoundError: the file is missing.
     """
     config = _parse(text)
@@ -46,6 +64,10 @@ def read(text: str, learning_rate: float | None, steps: int) -> Config:
         raise ValueError(
             f"--learning-rate {learning_rate} beside an --optimizer that has its own "
             f"({_innermost(config)['learning_rate']}); give one of the two"
+        )
+    if learning_rate is not None and not 0 < learning_rate < math.inf:
+        raise ValueError(
+            f"`learning_rate` must be positive and finite, got {learning_rate}"
         )
     if learning_rate is None:
         learning_rate = DEFAULT_LEARNING_RATES.get(config["name"], OTHER_RATE)
@@ -55,7 +77,9 @@ def read(text: str, learning_rate: float | None, steps: int) -> Config:
         "decay_steps": steps,
     }
     config = _with_learning_rate(config, decay)
-    normopt.config(**config)
+    _check_keys(config)
+    _check_numbers(config)
+    _check_rates(normopt.config(**config), steps)
     return config
 
 
@@ -74,6 +98,11 @@ def complete(config: Config, find_axes: Callable[[], Config]) -> Config:
     if any(_lacks_axes(level) for level in _levels(config)):
         config = _with_axes(config, find_axes())
     return normopt.config(**config)
+
+
+def without_axes(config: Config) -> list[str]:
+    """Return the names of the optimizers for which `complete` asks for axes."""
+    return [level["name"] for level in _levels(config) if _lacks_axes(level)]
 
 
 def described(config: Config) -> Config:
@@ -119,6 +148,65 @@ def schedule_of(config: Config) -> Callable[[Any], Any]:
         return rate
     eta = _function_of_count(level["schedule"])
     return lambda count: rate(count) * eta(count)
+
+
+def _check_keys(config: Config) -> None:
+    """Raise ValueError at an option that nobody has; unknown names are normopt's."""
+    for value in config.values():
+        if isinstance(value, dict):
+            _check_keys(value)
+    name = config.get("name")
+    if not isinstance(name, str):
+        return
+    made = getattr(normopt, name, None) or getattr(optax, name, None)
+    if not callable(made) or name.startswith("_"):
+        return
+    known = [key for key in inspect.signature(made).parameters if key != "self"]
+    for key in config:
+        if key not in ("name", *known):
+            near = _ABBREVIATED.get(key, key)
+            near = difflib.get_close_matches(near, known, n=1, cutoff=0.5)
+            hint = f"; did you mean `{near[0]}`?" if near else ";"
+            raise ValueError(
+                f"{name} has no option `{key}`{hint} it has {', '.join(known)}"
+            )
+
+
+def _check_numbers(value: Any, option: str = "optimizer") -> None:
+    """Raise ValueError at a number that is out of the range of its option."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            # A rule by path is a value of the option that has it.
+            known = "name" in value or option == "optimizer"
+            _check_numbers(inner, key if known else option)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_numbers(inner, option)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"`{option}` must be finite, got {value}")
+        if option in _BELOW_ONE and not 0 <= value < 1:
+            raise ValueError(f"`{option}` must be in [0, 1), got {value}")
+        if option in _AT_LEAST_ZERO and value < 0:
+            raise ValueError(f"`{option}` must be >= 0, got {value}")
+
+
+def _check_rates(config: Config, steps: int) -> None:
+    """Raise ValueError if a learning rate leads uphill, or none leads anywhere."""
+    counts = np.unique(np.linspace(0, steps - 1, min(steps, _MOST_RATES)).astype(int))
+    schedule = schedule_of(config)
+    rates = np.asarray(jax.vmap(schedule)(jnp.asarray(counts, jnp.int32)))
+    name = _innermost(config)["name"]
+    for step, rate in zip(counts + 1, rates, strict=True):
+        if not rate >= 0:
+            raise ValueError(
+                f"the learning rate of {name} must be >= 0, got {rate:g} at step {step}"
+            )
+    if not np.any(rates > 0) or not math.isfinite(rates[0]):
+        raise ValueError(
+            f"the learning rate of {name} must be positive and finite, got "
+            f"{rates[0]:g} at step 1" + ("" if rates[0] else " and in all others")
+        )
 
 
 def _function_of_count(value: Any) -> Callable[[Any], Any]:

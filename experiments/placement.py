@@ -15,7 +15,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import normopt
-from experiments import processes
+from experiments import processes, ranges
 from experiments.augment import Augment
 from experiments.steps import Network, TrainState
 
@@ -45,6 +45,7 @@ class PlacementConfig:
     def initialize(self) -> None:
         """Find the other processes, before anything else asks for a device."""
         if self.distributed:
+            ranges.check(self, num_processes=1, process_id=0)
             jax.distributed.initialize(
                 self.coordinator_address, self.num_processes, self.process_id
             )

@@ -12,11 +12,11 @@ import tyro
 from flax import nnx
 
 import normopt
-from experiments import axes, data, optimizers
+from experiments import axes, data, optimizers, ranges
 from experiments.augment import AUGMENTATIONS
 from experiments.loop import Job, Loop, Plan
 from experiments.models import MODELS
-from experiments.placement import PlacementConfig
+from experiments.placement import Placement, PlacementConfig
 from experiments.runs import Run
 from experiments.selection import keep_best
 from experiments.skipping import skip_nonfinite
@@ -76,6 +76,29 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asked:
+    """A run as it was asked for, of which all is checked that takes no search.
+
+    Attributes:
+        config: its settings.
+        run: the folder that it will have.
+        plan: its length.
+        data: the images.
+        optimizer: its configuration, perhaps without axes.
+        optimizer_name: what the folder and messages call it.
+        placement: the devices.
+    """
+
+    config: TrainConfig
+    run: Run
+    plan: Plan
+    data: data.Dataset
+    optimizer: optimizers.Config
+    optimizer_name: str
+    placement: Placement
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepared:
     """A run that has been checked and of which nothing is written yet.
 
@@ -86,6 +109,7 @@ class Prepared:
         data: the images.
         state: where it begins.
         table: what each parameter will get from the optimizer, one line each.
+        found_axes: the channel axes, where nobody named them.
     """
 
     run: Run
@@ -94,6 +118,7 @@ class Prepared:
     data: data.Dataset
     state: TrainState
     table: str
+    found_axes: dict[str, Any] | None = None
 
 
 def prepare(
@@ -119,32 +144,93 @@ def prepare(
     Raises:
         ValueError: an option is out of range, or a data file is damaged.
         FileNotFoundError: a data file is missing.
+        OSError: the folder of the run is damaged.
     """
-    _check_numbers(config)
+    return complete(ask(config, images, optimizer_name=optimizer_name), say=say)
+
+
+def ask(
+    config: TrainConfig,
+    images: data.Dataset | None = None,
+    *,
+    optimizer_name: str | None = None,
+) -> Asked:
+    """Check a configuration and name the folder of its run, in a second or two.
+
+    Args:
+        config: what to train.
+        images: as of `prepare`.
+        optimizer_name: as of `prepare`.
+
+    Returns:
+        What `complete` takes.
+
+    Raises:
+        ValueError: an option is out of range, or a data file is damaged.
+        FileNotFoundError: a data file is missing.
+    """
+    ranges.check(config, epochs=1, batch_size=1, log_every=1, seed=0)
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     if images is None:
         images = data.load(config.dataset, config.data_dir)
-    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-    placement = config.devices.placement(dtype)
+    placement = config.devices.placement(_dtype(config))
     _check_batch_size(config.batch_size, len(images.train), placement.devices)
     plan = Plan(len(images.train), config.batch_size, config.epochs, config.log_every)
-    requested = optimizers.read(
+    if plan.total_steps > ranges.MOST:
+        raise ValueError(
+            f"`epochs` must make at most {ranges.MOST} steps, got {config.epochs} of "
+            f"{plan.steps_per_epoch} steps each"
+        )
+    optimizer = optimizers.read(
         config.optimizer, config.learning_rate, plan.total_steps
     )
+    name = optimizer_name or optimizer["name"]
+    run = _run(config, images, name, optimizer, normopt.config(**optimizer))
+    return Asked(config, run, plan, images, optimizer, name, placement)
+
+
+def complete(
+    asked: Asked, *, say: Callable[[str], None] = lambda line: None
+) -> Prepared:
+    """Make all that a run needs, without writing anything.
+
+    The channel axes that nobody named are those that an earlier start of the run has
+    found; before it they are looked for.
+
+    Args:
+        asked: what `ask` returned.
+        say: is told what takes long.
+
+    Returns:
+        What `train` takes.
+
+    Raises:
+        ValueError: an option does not fit the network.
+        OSError: the folder of the run is damaged.
+    """
+    config, images, found = asked.config, asked.data, None
     network = _network(config.model, images)
     params, model_state = initial_weights(config.model, images, config.seed)
 
     def find_axes() -> dict[str, Any]:
-        say("looking for the weights whose length the loss ignores")
-        return axes.find(network, params, model_state, images.train)
+        nonlocal found
+        found = None if config.fresh else asked.run.found_axes()
+        if found is None:
+            say("looking for the weights whose length the loss ignores")
+            found = axes.find(network, params, model_state, images.train)
+        return found
 
-    optimizer_config = optimizers.complete(requested, find_axes)
+    optimizer_config = optimizers.complete(asked.optimizer, find_axes)
+    name = asked.optimizer_name
+    run = _run(config, images, name, asked.optimizer, optimizer_config)
+    if found is not None and not config.fresh:
+        run.check_config()
     optimizer = normopt.make(**optimizer_config)
-    name = optimizer_name or optimizer_config["name"]
     if config.skip_nonfinite:
         optimizer = skip_nonfinite(optimizer)
     # The axes are found before, from losses that are not rounded to eight bits.
+    dtype = _dtype(config)
     if dtype is not None:
         network = _network(config.model, images, dtype)
     loop = Loop(
@@ -155,21 +241,20 @@ def prepare(
             schedule=optimizers.schedule_of(optimizer_config),
             data=images,
             augmentation=AUGMENTATIONS[config.dataset],
-            plan=plan,
+            plan=asked.plan,
             seed=config.seed,
             scan=jax.default_backend() != "cpu",
-            placement=placement,
+            placement=asked.placement,
         )
     )
     state = initial_state(params, model_state, optimizer)
     if config.test_best:
         state = keep_best(state)
-    state = placement.put_state(state, optimizer)
+    state = asked.placement.put_state(state, optimizer)
     loop.check(state)
-    run = _run(config, images, name, optimizer_config)
     table = normopt.describe(params, **optimizers.described(optimizer_config))
     table += optimizers.coupled_decay(optimizer_config)
-    return Prepared(run, loop, plan, images, state, table)
+    return Prepared(run, loop, asked.plan, images, state, table, found)
 
 
 def initial_weights(model: str, images: data.Dataset, seed: int) -> tuple[Any, Any]:
@@ -183,10 +268,8 @@ def initial_weights(model: str, images: data.Dataset, seed: int) -> tuple[Any, A
     return _initialiser(MODELS[model], *_shape(images))(jax.random.key(seed))
 
 
-def _check_numbers(config: TrainConfig) -> None:
-    for name, low in (("epochs", 1), ("batch_size", 1), ("log_every", 1), ("seed", 0)):
-        if getattr(config, name) < low:
-            raise ValueError(f"`{name}` must be >= {low}, got {getattr(config, name)}")
+def _dtype(config: TrainConfig) -> Any:
+    return None if config.dtype == "float32" else jnp.dtype(config.dtype)
 
 
 def _check_batch_size(batch_size: int, images: int, devices: int) -> None:
@@ -206,9 +289,13 @@ def _run(
     config: TrainConfig,
     images: data.Dataset,
     name: str,
-    optimizer_config: dict[str, Any],
+    requested: optimizers.Config,
+    optimizer_config: optimizers.Config,
 ) -> Run:
-    """Name the run's folder after all that its numbers depend on."""
+    """Name the run's folder after all that its numbers depend on.
+
+    Axes that are found follow from the rest: in the name it stands who asks for them.
+    """
     settings: dict[str, Any] = {
         "dataset": config.dataset,
         "data": images.fingerprint(),
@@ -226,8 +313,11 @@ def _run(
         settings["test_best"] = True
     if config.dtype != "float32":
         settings["dtype"] = config.dtype
+    asked = {**settings, "optimizer": normopt.config(**requested)}
+    if searching := optimizers.without_axes(requested):
+        asked["axes_found_for"] = searching
     folder = f"{config.dataset}-{config.model}-{name}"
-    return Run(config.runs_dir, folder, settings)
+    return Run(config.runs_dir, folder, settings, asked)
 
 
 def _network(model: str, images: data.Dataset, dtype: Any = None) -> Network:

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import interrupting
+
 
 def is_first() -> bool:
     """Say whether this process is the one that writes, as a lone one is."""
@@ -56,4 +58,4 @@ def failing_at_once() -> Iterator[None]:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(error.code if isinstance(error, interrupting.Interrupted) else 1)

@@ -14,16 +14,34 @@ from pathlib import Path
 from typing import Any
 
 from experiments import processes, provenance
+from experiments.locking import HOLDER, LOCK
 
 
 class Run:
     """The folder `root/<label>-<hash of the configuration>` and the files in it."""
 
-    def __init__(self, root: Path, label: str, config: dict[str, Any]):
-        """Name the folder; nothing is created before `open`."""
+    def __init__(
+        self,
+        root: Path,
+        label: str,
+        config: dict[str, Any],
+        asked: dict[str, Any] | None = None,
+    ):
+        """Name the folder; nothing is created before `open`.
+
+        Args:
+            root: the folder that it lies in.
+            label: how its name begins.
+            config: all that its numbers depend on.
+            asked: what the rest of its name follows from, if not from `config`: what is
+                known of that before anything is found out that takes long.
+        """
         self.config = config
         canonical = json.dumps(
-            _told_apart(config), sort_keys=True, separators=(",", ":"), allow_nan=False
+            _told_apart(config if asked is None else asked),
+            sort_keys=True,
+            separators=(",", ":"),
+            allow_nan=False,
         )
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
         self.folder = root / f"{label}-{digest}"
@@ -31,6 +49,8 @@ class Run:
         self.timing_file = self.folder / "timing.jsonl"
         self.figure_file = self.folder / "learning_curve.png"
         self.checkpoints_folder = self.folder / "checkpoints"
+        self._config_file = self.folder / "config.json"
+        self._axes_file = self.folder / "axes.json"
         self._provenance_file = self.folder / "provenance.json"
         self._result_file = self.folder / "result.json"
 
@@ -40,21 +60,68 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Return what a finished run wrote last."""
-        return json.loads(self._result_file.read_text())
+        return _read(self._result_file)
+
+    def was_begun(self) -> bool:
+        """Say whether a command has opened the run before."""
+        return self._config_file.exists()
+
+    def found_axes(self) -> dict[str, list[int]] | None:
+        """Return the channel axes that an earlier start has found, None before it.
+
+        Raises:
+            OSError: the file is damaged.
+        """
+        if not self._axes_file.exists():
+            return None
+        found = _read(self._axes_file)
+        if not isinstance(found, dict) or not all(
+            isinstance(axes, list) and all(type(axis) is int for axis in axes)
+            for axes in found.values()
+        ):
+            raise _damaged(self._axes_file, "it must hold a list of axes for each rule")
+        return found
+
+    def keep_axes(self, found: dict[str, Any]) -> None:
+        """Write the channel axes that have been found, for the next start to read."""
+        write_json(self._axes_file, found)
+
+    def check_config(self) -> None:
+        """Raise OSError if the folder was begun with another configuration.
+
+        Its name tells what was asked alone, and not what was found.
+        """
+        if self.was_begun() and _read(self._config_file) != json.loads(
+            json.dumps(self.config)
+        ):
+            raise _damaged(
+                self._axes_file, f"what it holds is not what {self._config_file} has"
+            )
 
     def remove(self) -> None:
-        """Delete the folder, if there is one."""
+        """Delete what is in the folder, but for the lock of who removes it."""
         if processes.is_first():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self._content():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        path.unlink()
         processes.wait_for_all("the run's folder is removed")
-        if self.folder.exists():
+        if self._content():
             raise OSError(f"cannot remove {self.folder}")
+
+    def _content(self) -> list[Path]:
+        if not self.folder.exists():
+            return []
+        found = self.folder.iterdir()
+        return [path for path in found if path.name not in (LOCK, HOLDER)]
 
     def open(self) -> None:
         """Create the folder, with the configuration and what runs it in it."""
         if processes.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "config.json", self.config)
+            write_json(self._config_file, self.config)
             self._add_provenance()
         processes.wait_for_all("the run's folder is there")
         if not self.folder.exists():
@@ -70,7 +137,7 @@ class Run:
         """
         if not self._provenance_file.exists():
             return []
-        return json.loads(self._provenance_file.read_text())
+        return _read(self._provenance_file)
 
     def _add_provenance(self) -> None:
         known, ours = self.provenance(), provenance.describe()
@@ -91,7 +158,7 @@ class Run:
         path = self._part_file(name)
         if not path.exists():
             write_json(path, measure())
-        return json.loads(path.read_text())
+        return _read(path)
 
     def _part_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -143,6 +210,17 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> OSError:
+    return OSError(f"{path} is damaged: {why}; --fresh begins anew")
 
 
 def _told_apart(config: dict[str, Any]) -> dict[str, Any]:

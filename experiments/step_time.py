@@ -170,9 +170,9 @@ class Stepper:
 def main(args: Sequence[str]) -> None:
     """Print the table that the command line asks for."""
     config = tyro.cli(StepTimeConfig, args=args, prog="python -m experiments step_time")
+    check_least(config, rounds=2, repeats=1, seed=0)
     if config.smoke:
         config = dataclasses.replace(config, model="resnet8", rounds=2, repeats=1)
-    check_least(config, rounds=2, repeats=1, seed=0)
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     params = random_parameters(config.model)

@@ -46,6 +46,7 @@ from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
 from experiments import hlo, provenance
+from experiments.devices import WITHOUT_CHIPS as ENVIRONMENT
 from experiments.measuring import measure_parts, one_line_errors
 from experiments.models import MODELS
 from experiments.placed_steps import (
@@ -63,16 +64,6 @@ IMAGES_PER_CHIP = {"v5e:2x2": 32, "v5e:16x16": 4}
 OPTIMIZERS = (BASELINE, "adamsrt", "adams", "novograd")
 WAYS = {"data-parallel": replicated, "FSDP": fully_sharded}
 PROGRAMS = (*OPTIMIZERS, STEP)
-
-# Without these the library looks for the chips of this machine and waits for a metadata
-# server that only Google's machines have.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    # Its lock is for the chips: without them, processes need not wait for each other.
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 
 
 @dataclasses.dataclass(frozen=True)

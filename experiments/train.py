@@ -20,34 +20,32 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments import devices, figures, processes
-from experiments.checkpoints import Checkpoints
+from experiments import devices, figures, locking, preparation, processes
+from experiments.checkpoints import Checkpoints, newest_step
+from experiments.interrupting import Interrupted
 from experiments.loop import TrainingDiverged
 from experiments.placement import PlacementConfig
-from experiments.preparation import Prepared, TrainConfig, prepare
+from experiments.preparation import Prepared, TrainConfig
+from experiments.preparation import prepare as prepare
 from experiments.progress import TrainingProgress
-from experiments.runs import append_record, read_records
+from experiments.runs import Run, append_record, read_records
 from experiments.selection import chosen
 
 
 def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     config = tyro.cli(TrainConfig, args=args, prog="python -m experiments train")
-    command(config.devices, lambda say: prepare(config, say=say), fresh=config.fresh)
+    command(config.devices, lambda: preparation.ask(config), fresh=config.fresh)
 
 
 def command(
-    where: PlacementConfig,
-    prepare: Callable[[Callable[[str], None]], Prepared],
-    *,
-    fresh: bool,
+    where: PlacementConfig, ask: Callable[[], preparation.Asked], *, fresh: bool
 ) -> None:
     """Train as a command does: say what on, and end an error with a line.
 
     Args:
         where: the devices, of which other processes may have some.
-        prepare: gives what `train` takes, or raises what is wrong with the settings; is
-            given what prints a line.
+        ask: gives the run, or raises what is wrong with its settings.
         fresh: remove what an earlier run wrote.
     """
     try:
@@ -61,18 +59,23 @@ def command(
     _say(console, devices.describe())
     with processes.failing_at_once():
         try:
-            prepared = prepare(functools.partial(_say, console))
+            asked = ask()
+            if not fresh and _finished(asked.run, console) is not None:
+                return
+            # What is asked first, for the search for axes takes long.
+            locking.check_free(asked.run.folder)
+            prepared = preparation.complete(asked, say=functools.partial(_say, console))
         except (OSError, TypeError, ValueError) as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
-            sys.exit("interrupted before the first step")
+            raise Interrupted("interrupted before the first step") from None
         _say(console, prepared.table)
         try:
             train(prepared, fresh=fresh, console=console)
         except (OSError, TrainingDiverged) as error:
             sys.exit(f"error: {error}")
         except KeyboardInterrupt:
-            sys.exit("interrupted; the same command goes on from the last checkpoint")
+            raise Interrupted(_what_is_left(prepared.run)) from None
 
 
 def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any]:
@@ -88,25 +91,40 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
 
     Raises:
         TrainingDiverged: the loss or a weight is not finite.
-        OSError: a file cannot be written, or no checkpoint can be read.
+        OSError: a file cannot be written, no checkpoint can be read, or another command
+            is training there.
     """
-    run, loop, total = prepared.run, prepared.loop, prepared.plan.total_steps
-    if fresh:
-        run.remove()
-    if processes.first_says(run.is_finished):
-        result = run.result()
-        _say(console, f"{run.folder} is finished; --fresh trains again")
-        _say_result(console, result)
+    run = prepared.run
+    if not fresh and (result := _finished(run, console)) is not None:
         return result
+    with locking.alone_in(run.folder):
+        if fresh:
+            run.remove()
+        # Another command may have come to its end since.
+        elif (result := _finished(run, console)) is not None:
+            return result
+        return _train(prepared, console)
+
+
+def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
+    run, loop, total = prepared.run, prepared.loop, prepared.plan.total_steps
+    was_begun = processes.first_says(run.was_begun)
+    if prepared.found_axes is not None:
+        run.check_config()
     run.open()
+    if prepared.found_axes is not None:
+        run.keep_axes(prepared.found_axes)
     began = time.perf_counter()
     with Checkpoints(run.checkpoints_folder) as checkpoints:
         restored = checkpoints.restore(prepared.state)
         state = prepared.state if restored is None else restored
         done = int(state.step)
         run.cut_metrics(done)
-        verb = f"resuming after step {done} of" if done else "training into"
-        _say(console, f"{verb} {run.folder}")
+        if done:
+            _say(console, f"resuming after step {done} of {run.folder}")
+        else:
+            why = "; what was begun there left no checkpoint, so it starts anew"
+            _say(console, f"training into {run.folder}{why if was_begun else ''}")
         images = prepared.plan.batch_size
         with TrainingProgress(console, total, done, images) as progress:
             state = loop.run(state, run, checkpoints, progress)
@@ -142,6 +160,30 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
     _say(console, f"wrote {run.folder} in {seconds:.1f} s{rate}")
     _say_result(console, result)
     return result
+
+
+def _finished(run: Run, console: Console) -> dict[str, Any] | None:
+    """Return and say the result of a run that has one."""
+    if not processes.first_says(run.is_finished):
+        return None
+    result = run.result()
+    _say(console, f"{run.folder} is finished; --fresh trains again")
+    _say_result(console, result)
+    return result
+
+
+def _what_is_left(run: Run) -> str:
+    """Say from where the same command will go on."""
+    step = newest_step(run.checkpoints_folder)
+    if step is None:
+        return (
+            "interrupted before the first checkpoint, which follows the first epoch; "
+            "the same command starts anew"
+        )
+    return (
+        "interrupted; the same command, without --fresh, goes on from the last "
+        f"checkpoint, that of step {step}"
+    )
 
 
 def _say_result(console: Console, result: dict[str, Any]) -> None:

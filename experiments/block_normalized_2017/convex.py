@@ -124,11 +124,11 @@ class Trace(NamedTuple):
 def main(args: Sequence[str]) -> None:
     """Compute all runs, print the summary, and write records and figure."""
     prog = "python -m experiments block_normalized_2017.convex"
-    config = reduced(tyro.cli(ConvexConfig, args=args, prog=prog))
-    check_least(config, size=1, seed=0)
-    if config.steps < EVERY or config.steps % EVERY:
+    config = tyro.cli(ConvexConfig, args=args, prog=prog)
+    check_least(config, size=1, steps=EVERY, seed=0)
+    if config.steps % EVERY:
         sys.exit(f"error: `steps` must be a multiple of {EVERY}, got {config.steps}")
-    measured = functools.partial(measure, config)
+    measured = functools.partial(measure, reduced(config))
     measure_and_show(config, "convex", measured, draw, table)
 
 

@@ -222,7 +222,7 @@ def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
         name: of the records and figures.
         load: gives the task, whose data may be missing or damaged.
     """
-    check_least(config, seed=0, epochs=1)
+    check_least(config, seed=0, images=1, epochs=1)
     console = Console()
     folder = folder_of(config)
     records = folder / f"{name}.json"

@@ -117,10 +117,10 @@ def main(args: Sequence[str]) -> None:
     """Train the grids and the best cells, and write records, figure and summary."""
     prog = "python -m experiments decoupled_decay_2019.anytime"
     config = tyro.cli(AnytimeConfig, args=args, prog=prog)
+    check_least(config, seeds=2, tuning_seeds=1, first_cycle=1, cycles=2)
     if config.smoke:
         small = {"seeds": 2, "tuning_seeds": 2, "first_cycle": 1, "cycles": 2}
         config = dataclasses.replace(config, **small)
-    check_least(config, seeds=2, tuning_seeds=1, first_cycle=1, cycles=2)
     measured = functools.partial(measure, config)
     measure_and_show(config, "anytime", measured, draw, table)
 

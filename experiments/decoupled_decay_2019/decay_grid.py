@@ -116,9 +116,9 @@ def main(args: Sequence[str]) -> None:
     """Train the grids, print the summary, and write records and figure."""
     prog = "python -m experiments decoupled_decay_2019.decay_grid"
     config = tyro.cli(DecayGridConfig, args=args, prog=prog)
+    check_least(config, seeds=2, epochs=1, hidden=1)
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=3, hidden=16)
-    check_least(config, seeds=2, epochs=1, hidden=1)
     measured = functools.partial(measure, config)
     measure_and_show(config, "decay_grid", measured, draw, table)
 

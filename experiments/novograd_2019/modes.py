@@ -116,9 +116,9 @@ def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
     prog = "python -m experiments novograd_2019.modes"
     config = tyro.cli(ModesConfig, args=args, prog=prog)
+    check_least(config, seeds=2, epochs=1)
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=2)
-    check_least(config, seeds=2, epochs=1)
     measure_and_show(config, "modes", functools.partial(measure, config), draw, table)
 
 

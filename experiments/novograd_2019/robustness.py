@@ -104,9 +104,9 @@ def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
     prog = "python -m experiments novograd_2019.robustness"
     config = tyro.cli(RobustnessConfig, args=args, prog=prog)
+    check_least(config, seeds=2, epochs=1)
     if config.smoke:
         config = dataclasses.replace(config, seeds=2, epochs=1)
-    check_least(config, seeds=2, epochs=1)
     measured = functools.partial(measure, config)
     measure_and_show(config, "robustness", measured, draw, table)
 

@@ -58,6 +58,7 @@ from rich.table import Table
 
 from experiments import data, devices, figures, preparation
 from experiments.claims import NO_VALUE
+from experiments.locking import alone_in
 from experiments.loop import Plan
 from experiments.measuring import check_least, folder_of, measure_and_show
 from experiments.models import MODELS
@@ -152,9 +153,10 @@ def measure(config: EffectiveLearningRateConfig, console: Console) -> dict[str, 
             f"{config.dataset}-{config.model}-{name}",
             {**prepared.run.config, "factors": factors},
         )
-        if config.fresh:
-            run.remove()
-        stored["runs"][name] = _records(run, prepared, factors, console)
+        with alone_in(run.folder):
+            if config.fresh:
+                run.remove()
+            stored["runs"][name] = _records(run, prepared, factors, console)
         stored["factors"] = factors
         stored["optimizers"][name] = {
             "config": run.config["optimizer"],

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.locking import alone_in
 from experiments.preparation import Prepared
 from experiments.runs import Run
 from experiments.spherical_2020.seeds import train_seeds
@@ -57,11 +58,14 @@ class SeedGroups:
         if fresh:
             for group in [list(seeds), *self._found()]:
                 if set(group) & set(seeds):
-                    self._run(group).remove()
+                    run = self._run(group)
+                    with alone_in(run.folder):
+                        run.remove()
         by_seed, devices, provenance, result = {}, set(), [], {}
         for group in self._groups(seeds):
             run = self._run(group)
-            result = train_seeds(prepared, group, run, console)
+            with alone_in(run.folder):
+                result = train_seeds(prepared, group, run, console)
             provenance += [one for one in run.provenance() if one not in provenance]
             if "diverged" in result:
                 return {**result, "provenance": provenance}

@@ -84,7 +84,7 @@ def main(args: Sequence[str]) -> None:
     prog = "python -m experiments spherical_2020.train"
     config = tyro.cli(SphericalTrainConfig, args=args, prog=prog)
     check_least(config, epochs=1, seed=0, log_every=1)
-    command(config.devices, lambda say: prepare(config, say=say), fresh=config.fresh)
+    command(config.devices, lambda: ask(config), fresh=config.fresh)
 
 
 def prepare(
@@ -107,6 +107,27 @@ def prepare(
         ValueError: an option is out of range, the paper has no such setting, or a data
             file is damaged.
         FileNotFoundError: a data file is missing.
+        OSError: the folder of the run is damaged.
+    """
+    return preparation.complete(ask(config, images), say=say)
+
+
+def ask(
+    config: SphericalTrainConfig, images: data.Dataset | None = None
+) -> preparation.Asked:
+    """Check a configuration and name the folder of its run.
+
+    Args:
+        config: what to train.
+        images: as of `prepare`.
+
+    Returns:
+        What `experiments.preparation.complete` takes.
+
+    Raises:
+        ValueError: an option is out of range, the paper has no such setting, or a data
+            file is damaged.
+        FileNotFoundError: a data file is missing.
     """
     # First of all: what the paper does not have needs no data.
     protocol.tuned(config.optimizer, config.dataset, config.model)
@@ -123,7 +144,7 @@ def prepare(
         plan.total_steps,
         find_axes=config.channel_axes == "auto",
     )
-    return preparation.prepare(
+    return preparation.ask(
         TrainConfig(
             dataset=dataset,
             model=model,
@@ -137,8 +158,8 @@ def prepare(
             dtype=config.dtype,
             devices=config.devices,
             runs_dir=config.runs_dir,
+            fresh=config.fresh,
         ),
         images,
         optimizer_name=config.optimizer,
-        say=say,
     )
