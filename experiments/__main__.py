@@ -9,6 +9,7 @@ import ast
 import difflib
 import importlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -70,7 +71,7 @@ def main() -> None:
     known = discover()
     name, *args = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(listing(known, shutil.get_terminal_size().columns))
+        _show(listing(known, shutil.get_terminal_size().columns))
         _need("tyro")
     elif name not in known:
         sys.exit(_unknown(name, known))
@@ -99,6 +100,15 @@ def listing(known: dict[str, Header], width: int) -> str:
                 break_on_hyphens=False,
             )
     return "\n".join(lines)
+
+
+def _show(text: str) -> None:
+    """Print to somebody who may have seen enough before the end, as `head` has."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would write what is left at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(name: str, args: list[str]) -> None:
