@@ -68,15 +68,14 @@ def markdown() -> str:
 
 def main() -> None:
     """Run the experiment that the command line names, or list them all."""
-    known = discover()
-    name, *args = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        _show(listing(known, shutil.get_terminal_size().columns))
-        _need("tyro")
-    elif name not in known:
-        sys.exit(_unknown(name, known))
-    else:
-        _run(name, args)
+    try:
+        _obey()
+    except interrupting.Interrupted as error:
+        print(error, file=sys.stderr)
+        raise
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise interrupting.Interrupted("interrupted") from None
 
 
 def listing(known: dict[str, Header], width: int) -> str:
@@ -102,6 +101,18 @@ def listing(known: dict[str, Header], width: int) -> str:
     return "\n".join(lines)
 
 
+def _obey() -> None:
+    known = discover()
+    name, *args = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        _show(listing(known, shutil.get_terminal_size().columns))
+        _need("tyro")
+    elif name not in known:
+        sys.exit(_unknown(name, known))
+    else:
+        _run(name, args)
+
+
 def _show(text: str) -> None:
     """Print to somebody who may have seen enough before the end, as `head` has."""
     try:
@@ -121,12 +132,6 @@ def _run(name: str, args: list[str]) -> None:
         if package in ("experiments", "normopt"):
             raise
         sys.exit(_missing(package))
-    except interrupting.Interrupted as error:
-        print(error, file=sys.stderr)
-        raise
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise interrupting.Interrupted("interrupted") from None
 
 
 def _need(package: str) -> None:

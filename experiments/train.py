@@ -5,9 +5,10 @@
 takes 70 seconds on two CPU cores for a ResNet-20 on handwritten digits with AdamSRT and
 98 % test accuracy. The channel axes of an optimizer that has none unless told are found
 from the loss; a table shows first what each parameter will get. The run's folder under
-`runs/` gets `metrics.jsonl`, `config.json`, `provenance.json`, `learning_curve.png` and
-checkpoints; the same command again resumes an unfinished run. `--smoke` trains a small
-network for one epoch.
+`runs/` gets `metrics.jsonl`, `config.json`, `provenance.json`, `learning_curve.png`,
+checkpoints and, where axes were found, `axes.json`. The same command again resumes an
+unfinished run, and says at once what a finished one gave; while one command trains
+there, another one stops. `--smoke` trains a small network for one epoch.
 """
 
 import functools
