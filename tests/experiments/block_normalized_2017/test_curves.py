@@ -177,7 +177,8 @@ def test_missing_data_and_missing_records_are_said(tmp_path):
         (["--epochs", "0"], "`epochs` must be >= 1, got 0"),
         (["--seed", "-1"], "`seed` must be >= 0, got -1"),
         (["--images", "127"], "`images` must fill a batch of 128, got 127"),
-        (["--images", "0"], "`images` must be from 1 to 1437, got 0"),
+        (["--images", "0"], "`images` must be >= 1, got 0"),
+        (["--images", "1438"], "`images` must be from 1 to 1437, got 1438"),
     ],
 )
 def test_no_part_is_refused(options, message, tmp_path):

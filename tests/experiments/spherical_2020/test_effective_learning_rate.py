@@ -199,7 +199,7 @@ def test_fresh_trains_again(folder, tmp_path, monkeypatch):
     trained = []
 
     def train_epochs(run, *arguments):
-        trained.append(run.folder.exists())
+        trained.append(run.was_begun())
         raise OSError("the disk is full")
 
     monkeypatch.setattr(effective_learning_rate, "train_epochs", train_epochs)
