@@ -44,7 +44,6 @@ def every_number():
 
 
 NUMBERS = list(every_number())
-IDS = [f"{module.__name__}-{option}" for module, option in NUMBERS]
 NEEDED = {"num_processes": ["--distributed"], "process_id": ["--distributed"]}
 
 
@@ -65,11 +64,13 @@ def test_the_options_are_found():
     assert len(found) > 30
 
 
-@pytest.mark.parametrize(("module", "option"), NUMBERS, ids=IDS)
-@pytest.mark.parametrize("value", [-1, 2**33])
+# Any positive learning rate is one.
+OUTSIDE = [(*number, -1) for number in NUMBERS]
+OUTSIDE += [(*number, 2**33) for number in NUMBERS if number[1] != "learning_rate"]
+
+
+@pytest.mark.parametrize(("module", "option", "value"), OUTSIDE)
 def test_it_is_refused_with_its_name_and_value(module, option, value, tmp_path):
-    if (option, value) == ("learning_rate", 2**33):
-        return  # finite, and positive
     said = refused(module, option, value, tmp_path)
     assert said.startswith("error: ") and "\n" not in said
     assert f"`{option}` must be " in said and f"got {value}" in said
