@@ -10,13 +10,14 @@ are never merged before a reduction, which can have a sharded leaf gathered whol
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from normopt.checks import is_scalar
 from normopt.paths import places
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.sharding import check_whole, manual_axes
@@ -38,7 +39,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
     complex numbers, or no numbers at all, have no blocks.
 
     Args:
-      channel_axes: a tuple or list of axes or None, per leaf.
+      channel_axes: a tuple or list of axes, one axis, or None, per leaf.
       tree: params or updates.
 
     Returns:
@@ -50,8 +51,9 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
         names an axis that its leaf lacks, if an axis is named twice, or if a leaf with
         blocks may be cut inside `jax.shard_map`.
     """
-    values = per_leaf("channel_axes", channel_axes, tree, None, _check_axes)
-    is_plain = channel_axes is None or isinstance(channel_axes, tuple | list)
+    given = per_leaf("channel_axes", channel_axes, tree, None, _check_axes)
+    values = [(axes,) if _is_integer(axes) else axes for axes in given]
+    is_plain = not callable(channel_axes) and not isinstance(channel_axes, Mapping)
     leaves = jax.tree.leaves(tree)
     for position, leaf in enumerate(leaves):
         if not hasattr(leaf, "dtype"):
@@ -267,19 +269,26 @@ def radial_quotient(dot: jax.Array, square: jax.Array) -> jax.Array:
 
 def _check_axes(option: str, axes: Any, where: str) -> None:
     place = f" at {where!r}" if where else ""
-    is_sequence = isinstance(axes, tuple | list)
-    if axes is None or (
-        is_sequence
-        and all(isinstance(a, int | np.integer) for a in axes)
-        and not any(isinstance(a, bool) for a in axes)
-    ):
-        if axes is not None and len(set(axes)) < len(axes):
+    if axes is None or _is_integer(axes):
+        return
+    if isinstance(axes, tuple | list) and all(map(_is_integer, axes)):
+        if len(set(axes)) < len(axes):
             raise ValueError(f"`{option}` names an axis twice: {axes!r}{place}")
         return
+    hint = ""
+    if is_scalar(axes) and isinstance(axes, jax.Array):
+        hint = (
+            "; optax.inject_hyperparams takes a lone integer for a number that may "
+            "change: write (-1,) for -1"
+        )
     raise TypeError(
-        f"`{option}` must be None or a tuple of integer axes such as (-1,) or (), got "
-        f"{option}={axes!r}{place}"
+        f"`{option}` must be None or a tuple of integer axes such as (-1,) or (), or "
+        f"one axis such as -1, got {option}={axes!r}{place}{hint}"
     )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _has_axes(leaf: Any, axes: tuple[int, ...]) -> bool:

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from normopt.blocks import (
+    Axes,
     accumulator,
     block_size,
     block_sum,
@@ -123,6 +125,21 @@ def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
     return jax.lax.cond(jnp.all(in_range), lambda: plain, scaled)
 
 
+def resolve_measured(norm: str, channel_axes: PerLeaf, tree: Any) -> list[Axes]:
+    """Reads `channel_axes` as `resolve_axes` does, for links that divide by a norm.
+
+    Under `std` a block of one element has no deviation, whatever it is: leaves of such
+    blocks count as leaves without blocks.
+    """
+    axes = resolve_axes(channel_axes, tree)
+    if norm != "std":
+        return axes
+    return [
+        None if own is None or block_size(np.shape(leaf), own) == 1 else own
+        for own, leaf in zip(axes, jax.tree.leaves(tree), strict=True)
+    ]
+
+
 def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
     r"""Measures the length of every block of a tree.
 
@@ -132,7 +149,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       norm: a name of `norm_names()`, among them
         `l1`: $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead
         of sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
-        $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation.
+        $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation,
+        0 where it is below the rounding of the mean.
 
     Returns:
       A tree with the structure of `tree`: for each leaf the norms of its blocks, with
@@ -177,7 +195,9 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
 
     Returns:
       A tree as of `block_norms`: angles in radians, in [0, pi]; 0 where either block
-      has no length.
+      has no length, and where `old` changed along with `new`. So does that of NNX:
+      `nnx.state(model)` refers to the variables of the model, which an update changes
+      in place. Copy it before: `old = jax.tree.map(jnp.copy, nnx.state(model))`.
 
     Raises:
       TypeError: as `block_norms` does.
@@ -187,6 +207,19 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
       >>> import jax.numpy as jnp
       >>> east, north = jnp.array([2.0, 0.0]), jnp.array([0.0, 0.5])
       >>> round(float(normopt.block_angles(east, north)), 4)
+      1.5708
+
+      Of an NNX model take a copy before the update that turns it:
+
+      >>> import jax
+      >>> from flax import nnx
+      >>> model = nnx.Dict(weight=nnx.Param(east))
+      >>> trap, old = nnx.state(model), jax.tree.map(jnp.copy, nnx.state(model))
+      >>> model.weight[...] = north
+      >>> for before in (trap, old):
+      ...     angles = normopt.block_angles(before, nnx.state(model))
+      ...     print(round(float(angles["weight"][...]), 4))
+      0.0
       1.5708
     """
     check_channel_axes(channel_axes)
@@ -268,8 +301,17 @@ def _min_max(x: jax.Array, axes: BlockAxes) -> jax.Array:
 
 
 def _std(x: jax.Array, axes: BlockAxes) -> jax.Array:
-    mean = block_sum(x, axes) / block_size(x.shape, axes)
-    return _avg_l2(jnp.abs(x - mean), axes)
+    # Seen from one of its elements a block of equal ones is zero, without rounding.
+    first = jax.lax.stop_gradient(
+        jax.lax.slice(
+            x, [0] * x.ndim, [n if a in axes else 1 for a, n in enumerate(x.shape)]
+        )
+    )
+    offset = x - first
+    mean = block_sum(offset, axes) / block_size(x.shape, axes)
+    deviation = _avg_l2(jnp.abs(offset - mean), axes)
+    rounding = jnp.finfo(deviation.dtype).eps * jnp.abs(first + mean)
+    return jnp.where(deviation <= rounding, 0, deviation)
 
 
 _BUILT_IN: dict[str, LeafNorm] = {

@@ -18,11 +18,15 @@ KeyPath = tuple[Hashable, ...]
 def path_of(key_path: KeyPath) -> str:
     """Joins a JAX key path to a path string, keys separated by `/`.
 
-    The attribute `value`, which an NNX variable puts after its own name, is dropped
-    (`nnx.Optimizer` has it in `init` and not in `update`); a dictionary key `value` is
-    a name like any other. A key path alone cannot tell an NNX variable from another
-    object with an attribute `value` that stands in a dictionary; `leaf_paths` and the
-    rules look at the tree, and can.
+    The attribute `value` in which an NNX variable (`nnx.Param`) and a box of Linen
+    (`nn.Partitioned`, `nn.LogicallyPartitioned`) keep what they hold is dropped, so
+    that the path is the same boxed and unboxed; a dictionary key `value` is a name like
+    any other. `leaf_paths` and the rules look at the tree and know a box from another
+    object. A key path alone does not tell: here an attribute `value` is dropped that
+    stands right behind a dictionary key, unless another attribute follows it. This is
+    right for every tree of NNX and Linen that consists of dictionaries. It differs
+    from the rules for another object in a dictionary that has a leaf called `value`
+    (they keep it), and for boxes that are no values of a dictionary (they drop it).
 
     Args:
       key_path: as `jax.tree_util.tree_map_with_path` hands it over.
@@ -36,10 +40,15 @@ def path_of(key_path: KeyPath) -> str:
       >>> jax.tree_util.tree_map_with_path(lambda k, _: normopt.path_of(k), tree)
       {'encoder': [{'kernel': 'encoder/0/kernel'}]}
     """
-    if len(key_path) > 1 and _is_value_attribute(key_path[-1]):
-        if isinstance(key_path[-2], jax.tree_util.DictKey):
-            key_path = key_path[:-1]
-    return _join(key_path)
+    kept: list[Any] = []
+    behind_name = False
+    for position, key in enumerate(key_path):
+        if _is_value_attribute(key) and behind_name:
+            if all(map(_may_be_boxed, key_path[position:])):
+                continue
+        kept.append(key)
+        behind_name = isinstance(key, jax.tree_util.DictKey)
+    return _join(tuple(kept))
 
 
 def leaf_paths(params: Any, pattern: str = "") -> list[str]:
@@ -84,25 +93,31 @@ def places(tree: Any) -> list[Place]:
 
 def all_places(tree: Any) -> list[Place]:
     """Lists the leaves of `tree` and the positions that `optax.masked` took out."""
+    return _places_below(tree, ())
 
+
+def _places_below(tree: Any, above: KeyPath) -> list[Place]:
     def stops(node: Any) -> bool:
-        return isinstance(node, optax.MaskedNode) or _is_nnx_variable(node)
+        return isinstance(node, optax.MaskedNode) or _is_box(node)
 
     found = []
-    for keys, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
-        if _is_nnx_variable(node):
-            # The tree tells that `.value` is NNX's own, which the key path cannot.
-            inside = jax.tree_util.tree_leaves_with_path(
-                node, is_leaf=lambda n: isinstance(n, optax.MaskedNode)
-            )
-            for inner_keys, leaf in inside:
-                if inner_keys and _is_value_attribute(inner_keys[0]):
-                    inner_keys = inner_keys[1:]
-                path = _join((*keys, *inner_keys))
-                found.append(Place(path, leaf, isinstance(leaf, optax.MaskedNode)))
+    for below, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=stops):
+        keys = (*above, *below)
+        if _is_box(node):
+            for key, child in _held(node):
+                found += _places_below(child, (*keys, *key))
         else:
             found.append(Place(_join(keys), node, isinstance(node, optax.MaskedNode)))
     return found
+
+
+def unboxed(tree: Any) -> Any:
+    """Replaces each box by what it holds, so that trees of values can be compared."""
+    return jax.tree.map(
+        lambda node: node if _opened(node) is node else unboxed(_opened(node)),
+        tree,
+        is_leaf=_is_box,
+    )
 
 
 def compiled(option: str, pattern: Any) -> re.Pattern[str]:
@@ -187,6 +202,7 @@ def path_difference(ours: Sequence[Place], theirs: Sequence[Place]) -> str:
 
 def _other_container(one: Any, other: Any, keys: KeyPath) -> str:
     """Tells which node of two trees with the same paths is not the same container."""
+    one, other = _opened(one), _opened(other)
     if _is_nnx(one) or _is_nnx(other):
         return ""
     (ours, kind), (theirs, other_kind) = _children(one), _children(other)
@@ -229,12 +245,43 @@ def _is_value_attribute(key: Any) -> bool:
     return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
 
 
-def _is_nnx_variable(node: Any) -> bool:
-    # By name, because flax is no run-time dependency. Fires on nnx.Param and its kin.
-    return any(
-        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
-        for kind in type(node).__mro__
+def _may_be_boxed(key: Any) -> bool:
+    """Tells whether a key may stand in a box of NNX or Linen, or is the box's own."""
+    return not isinstance(key, jax.tree_util.GetAttrKey) or key.name == "value"
+
+
+def _is_box(node: Any) -> bool:
+    """Tells whether a node holds a parameter, to say something of it.
+
+    Such are an `nnx.Param` and its kin, by name because flax is no run-time dependency,
+    and what Linen unboxes: `nn.Partitioned` and all else with a method `unbox`.
+    """
+    kind = type(node)
+    has_name = callable(getattr(kind, "unbox", None)) or any(
+        base.__name__ == "Variable" and base.__module__.startswith("flax.nnx")
+        for base in kind.__mro__
     )
+    # A class that is not known to JAX is a leaf, whatever it may hold.
+    return has_name and not jax.tree_util.all_leaves([node])
+
+
+def _held(box: Any) -> list[tuple[KeyPath, Any]]:
+    """Lists what a box holds. The box's own name for its parameter is no key of a path.
+
+    That is `value`, or the name of the only thing in it.
+    """
+    children, _ = _children(box)
+    return [
+        (() if len(children) == 1 or _is_value_attribute(key[0]) else key, child)
+        for key, child in children
+    ]
+
+
+def _opened(node: Any) -> Any:
+    """Gives what a box holds, if that is one thing, and any other node as it is."""
+    while _is_box(node) and len(held := _held(node)) == 1:
+        node = held[0][1]
+    return node
 
 
 def _is_nnx(node: Any) -> bool:

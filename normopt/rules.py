@@ -12,11 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from normopt.checks import is_scalar
-from normopt.paths import Place, all_places, compiled, places
+from normopt.paths import Place, all_places, compiled, places, unboxed
 
 PerLeaf = Any  # a plain value, {pattern: value}, or params -> tree of values
+
+_NO_SCHEDULE = (
+    "It takes a plain value, a mapping {pattern: value} or a callable from params to a "
+    "tree of values, and no schedule of the step count: pass one as `schedule=` where "
+    "that is an option, or build with optax.inject_hyperparams, which hands a number "
+    "over at each step"
+)
 
 
 def by_path(
@@ -78,7 +86,7 @@ def output_channels(axis: int = -1) -> Callable[[Any], Any]:
       >>> normopt.output_channels()(params)
       {'bias': None, 'kernel': (-1,)}
     """
-    if isinstance(axis, bool) or not isinstance(axis, int):
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(f"`axis` must be an integer, got axis={axis!r}")
 
     def choose(params: Any) -> Any:
@@ -101,8 +109,11 @@ def check_per_leaf(
     if isinstance(value, Mapping):
         _compiled_rules(option, value)
         for pattern, one in value.items():
+            _refuse_schedule(option, one, pattern)
             check(option, one, pattern)
-    elif not callable(value):
+    elif callable(value):
+        _refuse_schedule(option, value, "")
+    else:
         check(option, value, "")
 
 
@@ -123,23 +134,33 @@ def per_leaf(
       check: called as `check(option, one value, leaf path)` on what a callable gives.
 
     Raises:
-      ValueError: for a pattern that matches no path, or a callable whose result does
-        not have the structure of `tree`.
+      TypeError: if a callable raises one, or a value is a schedule.
+      ValueError: for a pattern that matches no path, or a callable that raises one or
+        whose result does not have the structure of `tree`.
     """
     if isinstance(value, Mapping):
         rules = _compiled_rules(option, value)
         return _choose(all_places(tree), rules, value, neutral, option)
     if not callable(value):
         return [value] * len(jax.tree.leaves(tree))
-    chosen = value(tree)
     try:
-        values = jax.tree.structure(tree).flatten_up_to(chosen)
+        chosen = value(tree)
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
+            f"the callable `{option}` is called with the params, and raised "
+            f"{type(error).__name__}: {error}. {_NO_SCHEDULE}"
+        ) from error
+    try:
+        # A rule may name the leaves without the boxes that Flax puts around them.
+        values = jax.tree.structure(unboxed(tree)).flatten_up_to(unboxed(chosen))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"the callable `{option}` must return a tree of values with the structure "
-            f"of the params, got {jax.tree.structure(chosen)}: {error}"
+            f"of the params, got {jax.tree.structure(chosen)}: {error}. {_NO_SCHEDULE}"
         ) from error
     for place, one in zip(places(tree), values, strict=True):
+        _refuse_schedule(option, one, place.path)
         check(option, one, place.path)
     return values
 
@@ -151,6 +172,24 @@ def scaled(value: PerLeaf, factor: Any) -> PerLeaf:
     if callable(value):
         return lambda tree: jax.tree.map(lambda one: one * factor, value(tree))
     return value * factor
+
+
+def _refuse_schedule(option: str, value: Any, where: str) -> None:
+    """Raises if an option per leaf, or a value of one, is a schedule of the count.
+
+    Schedules are known by the modules that define them: a function of one's own may
+    take the params.
+    """
+    module = getattr(value, "__module__", None) or ""
+    is_known = module.startswith(("optax.schedules", "normopt.schedules"))
+    is_stateful = isinstance(value, optax.schedules.StatefulSchedule)
+    if callable(value) and (is_known or is_stateful):
+        name = getattr(value, "__qualname__", type(value).__name__).split(".")[0]
+        place = f" at {where!r}" if where else ""
+        raise TypeError(
+            f"`{option}` is an option per leaf and got a schedule{place}, of {name}. "
+            f"{_NO_SCHEDULE}"
+        )
 
 
 def _choose(

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import normopt
@@ -98,14 +99,53 @@ def test_a_custom_norm_is_one_real_number(custom_norms, fn):
             normopt.block_norms(jnp.ones((2, 3)), axes, "mine")
 
 
-@pytest.mark.parametrize("value", [3.0, 7.0])
-def test_a_constant_block_has_no_deviation(value):
-    block = jnp.full(16, value)
+@pytest.mark.parametrize("value", [3.0, 0.1, -1e-12, 1e12, 1 / 3 + 2j])
+@pytest.mark.parametrize("size", [2, 16, 100_001])
+def test_a_constant_block_has_no_deviation(value, size):
+    block = jnp.full(size, value)
     assert normopt.block_norms(block, norm="std") == 0
-    for eps, expected in ((0.0, 0.0), (1e-7, value / 1e-7)):
+    for eps in (0.0, 1e-7):
         link = normopt.normalize_blocks("std", eps=eps)
         updates, _ = link.update(block, link.init(block))
-        np.testing.assert_allclose(updates, expected, rtol=1e-6)
+        assert not updates.any()
+        slope = jax.grad(lambda g, link=link: abs(link.update(g, ())[0]).sum())(block)
+        assert jnp.isfinite(slope).all()
+
+
+def test_a_deviation_below_the_rounding_of_the_mean_is_none():
+    # The columns: equal up to one bit in four, four bits apart, and apart throughout.
+    ulp = np.spacing(np.float32(0.3))
+    offsets = np.array([[0, 0, 0, 1], [0, 4, 0, 4], [0, 0.1, 0.2, 0.3]]).T
+    offsets[:, :2] *= ulp
+    block = jnp.asarray(np.float32(0.3) + offsets.astype(np.float32))
+    lengths = normopt.block_norms(block, (-1,), "std")
+    expected = [0, np.std(block[:, 1], dtype=float), 0.0125**0.5]
+    np.testing.assert_allclose(lengths, expected, rtol=2e-6)
+    link = normopt.normalize_blocks("std", (-1,), eps=0.0)
+    updates, _ = link.update(block, ())
+    np.testing.assert_array_equal(updates[:, 0], 0)
+    np.testing.assert_allclose(updates[:, 2], block[:, 2] / 0.0125**0.5, rtol=2e-6)
+
+
+def test_the_deviation_of_what_is_no_number_is_none():
+    assert jnp.isnan(normopt.block_norms(jnp.array([1.0, jnp.nan]), norm="std"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((), ()), ((1,), ()), ((3,), (-1,)), ((3, 1), (0,))]
+)
+def test_std_leaves_a_block_of_one_element_alone(shape, axes):
+    grads = {"one": jnp.full(shape, 0.7), "more": jnp.array([[1.0, 3.0, 5.0]] * 2)}
+    for link in (
+        normopt.normalize_blocks("std", {"one": axes, "more": ()}),
+        normopt.clip_blocks(1e-9, "std", {"one": axes, "more": ()}),
+    ):
+        updates, _ = link.update(grads, link.init(grads))
+        np.testing.assert_array_equal(updates["one"], grads["one"])
+        assert normopt.block_norms(updates["more"], norm="std") < 1.001
+    tx = normopt.normalized(optax.sgd(0.1), "std", {"one": axes})
+    updates, _ = tx.update(grads, tx.init(grads))
+    np.testing.assert_allclose(updates["one"], -0.07 * jnp.ones(shape), rtol=1e-6)
 
 
 def test_leaves_must_be_arrays():

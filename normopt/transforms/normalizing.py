@@ -11,11 +11,10 @@ from normopt.blocks import (
     Axes,
     accumulator,
     check_channel_axes,
-    resolve_axes,
     safe_quotient,
 )
 from normopt.checks import check_number
-from normopt.norms import block_norm, check_norm
+from normopt.norms import block_norm, check_norm, resolve_measured
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.stateless import stateless
 
@@ -27,10 +26,10 @@ def normalize_blocks(
 
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
 
-    A block of zeros stays zero, also with `eps=0`. A block that is not zero and yet has
-    norm 0 (`std` of equal elements) is divided by `eps`, and becomes zero with
-    `eps=0`; where the mean of the equal elements is rounded, so is that norm, to 1e-7
-    of them, and the quotient is large. Norms are taken in float32 at least and are
+    A block of zeros stays zero, also with `eps=0`. A block of norm 0 has no direction
+    and becomes zero, whatever `eps` is: under `std` one whose elements are equal, up to
+    the rounding of their mean. Under `std` a block of one element, which has no
+    deviation at all, is left alone. Norms are taken in float32 at least and are
     right for gradients from 1e-30 to 1e30; mind that the default `eps` shortens the
     result where the norm is not large beside 1e-7. A derivative through the link holds
     1 / norm^2 and is right for norms from 1e-15 to 1e15; at a block of zeros it is
@@ -73,7 +72,7 @@ def normalize_blocks(
     check_number("eps", eps, 0)
 
     def resolve(tree: Any) -> list[Axes]:
-        return resolve_axes(channel_axes, tree)
+        return resolve_measured(norm, channel_axes, tree)
 
     def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
         del weights
@@ -96,6 +95,8 @@ def clip_blocks(
     .. math::
       g_b \leftarrow g_b \min\!\left(1,
         \frac{\mathrm{max\_norm}}{\mathrm{norm}(g_b) + \epsilon}\right)
+
+    Under `std` a block of one element, which has no deviation, is left alone.
 
     Args:
       max_norm: the largest norm a block keeps, in the unit of the gradient, above 0;
@@ -136,7 +137,8 @@ def clip_blocks(
 
     def resolve(tree: Any) -> list[tuple[Any, Axes]]:
         limits = per_leaf("max_norm", max_norm, tree, math.inf, _check_max_norm)
-        return list(zip(limits, resolve_axes(channel_axes, tree), strict=True))
+        axes = resolve_measured(norm, channel_axes, tree)
+        return list(zip(limits, axes, strict=True))
 
     def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
         del weights
@@ -153,8 +155,10 @@ def clip_blocks(
 def _normalize(
     g: jax.Array, norm: str, axes: tuple[int, ...], eps: float | jax.Array
 ) -> jax.Array:
-    # With eps = 0 a block of zeros would be divided by zero.
-    return accumulator(g) * safe_quotient(1, block_norm(norm, g, axes) + eps)
+    length = block_norm(norm, g, axes)
+    # A block without length would be divided by eps alone, which may be zero.
+    length = jnp.where(length == 0, 0, length + eps)
+    return accumulator(g) * safe_quotient(1, length)
 
 
 def _clip(

@@ -285,7 +285,7 @@ def test_two_leaves_of_one_path_are_refused():
         ({"b2": -0.1}, ValueError, "`b2` must be at least 0 and below 1"),
         ({"eps": -1e-8}, ValueError, "`eps` must be at least 0"),
         ({"eps": "small"}, TypeError, "`eps` must be one number"),
-        ({"channel_axes": 0}, TypeError, "`channel_axes` must be None or a tuple"),
+        ({"channel_axes": 0.5}, TypeError, "`channel_axes` must be None or a tuple"),
         ({"mu_dtype": "int8"}, TypeError, "`mu_dtype` must be None or a floating"),
         ({"mu_dtype": "nothing"}, TypeError, "`mu_dtype` must be None or a floating"),
         ({"mu_dtype": "float8_e4m3fn"}, TypeError, "or a floating.*float8_e4m3fn"),

@@ -175,7 +175,7 @@ def test_clipping_per_path_leaves_the_others():
     [
         (lambda: normopt.normalize_blocks("l3"), ValueError, "'l3'; known are l1, l2"),
         (lambda: normopt.normalize_blocks(eps=-1e-3), ValueError, "eps=-0.001"),
-        (lambda: normopt.normalize_blocks(channel_axes=-1), TypeError, r"\(-1,\)"),
+        (lambda: normopt.normalize_blocks(channel_axes=-0.5), TypeError, r"\(-1,\)"),
         (lambda: normopt.normalize_blocks(channel_axes=(1, 1)), ValueError, "twice"),
         (lambda: normopt.clip_blocks(-1.0), ValueError, "above 0, got max_norm=-1"),
         (lambda: normopt.clip_blocks(0.0), ValueError, "above 0, got max_norm=0"),
