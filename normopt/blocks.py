@@ -87,7 +87,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
             continue
         if is_mapped:
             check_whole(leaf, places(tree)[position].path)
-        resolved.append(tuple(sorted(axis % np.ndim(leaf) for axis in axes)))
+        resolved.append(tuple(sorted(int(axis) % np.ndim(leaf) for axis in axes)))
     return resolved
 
 

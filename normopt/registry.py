@@ -1,13 +1,15 @@
 """Optimizers by name, from and to a configuration that a JSON file can hold.
 
-A configuration is `{"name": ..., **hyperparameters}`. An inner optimizer or a schedule
-within it is such a dictionary itself, ours or optax's. Names and defaults are read from
-the functions' signatures; there is no second list to keep.
+A configuration is `{"name": ..., **hyperparameters}`. An optimizer, a link or a
+schedule within it is such a dictionary itself, ours or optax's. Names and defaults are
+read from the functions' signatures; there is no second list to keep.
 """
 
+import difflib
+import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,8 +17,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from normopt import optimizers
+from normopt import optimizers, transforms
 from normopt.checks import check_learning_rate, is_scalar
+from normopt.rules import by_path
 from normopt.schedules import WarmRestarts, cosine_restarts
 
 _SCHEDULES = {build.__name__: build for build in (cosine_restarts, WarmRestarts)}
@@ -25,10 +28,12 @@ _SCHEDULES = {build.__name__: build for build in (cosine_restarts, WarmRestarts)
 def names() -> list[str]:
     """Lists the optimizers of normopt that `make` knows by name.
 
-    Configurations may also name `cosine_restarts` and `WarmRestarts`, optax's
-    optimizers that take a `learning_rate` and its functions that end in `schedule`,
-    e.g. `sgd`, `adam`, `rmsprop`, `cosine_decay_schedule`; where both have a name, it
-    means normopt's.
+    Configurations may also name the links of normopt, `cosine_restarts`,
+    `WarmRestarts`, `{"name": "chain", "links": [...]}`, and optax's optimizers,
+    transformations and schedules, e.g. `sgd`, `clip_by_global_norm`, `scale_by_adam`,
+    `add_decayed_weights`, `exponential_decay`, `join_schedules`; where both have a
+    name, it means normopt's. A mask of optax is a mapping `{pattern: True or False}`,
+    False for leaves that no pattern matches.
 
     Examples:
       >>> "normalized" in normopt.names()
@@ -43,13 +48,14 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
     """Writes an optimizer down: validated, complete with defaults, JSON-able.
 
     Args:
-      name: one of `names()`, or a schedule, or an optimizer of optax.
+      name: one of `names()`, or another name that these may hold.
       **hyperparameters: numbers, strings, axes, dtypes, `{pattern: value}` mappings;
-        inner optimizers and schedules as dictionaries of the same form, complete or
-        not. Scalar arrays become numbers, tuples lists, dtypes names.
+        inner optimizers, links and schedules as dictionaries of the same form, complete
+        or not. Scalar arrays become numbers, tuples lists, dtypes names.
 
     Returns:
-      `{"name": name, ...}` with every hyper-parameter of the signature;
+      `{"name": name, ...}` with every hyper-parameter of the signature, but for
+      defaults that JSON cannot hold, which are functions of optax;
       `make(**json.loads(json.dumps(c)))` gives the same trajectory as the optimizer.
 
     Raises:
@@ -62,11 +68,26 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
       >>> c = normopt.config("normalized", inner={"name": "sgd", "learning_rate": 0.1})
       >>> c["norm"], c["channel_axes"], c["inner"]["nesterov"]
       ('l2', [], False)
+
+      A chain of links, of both libraries:
+
+      >>> c = normopt.config("chain", links=[
+      ...     {"name": "clip_by_global_norm", "max_norm": 1.0},
+      ...     {"name": "scale_by_block_adam", "channel_axes": {"kernel$": (-1,)}},
+      ...     {"name": "scale_by_learning_rate", "learning_rate": {
+      ...         "name": "exponential_decay", "init_value": 0.1,
+      ...         "transition_steps": 100, "decay_rate": 0.9}}])
+      >>> c["links"][1]["channel_axes"], c["links"][2]["learning_rate"]["staircase"]
+      ({'kernel$': [-1]}, False)
     """
-    bound = _bind(name, hyperparameters)
+    _check_name(name)
     complete = {"name": name}
-    for option, value in bound.items():
-        complete[option] = _written(f"{name}.{option}", value)
+    for option, value in _bind(name, hyperparameters).items():
+        try:
+            complete[option] = _written(f"{name}.{option}", value)
+        except (TypeError, ValueError):
+            if option in hyperparameters:
+                raise
     make(name=name, **hyperparameters)
     return complete
 
@@ -81,7 +102,7 @@ def make(**config: Any) -> optax.GradientTransformation:
         holds them; what is left out has its default.
 
     Returns:
-      The optimizer (or, for the name of a schedule, the schedule).
+      The optimizer (or, for the name of a link or a schedule, that).
 
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or no `name`.
@@ -103,43 +124,130 @@ def make(**config: Any) -> optax.GradientTransformation:
     hyperparameters = {k: v for k, v in config.items() if k != "name"}
     build = _builder(config["name"])
     options = _bind(config["name"], hyperparameters)
-    read = _read if _is_ours(config["name"]) else _read_for_optax
-    built = {option: read(value) for option, value in options.items()}
+    built = {option: _read(value) for option, value in options.items()}
+    if config["name"] not in _ours():
+        built = {option: _for_optax(option, value) for option, value in built.items()}
     rate = built.get("learning_rate")
     if rate is not None:
         check_learning_rate(rate, f"{config['name']}.learning_rate")
     return build(**built)
 
 
-def _is_ours(name: str) -> bool:
-    return name in names() or name in _SCHEDULES
+def chain(links: Sequence[Any]) -> optax.GradientTransformationExtraArgs:
+    """Builds the chain that a configuration lists, one transformation after another."""
+    if type(links) not in (list, tuple) or not links:  # an optimizer is a named tuple
+        raise TypeError(
+            "`chain.links` must be a list of at least one link or optimizer, got "
+            f"links={links!r}"
+        )
+    for position, link in enumerate(links):
+        if not isinstance(link, optax.GradientTransformation):
+            raise TypeError(
+                f"`chain.links[{position}]` must be a link or an optimizer as "
+                f'{{"name": ..., **hyperparameters}}, got {link!r}'
+            )
+    return optax.chain(*links)
+
+
+@functools.cache
+def _ours() -> dict[str, Callable[..., Any]]:
+    """Maps the names that mean something of normopt to what they build."""
+    functions = {
+        name: build
+        for module in (transforms, optimizers)
+        for name, build in vars(module).items()
+        if inspect.isfunction(build)
+    }
+    return functions | _SCHEDULES | {"chain": chain}
+
+
+@functools.cache
+def _optax() -> dict[str, Callable[..., Any]]:
+    """Maps the names of optax's schedules and transformations to what builds them."""
+    return {
+        name: build
+        for name, build in vars(optax).items()
+        if inspect.isfunction(build)
+        and not name.startswith("_")
+        and (_builds_transformation(name, build) or _builds_schedule(name))
+    }
+
+
+def _builds_transformation(name: str, build: Callable[..., Any]) -> bool:
+    signature = inspect.signature(build)
+    kind = getattr(signature.return_annotation, "__name__", "")
+    if any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values()):
+        return False  # chains, whose links are not named
+    return kind.startswith("GradientTransformation") or name.startswith("scale_by_")
+
+
+def _builds_schedule(name: str) -> bool:
+    return hasattr(optax.schedules, name) and not name.startswith("inject")
 
 
 def _builder(name: str) -> Callable[..., Any]:
-    if _is_ours(name):
-        return _SCHEDULES.get(name) or getattr(optimizers, name)
-    build = getattr(optax, name, None)
-    if inspect.isfunction(build) and (
-        name.endswith("schedule")
-        or "learning_rate" in inspect.signature(build).parameters
-    ):
+    build = _ours().get(name) or _optax().get(name)
+    if build is not None:
         return build
+    near = _nearest(name, [*_ours(), *_optax()], 3)
     raise ValueError(
-        f"unknown optimizer or schedule {name!r}; normopt's optimizers are "
-        f"{', '.join(names())}, its schedules {', '.join(_SCHEDULES)}, and optax's "
-        "optimizers and schedules go by their names (sgd, adam, cosine_decay_schedule, "
-        "...)"
+        f"unknown optimizer, link or schedule {name!r}"
+        + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ";")
+        + f" normopt's optimizers are {', '.join(names())}, its schedules "
+        f"{', '.join(_SCHEDULES)}; its links, {{'name': 'chain', 'links': [...]}}, and "
+        "optax's optimizers, transformations and schedules go by their names (sgd, "
+        "adam, clip, scale_by_adam, exponential_decay, ...)"
     )
 
 
 def _bind(name: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(_builder(name))
+    known = list(signature.parameters)
+    for option in hyperparameters:
+        if option not in known:
+            near = _nearest(option, known, 1)
+            raise TypeError(
+                f"{name}: unknown argument {option!r}"
+                + (f"; did you mean {near[0]!r}?" if near else ".")
+                + f" It takes {', '.join(known) or 'none'}"
+            )
     try:
         bound = signature.bind(**hyperparameters)
     except TypeError as error:
-        raise TypeError(f"{name}: {error}; its signature is {signature}") from error
+        raise TypeError(f"{name}: {error}; it takes {', '.join(known)}") from error
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def _nearest(word: str, known: Sequence[str], most: int) -> list[str]:
+    """Finds the names that a misspelt one may mean, an abbreviation (lr) among them."""
+    whole = {name.casefold(): name for name in known}
+    if word.casefold() in whole:
+        return [whole[word.casefold()]]
+    initials = ["".join(part[:1] for part in name.split("_")) for name in whole]
+    of_initials = [
+        name
+        for name, letters in zip(whole.values(), initials, strict=True)
+        if len(letters) > 1 and letters == word.casefold()
+    ]
+    close = difflib.get_close_matches(word.casefold(), whole, most, cutoff=0.5)
+    return (of_initials + [whole[name] for name in close])[:most]
+
+
+def _check_name(name: Any) -> None:
+    """Raises unless `name` is one, and says what to write instead."""
+    if isinstance(name, str):
+        return
+    if isinstance(name, Mapping):
+        hint = "unpack a configuration: normopt.config(**configuration)"
+    elif inspect.isfunction(name) and getattr(name, "__name__", "") in _ours():
+        hint = f"write its name, {name.__name__!r}"
+    else:
+        hint = (
+            "a built optimizer or schedule cannot be read back; write it down by its "
+            'name before it is built: normopt.config("adamw", learning_rate=1e-3)'
+        )
+    raise TypeError(f"`name` must be a name such as 'adamw', got {name!r}: {hint}")
 
 
 def _is_config(value: Any) -> bool:
@@ -181,9 +289,12 @@ def _read(value: Any) -> Any:
     return value
 
 
-def _read_for_optax(value: Any) -> Any:
-    # JSON turned the steps of piecewise schedules into strings.
-    value = _read(value)
-    if isinstance(value, dict) and value and all(str(key).isdigit() for key in value):
-        return {int(key): one for key, one in value.items()}
-    return value
+def _for_optax(option: str, value: Any) -> Any:
+    """Turns what JSON can hold into what an option of optax wants."""
+    if not isinstance(value, dict):
+        return value
+    if option == "boundaries_and_scales":
+        return {int(step): scale for step, scale in value.items()}
+    if option.endswith("mask"):
+        return by_path(value, default=False)
+    return by_path(value) if option == "param_labels" else value

