@@ -1,5 +1,8 @@
 """Optimizers that care about the geometry of a parameter, for JAX and optax."""
 
+from importlib import metadata as _metadata
+from types import ModuleType as _ModuleType
+
 from normopt.describing import describe as describe
 from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.norms import block_angles as block_angles
@@ -57,3 +60,19 @@ from normopt.transforms import scale_by_nadam as scale_by_nadam
 from normopt.transforms import scale_by_param_norm as scale_by_param_norm
 from normopt.transforms import scale_by_path as scale_by_path
 from normopt.transforms import trace_on_tangent as trace_on_tangent
+
+try:
+    __version__ = _metadata.version("normopt")
+except _metadata.PackageNotFoundError:  # a folder of sources that is not installed
+    __version__ = "0+unknown"
+
+# What is imported above, but for the modules that it comes from.
+__all__ = sorted(  # pyright: ignore[reportUnsupportedDunderAll]
+    name
+    for name, value in globals().items()
+    if not name.startswith("_") and not isinstance(value, _ModuleType)
+)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

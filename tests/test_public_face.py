@@ -2,24 +2,55 @@
 
 import ast
 import inspect
+import pydoc
+import re
+import runpy
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import normopt
 
-PUBLIC = {
-    name: value for name, value in vars(normopt).items() if inspect.isfunction(value)
-}
-CLASSES = {
-    name: value for name, value in vars(normopt).items() if inspect.isclass(value)
-}
+NAMES = {name: getattr(normopt, name) for name in normopt.__all__}
+PUBLIC = {name: value for name, value in NAMES.items() if inspect.isfunction(value)}
+CLASSES = {name: value for name, value in NAMES.items() if inspect.isclass(value)}
 STATES = {name: kind for name, kind in CLASSES.items() if issubclass(kind, tuple)}
 # What is neither is a schedule that is called with a state.
 PUBLIC |= {name: kind for name, kind in CLASSES.items() if name not in STATES}
 SECTIONS = ["Args:", "Raises:", "Examples:"]
 # Registry look-ups that take nothing.
 WITHOUT = {"names": SECTIONS[:2], "norm_names": SECTIONS[:2], "path_of": ["Raises:"]}
+
+
+def test_the_public_names_are_the_explicit_imports_and_nothing_else():
+    tree = ast.parse(Path(normopt.__file__).read_text())
+    imported = {
+        alias.asname
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("normopt.")
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    assert set(normopt.__all__) == imported == set(PUBLIC) | set(CLASSES)
+    assert dir(normopt) == sorted([*imported, "__version__"])
+    space: dict[str, object] = {}
+    exec("from normopt import *", space)
+    assert set(space) - {"__builtins__"} == imported
+    text = pydoc.render_doc(normopt, renderer=pydoc.plaintext)
+    assert "DATA" not in text and "_metadata" not in text
+    listed = re.findall(r"^    (?:class )?(\w+)\(", text, re.MULTILINE)
+    assert set(listed) == imported
+
+
+def test_the_version_is_that_of_the_installed_package(monkeypatch):
+    assert normopt.__version__ == metadata.version("normopt")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert runpy.run_path(normopt.__file__)["__version__"] == "0+unknown"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
