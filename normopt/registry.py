@@ -149,6 +149,25 @@ def chain(links: Sequence[Any]) -> optax.GradientTransformationExtraArgs:
     return optax.chain(*links)
 
 
+def join_schedules(
+    schedules: Sequence[Any], boundaries: Sequence[int]
+) -> optax.Schedule:
+    """Joins schedules as optax does, which passes over what has no boundary."""
+    for position, schedule in enumerate(schedules):
+        is_stateful = isinstance(schedule, optax.schedules.StatefulSchedule)
+        if not callable(schedule) or is_stateful:
+            raise TypeError(
+                f"`join_schedules.schedules[{position}]` must be a schedule of the step "
+                f"count, got {schedule!r}"
+            )
+    if len(boundaries) != len(schedules) - 1:
+        raise ValueError(
+            f"`join_schedules` takes one boundary less than schedules, got "
+            f"boundaries={list(boundaries)} for {len(schedules)} schedules"
+        )
+    return optax.join_schedules(schedules, boundaries)
+
+
 @functools.cache
 def _ours() -> dict[str, Callable[..., Any]]:
     """Maps the names that mean something of normopt to what they build."""
@@ -158,7 +177,11 @@ def _ours() -> dict[str, Callable[..., Any]]:
         for name, build in vars(module).items()
         if inspect.isfunction(build)
     }
-    return functions | _SCHEDULES | {"chain": chain}
+    return (
+        functions
+        | _SCHEDULES
+        | {build.__name__: build for build in (chain, join_schedules)}
+    )
 
 
 @functools.cache
@@ -284,8 +307,8 @@ def _read(value: Any) -> Any:
         return make(**value)
     if isinstance(value, Mapping):
         return {key: _read(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_read(one) for one in value]
+    if type(value) in (tuple, list):
+        return type(value)(_read(one) for one in value)
     return value
 
 

@@ -5,6 +5,7 @@ callable from params to a tree of values. `per_leaf` reads all three, for every 
 one pass over the tree.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -180,15 +181,17 @@ def _refuse_schedule(option: str, value: Any, where: str) -> None:
     Schedules are known by the modules that define them: a function of one's own may
     take the params.
     """
-    module = getattr(value, "__module__", None) or ""
+    function = value
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = getattr(function, "__module__", None) or ""
     is_known = module.startswith(("optax.schedules", "normopt.schedules"))
     is_stateful = isinstance(value, optax.schedules.StatefulSchedule)
     if callable(value) and (is_known or is_stateful):
-        name = getattr(value, "__qualname__", type(value).__name__).split(".")[0]
         place = f" at {where!r}" if where else ""
         raise TypeError(
-            f"`{option}` is an option per leaf and got a schedule{place}, of {name}. "
-            f"{_NO_SCHEDULE}"
+            f"`{option}` is an option per leaf, got the schedule {option}={value!r}"
+            f"{place}. {_NO_SCHEDULE}"
         )
 
 

@@ -333,6 +333,25 @@ def test_one_axis_is_written_and_described_as_a_tuple_is():
             np.testing.assert_array_equal(value, expected[leaf])
 
 
+def test_tuples_and_arrays_are_written_at_every_depth():
+    optimizer = reread(
+        {
+            "name": "apply_if_finite",
+            "max_consecutive_errors": np.int64(3),
+            "inner": {
+                "name": "chain",
+                "links": (
+                    {"name": "trace", "decay": jnp.float32(0.5)},
+                    {"name": "sgd", "learning_rate": jnp.array(0.5)},
+                ),
+            },
+        }
+    )
+    params = jnp.ones(2)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert updates.tolist() == [-0.5, -0.5]
+
+
 def test_a_default_that_is_a_function_is_left_out_and_one_given_refused():
     complete = normopt.config("scale_by_factored_rms")
     assert "decay_rate_fn" not in complete and complete["factored"] is True
@@ -386,6 +405,38 @@ ADAMW = {"name": "adamw", "learning_rate": 0.1}
         ({"name": "chain", "links": SGD}, TypeError, "`chain.links` must be a list"),
         ({"name": "chain", "links": []}, TypeError, "at least one"),
         ({"name": "chain"}, TypeError, "chain: .*'links'"),
+        (
+            {
+                "name": "join_schedules",
+                "schedules": [EXPONENTIAL, SGD],
+                "boundaries": [1],
+            },
+            TypeError,
+            r"`join_schedules.schedules\[1\]` must be a schedule of the step count",
+        ),
+        (
+            {
+                "name": "join_schedules",
+                "schedules": [{"name": "WarmRestarts", "total_steps": 3}],
+                "boundaries": [],
+            },
+            TypeError,
+            r"`join_schedules.schedules\[0\]` must be",
+        ),
+        (
+            {
+                "name": "join_schedules",
+                "schedules": [EXPONENTIAL] * 3,
+                "boundaries": [1],
+            },
+            ValueError,
+            r"one boundary less than schedules, got boundaries=\[1\] for 3",
+        ),
+        (
+            {**ADAMW, "weight_decay": {"name": "linear_schedule", **LINEAR}},
+            TypeError,
+            "`weight_decay` is an option per leaf, got the schedule",
+        ),
         ({"name": optax.adam(0.1)}, TypeError, "built optimizer.*cannot be read back"),
         ({"name": normopt.adamw(0.1)}, TypeError, "cannot be read back.*before it is"),
         ({"name": optax.linear_schedule(0, 1, 2)}, TypeError, "cannot be read back"),

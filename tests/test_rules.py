@@ -1,4 +1,8 @@
+import functools
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -117,3 +121,71 @@ def test_a_plain_value_falls_back_where_a_leaf_lacks_the_axis():
     with pytest.raises(ValueError, match="no other leaf either"):
         normopt.block_norms({"b": jnp.array(1.0)}, (-1,))
     assert normopt.block_norms({}, (-1,)) == {}
+
+
+SCHEDULES = {
+    "linear": lambda: optax.linear_schedule(0.0, 0.1, 10),
+    "constant": lambda: optax.constant_schedule(0.1),
+    "joined": lambda: optax.join_schedules([optax.constant_schedule(0.1)] * 2, [3]),
+    "jitted": lambda: jax.jit(optax.cosine_decay_schedule(0.1, 10)),
+    "partial": lambda: functools.partial(optax.exponential_decay(0.1, 10, 0.5)),
+    "restarts": lambda: normopt.cosine_restarts(10),
+    "stateful": lambda: normopt.WarmRestarts(10),
+}
+OPTIONS = {
+    "weight_decay": lambda value: normopt.decay_weights(weight_decay=value),
+    "l1": lambda value: normopt.adamw(0.1, l1=value),
+    "lr_multipliers": lambda value: normopt.scale_by_path(value),
+    "max_norm": lambda value: normopt.clip_blocks(value),
+    "channel_axes": lambda value: normopt.normalize_blocks(channel_axes=value),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_schedule_is_no_option_per_leaf(option, schedule):
+    value = SCHEDULES[schedule]()
+    message = rf"^`{option}` is an option per leaf.*`schedule=`.*inject_hyperparams"
+    with pytest.raises(TypeError, match=message):
+        OPTIONS[option](value)
+    with pytest.raises(TypeError, match=rf"{message[:-40]}.* at 'kernel'"):
+        OPTIONS[option]({"kernel": value})
+    link = OPTIONS[option](lambda params: jax.tree.map(lambda w: value, params))
+    for params in ({"kernel": jnp.ones((2, 3))}, jnp.ones([])):
+        with pytest.raises(TypeError, match=rf"^`{option}` is an option per leaf"):
+            link.init(params)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "message"),
+    [
+        (lambda count: 0.1 * (1 - count / 10), TypeError, "raised TypeError"),
+        (lambda count: 0.1, ValueError, "must return a tree of values"),
+        (lambda count: jnp.asarray(0.1), ValueError, "must return a tree of values"),
+        (lambda count: {0: 0.1}[count], TypeError, "raised TypeError: unhashable"),
+        (lambda params: params["other"], TypeError, "raised KeyError: 'other'"),
+    ],
+)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_schedule_of_ones_own_is_told_where_it_may_stand(
+    option, schedule, error, message
+):
+    link = OPTIONS[option](schedule)
+    ends = "`schedule=` where that is an option.*inject_hyperparams"
+    with pytest.raises(error, match=rf"callable `{option}`.*{message}.*{ends}"):
+        link.init(PARAMS)
+
+
+def test_inject_hyperparams_takes_the_schedule_of_a_decay():
+    make = optax.inject_hyperparams(normopt.decay_weights)
+    link = make(weight_decay=optax.linear_schedule(0.0, 0.5, 2))
+    params = {"kernel": jnp.full(2, 4.0)}
+    state, seen = link.init(params), []
+    for _ in range(3):
+        updates, state = link.update(optax.tree.zeros_like(params), state, params)
+        seen.append(float(updates["kernel"][0]))
+    assert seen == [0.0, -1.0, -2.0]
+
+
+def test_a_rule_takes_a_numpy_axis():
+    assert normopt.output_channels(np.int64(0))(jnp.ones((2, 3))) == (0,)
