@@ -157,8 +157,8 @@ def join_schedules(
         is_stateful = isinstance(schedule, optax.schedules.StatefulSchedule)
         if not callable(schedule) or is_stateful:
             raise TypeError(
-                f"`join_schedules.schedules[{position}]` must be a schedule of the step "
-                f"count, got {schedule!r}"
+                f"`join_schedules.schedules[{position}]` must be a schedule of the "
+                f"step count, got {schedule!r}"
             )
     if len(boundaries) != len(schedules) - 1:
         raise ValueError(
