@@ -123,7 +123,21 @@ def test_a_plain_value_falls_back_where_a_leaf_lacks_the_axis():
     assert normopt.block_norms({}, (-1,)) == {}
 
 
+class Halving:
+    """A stateful schedule of one's own."""
+
+    def init(self):
+        return jnp.ones([])
+
+    def update(self, state, **extra_args):
+        return state / 2
+
+    def __call__(self, state, **extra_args):
+        return state
+
+
 SCHEDULES = {
+    "own": Halving,
     "linear": lambda: optax.linear_schedule(0.0, 0.1, 10),
     "constant": lambda: optax.constant_schedule(0.1),
     "joined": lambda: optax.join_schedules([optax.constant_schedule(0.1)] * 2, [3]),
