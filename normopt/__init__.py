@@ -3,8 +3,10 @@
 from importlib import metadata as _metadata
 from types import ModuleType as _ModuleType
 
+from normopt.checks import LargeDecayWarning as LargeDecayWarning
 from normopt.describing import describe as describe
 from normopt.invariance import find_scale_invariance as find_scale_invariance
+from normopt.leafwise import NoBlocksWarning as NoBlocksWarning
 from normopt.norms import block_angles as block_angles
 from normopt.norms import block_norms as block_norms
 from normopt.norms import norm_names as norm_names

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normopt.checks import is_scalar
+from normopt.numerics import safe_sqrt, saturated, squared, widened
 from normopt.paths import places
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.sharding import check_whole, manual_axes
@@ -26,12 +27,14 @@ Axes = tuple[int, ...] | None
 Reduce = Callable[..., jax.Array]
 
 
-def check_channel_axes(channel_axes: PerLeaf) -> None:
-    """Raises at build time if `channel_axes` cannot be axes of any leaf."""
-    check_per_leaf("channel_axes", channel_axes, _check_axes)
+def check_channel_axes(channel_axes: PerLeaf, option: str = "channel_axes") -> None:
+    """Raises at build time if the axes of an option cannot be those of any leaf."""
+    check_per_leaf(option, channel_axes, _check_axes)
 
 
-def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
+def resolve_axes(
+    channel_axes: PerLeaf, tree: Any, option: str = "channel_axes"
+) -> list[Axes]:
     """Reads `channel_axes` for each leaf of `tree`: sorted, not negative, or None.
 
     A plain value falls back to None on leaves that lack one of its axes, or for which
@@ -41,6 +44,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
     Args:
       channel_axes: a tuple or list of axes, one axis, or None, per leaf.
       tree: params or updates.
+      option: the name of the option, for messages.
 
     Returns:
       One entry for each leaf, in leaf order.
@@ -51,7 +55,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
         names an axis that its leaf lacks, if an axis is named twice, or if a leaf with
         blocks may be cut inside `jax.shard_map`.
     """
-    given = per_leaf("channel_axes", channel_axes, tree, None, _check_axes)
+    given = per_leaf(option, channel_axes, tree, None, _check_axes)
     values = [(axes,) if _is_integer(axes) else axes for axes in given]
     is_plain = not callable(channel_axes) and not isinstance(channel_axes, Mapping)
     leaves = jax.tree.leaves(tree)
@@ -69,7 +73,7 @@ def resolve_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
         place, axes = places(tree)[lacking[0]], tuple(values[lacking[0]])
         is_named_twice = all(_has_axis(place.leaf, axis) for axis in axes)
         raise ValueError(
-            f"`channel_axes` = {axes} "
+            f"`{option}` = {axes} "
             + ("names twice an axis that " if is_named_twice else "needs an axis that ")
             + f"{place.path!r} of shape {np.shape(place.leaf)} "
             + ("has once" if is_named_twice else "does not have")
@@ -119,18 +123,13 @@ def block_size(shape: tuple[int, ...], axes: tuple[int, ...]) -> int:
     return math.prod(n for axis, n in enumerate(shape) if axis not in axes)
 
 
-def accumulator(x: jax.Array) -> jax.Array:
-    """Casts `x` up to the dtype that sums are taken in: float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def reduce_blocks(
     reduce: Reduce, x: jax.Array, axes: tuple[int, ...], *, keepdims: bool = True
 ) -> jax.Array:
     """Reduces each block of `x` to one number, by `jnp.sum`, `jnp.max` or `jnp.min`.
 
     Args:
-      reduce: called as `reduce(x, axis=..., keepdims=...)`; associative.
+      reduce: called as `reduce(x, axis=..., keepdims=True)`; associative.
       x: one leaf.
       axes: its channel axes, sorted and not negative.
       keepdims: whether the axes within a block stay, with length 1.
@@ -143,8 +142,8 @@ def reduce_blocks(
 
 
 def block_sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Sums each block in float32 at least; see `reduce_blocks` for the shape."""
-    return reduce_blocks(jnp.sum, accumulator(x), axes)
+    """Sums each block in float32 at least."""
+    return reduce_blocks(jnp.sum, widened(x), axes)
 
 
 def block_dot(
@@ -154,90 +153,27 @@ def block_dot(
 
     See `reduce_blocks` for the shape.
     """
-    product = accumulator(a) * jnp.conj(accumulator(b))
-    return reduce_blocks(jnp.sum, jnp.real(product), axes, keepdims=keepdims)
+    product = jnp.real(widened(a) * jnp.conj(widened(b)))
+    return reduce_blocks(jnp.sum, product, axes, keepdims=keepdims)
 
 
-def squares(x: jax.Array, axes: Axes) -> jax.Array:
+def block_length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Takes |x| of each block by its plain sum of squares, the derivative 0 at 0.
+
+    It has no branch for extreme lengths, as `norms.block_norm` has: it is 0 where all
+    squares underflow, and stays finite where they overflow.
+    """
+    return safe_sqrt(saturated(block_dot(x, x, axes)))
+
+
+def squared_length(x: jax.Array, axes: Axes) -> jax.Array:
     """Takes |x|^2 of each block, or of each element of a leaf without blocks.
 
-    The axes within a block are dropped: small arrays of one axis compile in less time.
+    The axes within a block are dropped, as in what a state keeps.
     """
-    if axes is not None:
-        return block_dot(x, x, axes, keepdims=False)
-    return jnp.real(accumulator(x) * jnp.conj(accumulator(x)))
-
-
-def safe_sqrt(x: jax.Array) -> jax.Array:
-    """Takes the root of numbers of at least 0, with the derivative 0 at 0.
-
-    The true derivative there is infinite and would turn a block of zeros into NaN.
-    """
-    return jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))
-
-
-def positive_sqrt(x: jax.Array) -> jax.Array:
-    """Takes the root of numbers of at least 0, or of the smallest normal one above it.
-
-    One can divide by it without another look at x: what is looked at again after a
-    root or a quotient, XLA computes again from the start.
-    """
-    tiny = jnp.finfo(x.dtype).tiny
-    return jnp.sqrt(choose(x < tiny, tiny, x))
-
-
-def bounded_sqrt(x: jax.Array) -> jax.Array:
-    """Takes the root of numbers of at least 0, bounded by the range from both sides.
-
-    Such roots can be divided by, and are at least `smallest_root` and at most
-    `largest_root`.
-    """
-    info = jnp.finfo(x.dtype)
-    return jnp.sqrt(jax.lax.clamp(info.tiny, x, info.max / 2))
-
-
-def smallest_root(dtype: Any) -> Any:
-    """Gives the least of those roots, which stands for zero."""
-    return np.sqrt(jnp.finfo(dtype).tiny)
-
-
-def largest_root(dtype: Any) -> Any:
-    """Gives the largest of those roots of which the product of two is finite."""
-    return np.sqrt(jnp.finfo(dtype).max / 2)
-
-
-def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
-    """Divides by x, a number of at least 0; 0, with the derivative 0, where it is 0.
-
-    The division stands last: XLA takes all that follows one into the loop over a leaf
-    that the quotient multiplies, and computes it again for each element.
-    """
-    return jnp.where(x == 0, 0, numerator) / jnp.where(x == 0, 1, x)
-
-
-def saturated(x: jax.Array) -> jax.Array:
-    """Bounds numbers of at least 0: an average would keep an infinite one for ever.
-
-    NaN stays. `jnp.minimum` would do the same, and make a whole step of Adam take three
-    times as long on XLA's CPU.
-    """
-    largest = jnp.finfo(x.dtype).max
-    return choose(x > largest, largest, x)
-
-
-def larger(old: jax.Array, new: jax.Array) -> jax.Array:
-    """Takes the larger of two numbers; a new NaN stays. Written as `saturated` is."""
-    return choose(old > new, old, new)
-
-
-def choose(condition: jax.Array, yes: Any, no: Any) -> jax.Array:
-    """Takes `jnp.where` without a function of its own in the program.
-
-    XLA copies and inlines such a function for each use of it. The result is never
-    weakly typed: both cases have to be in the dtype of the leaf already, or plain.
-    """
-    cases = (jnp.asarray(x, jnp.result_type(yes, no)) for x in (yes, no))
-    return jax.lax.select(*jnp.broadcast_arrays(condition, *cases))
+    if axes is None:
+        return squared(widened(x))
+    return block_dot(x, x, axes, keepdims=False)
 
 
 def per_block(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -5,6 +5,7 @@ Only concrete numbers are looked at. Under `optax.inject_hyperparams`, `jax.jit`
 """
 
 import math
+import warnings
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+
+from normopt.numerics import wide_dtype
 
 
 def is_scalar(value: Any) -> bool:
@@ -147,7 +150,7 @@ def check_moment_dtype(option: str, dtype: Any) -> None:
     try:
         is_floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
         # The floats of 8 bits and less meet no other dtype in an expression.
-        jnp.promote_types(dtype, jnp.float32)
+        wide_dtype(dtype)
     except (TypeError, ValueError):
         is_floating = False
     if not is_floating:
@@ -155,6 +158,31 @@ def check_moment_dtype(option: str, dtype: Any) -> None:
             f"`{option}` must be None or a floating-point dtype such as 'float32', got "
             f"{option}={dtype!r}; optax.inject_hyperparams calls jnp.float32 with the "
             "step count, so write the name there"
+        )
+
+
+class LargeDecayWarning(UserWarning):
+    """A decay that follows no learning rate, as large as one that is times it."""
+
+
+def warn_of_half_life(optimizer: str, weight_decay: Any) -> None:
+    """Warns of a plain decay that halves a weight within 34 steps.
+
+    Who comes from optax or torch writes such numbers, which are times the learning rate
+    there. One in a mapping or an array was chosen with more thought, or is not known.
+    """
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, int | float):
+        return
+    if weight_decay >= 0.02:
+        steps = math.log(0.5) / math.log1p(-min(weight_decay, 0.5))
+        warnings.warn(
+            f"`{optimizer}(weight_decay={weight_decay:g})` halves every weight in "
+            f"{max(steps, 1):.0f} steps, whatever the learning rate. The decay of "
+            "optax.adamw and torch's AdamW is times the learning rate: write "
+            f"weight_decay=learning_rate * {weight_decay:g} for it, or "
+            '{"": ' + f"{weight_decay:g}" + "} if you mean it",
+            LargeDecayWarning,
+            stacklevel=3,
         )
 
 

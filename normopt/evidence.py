@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from normopt.blocks import accumulator, block_size
+from normopt.blocks import block_size
+from normopt.numerics import widened
 from normopt.probing import NOISE_LIMIT, Point
 
 Partition = tuple[int, ...]  # the axes that index the blocks
@@ -94,7 +95,7 @@ def _block_sums(w: jax.Array, g: jax.Array, again: jax.Array) -> list[jax.Array]
     Re(g w), without a conjugate, is Euler's product for complex leaves too: JAX returns
     the conjugate of the direction of ascent.
     """
-    weights, grads = accumulator(w), accumulator(g)
+    weights, grads = widened(w), widened(g)
     noise = (grads - again) / _largest(grads)
     weights, grads = weights / _largest(weights), grads / _largest(grads)
     squares = [jnp.abs(x) ** 2 for x in (grads, weights, noise)]

@@ -6,6 +6,7 @@ homogeneous, norm(c x) = c norm(x) for c > 0, which is what lets `block_norm` me
 the block divided by its largest element, and multiplies back.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,15 +16,14 @@ import numpy as np
 
 from normopt.blocks import (
     Axes,
-    accumulator,
     block_size,
     block_sum,
     check_channel_axes,
     per_block,
     reduce_blocks,
     resolve_axes,
-    safe_sqrt,
 )
+from normopt.numerics import safe_sqrt, widened
 from normopt.paths import params_like
 from normopt.rules import PerLeaf
 
@@ -73,11 +73,16 @@ def norm_names() -> list[str]:
     return [*_BUILT_IN, *_CUSTOM]
 
 
-def check_norm(norm: str) -> None:
-    """Raises ValueError, with the names that are known, unless `norm` is one of them.
+def measure_of(norm: str) -> LeafNorm:
+    """Gives what measures each block of a leaf: from a leaf and its axes to norms.
 
-    Registered norms live in the process: one that reads a configuration with a custom
-    norm has to call `register_norm` first.
+    It is the same function for the same norm, also of one registered under its name
+    before, so that programs that hold it are found again.
+
+    Raises:
+      ValueError: with the names that are known, if `norm` is none of them. Registered
+        norms live in the process: one that reads a configuration with a custom norm has
+        to call `register_norm` first.
     """
     if norm not in norm_names():
         raise ValueError(
@@ -85,13 +90,21 @@ def check_norm(norm: str) -> None:
             "your own has to be registered with normopt.register_norm(name, fn) "
             "before the optimizer is built"
         )
+    return _measure(norm, _CUSTOM.get(norm))
+
+
+@functools.cache
+def _measure(norm: str, fn: Callable[[jax.Array], jax.Array] | None) -> LeafNorm:
+    if fn is None:
+        return functools.partial(block_norm, norm)
+    return functools.partial(_custom_norm, norm, fn)
 
 
 def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
     """Measures each block of one leaf.
 
     Args:
-      norm: a name of `norm_names()`.
+      norm: the name of a built-in norm.
       x: one leaf, real or complex, not empty.
       axes: its channel axes, sorted and not negative.
 
@@ -99,9 +112,7 @@ def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
       Real float32 (or wider) norms with the dimensions of `x`, the axes within a block
       of length 1. Zero, with a zero gradient, for a block of zeros.
     """
-    x = accumulator(x)
-    if norm in _CUSTOM:
-        return _custom_norm(norm, x, axes)
+    x = widened(x)
     measure = _BUILT_IN[norm]
     magnitude = jnp.abs(x) if jnp.iscomplexobj(x) and norm != "std" else x
     plain = measure(magnitude, axes)
@@ -173,11 +184,11 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       al., "Block-Normalized Gradient Method: An Empirical Study for Training Deep
       Neural Network", 2017, arXiv 1707.04822.
     """
-    check_norm(norm)
+    measure = measure_of(norm)
     check_channel_axes(channel_axes)
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(
-        None if axes is None else per_block(block_norm(norm, x, axes), axes)
+        None if axes is None else per_block(measure(x, axes), axes)
         for x, axes in zip(leaves, resolve_axes(channel_axes, tree), strict=True)
     )
 
@@ -241,12 +252,16 @@ def _angle(old: jax.Array, new: jax.Array, axes: BlockAxes) -> jax.Array:
 
 def _direction(x: jax.Array, axes: BlockAxes) -> jax.Array:
     length = block_norm("l2", x, axes)
-    return accumulator(x) / jnp.where(length > 0, length, 1)
+    return widened(x) / jnp.where(length > 0, length, 1)
 
 
-def _custom_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
+def _custom_norm(
+    norm: str, fn: Callable[[jax.Array], jax.Array], x: jax.Array, axes: BlockAxes
+) -> jax.Array:
+    x = widened(x)
+
     def measured(block: jax.Array) -> jax.Array:
-        length = jnp.asarray(_CUSTOM[norm](block))
+        length = jnp.asarray(fn(block))
         if length.ndim or not jnp.issubdtype(length.dtype, jnp.floating):
             raise TypeError(
                 f"the norm {norm!r} must map a block to one real number, got "

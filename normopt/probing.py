@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normopt.blocks import accumulator, has_numbers
+from normopt.blocks import has_numbers
+from normopt.numerics import widened
 from normopt.paths import Place, places
 
 Gradient = Callable[
@@ -101,7 +102,7 @@ def gradient_of(
             for leaf, yes in zip(arg_leaves, is_array, strict=True)
         ]
         result = loss_fn(structure.unflatten(own), *arg_structure.unflatten(all_args))
-        loss = accumulator(_checked_loss(result, has_aux))
+        loss = widened(_checked_loss(result, has_aux))
         return loss * factor.astype(loss.dtype), loss
 
     @jax.jit
@@ -110,7 +111,7 @@ def gradient_of(
     ) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
         grads, loss = jax.grad(loss_of, has_aux=True)(weights, factor, arrays)
         finite = [jnp.all(jnp.isfinite(x)) for x in (loss, *grads)]
-        grads = [accumulator(g) / factor for g in grads]
+        grads = [widened(g) / factor for g in grads]
         return loss, jnp.all(jnp.stack(finite)), grads
 
     return lambda weights, factor: compiled(weights, jnp.float32(factor), arrays)
@@ -134,7 +135,7 @@ class Prober:
                 "`find_scale_invariance` needs a finite loss with finite gradients at "
                 f"`params`; the loss is {float(gradient(weights, 1.0)[0]):g}"
             )
-        wide = [accumulator(w) for w in weights]
+        wide = [widened(w) for w in weights]
         self._sizes = [
             float(length) / math.sqrt(w.size)
             for w, (length, _) in zip(weights, _lengths(wide, wide), strict=True)
@@ -251,7 +252,7 @@ def _moved(
     weights: list[jax.Array], key: jax.Array, moves: list[float], factors: list[float]
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """Moves and scales leaves; returns them, and with their last bits changed."""
-    wide = [accumulator(w) for w in weights]
+    wide = [widened(w) for w in weights]
     counts = [2 * w.size if jnp.iscomplexobj(w) else w.size for w in weights]
     # Drawn at once and flat: by leaf, and with four axes, compiles far longer.
     stops = list(itertools.accumulate(counts))
@@ -271,7 +272,7 @@ def _moved(
         )
         moved.append(scaled)
         jittered.append(
-            (accumulator(scaled) * (1 + change.reshape(w.shape))).astype(w.dtype)
+            (widened(scaled) * (1 + change.reshape(w.shape))).astype(w.dtype)
         )
     return moved, jittered
 

@@ -5,8 +5,7 @@ crosses devices by itself. Inside `jax.shard_map` each device sees its piece alo
 """
 
 import collections
-import itertools
-from collections.abc import Iterator
+import re
 from typing import Any
 
 import jax
@@ -20,10 +19,9 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
 
     What has the shape of a parameter lies where the parameter lies; what has one number
     for each of its blocks lies as its channel axes do; all else, such as a count, is on
-    every device. State and parameter belong together by the end of their paths, so this
-    holds for any optimizer, in any wrapper of optax. Axes of one size are told apart by
-    a second look at `init`, with other sizes; where that fails, as it may with masks
-    that depend on sizes, numbers per block of such leaves are on every device.
+    every device. State and parameter belong together by the end of their paths, and the
+    keys of numbers per block name the axes (`kernel@0,3`), so this holds for any
+    optimizer, in any wrapper of optax.
 
     A sharded step under `jax.jit` needs nothing else: sums over a block cross devices.
     Inside `jax.shard_map` they would be sums over a piece; there leaves with blocks are
@@ -53,7 +51,7 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
       >>> tx = normopt.scale_by_block_adam(channel_axes=(-1,))
       >>> shardings = normopt.state_sharding(tx, params)
       >>> state = jax.jit(tx.init, out_shardings=shardings)(params)
-      >>> tuple(state.nu.blocks["kernel"].sharding.spec)  # one number for each column
+      >>> tuple(state.nu.blocks["kernel@1"].sharding.spec)  # a number for each column
       ('x',)
     """
     if not callable(getattr(optimizer, "init", None)):
@@ -67,10 +65,9 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     found = places(state)
     owner_of = _Owners(owners, found)
     shardings = []
-    for place, apart in zip(found, _told_apart(optimizer, params, state), strict=True):
-        owner = owner_of(place.path)
-        axes = None if owner is None else _axes(place.leaf, apart, owner)
-        if owner is None or axes is None:
+    for place in found:
+        owner, axes = owner_of(place.path)
+        if owner is None or place.leaf.shape != tuple(owner.shape[a] for a in axes):
             shardings.append(everywhere)
         else:
             shardings.append(_along(owner.sharding, axes, owner.ndim))
@@ -145,8 +142,9 @@ def _replicated(owners: list[Place]) -> Sharding | None:
 class _Owners:
     """Finds the parameter that a leaf of a state belongs to, by the end of its path.
 
-    A field of a state may have the name of a container of params. Of several ends the
-    one is right before which most params are found.
+    That end is the path of the parameter, or the key of its blocks, `path@axes`. A
+    field of a state may have the name of a container of params. Of several ends the one
+    is right before which most params are found.
     """
 
     def __init__(self, owners: list[Place], found: list[Place]):
@@ -155,71 +153,29 @@ class _Owners:
             if path in self._leaves:
                 raise ValueError(f"two parameters have the path {path!r}; rename one")
             self._leaves[path] = leaf
-        ends = (begin for place in found for begin, _ in self._ends(place.path))
+        ends = (begin for place in found for begin, *_ in self._ends(place.path))
         self._counts = collections.Counter(ends)
 
-    def __call__(self, path: str) -> Any:
-        ends = self._ends(path)
-        if not ends:
-            return self._leaves.get("")
-        _, end = max(ends, key=lambda parts: self._counts[parts[0]])
-        return self._leaves[end]
+    def __call__(self, path: str) -> tuple[Any, tuple[int, ...]]:
+        """Gives the parameter, or None, and the axes of it that a leaf has."""
+        ends = self._ends(path) or [("", *self._owner(""))]
+        _, owner, axes = max(ends, key=lambda end: self._counts[end[0]])
+        return owner, axes
 
-    def _ends(self, path: str) -> list[tuple[str, str]]:
+    def _ends(self, path: str) -> list[tuple[str, Any, tuple[int, ...]]]:
         """Lists where a path can be cut before that of a parameter, longest first."""
         keys = path.split("/")
-        cuts = [("/".join(keys[:n]), "/".join(keys[n:])) for n in range(len(keys))]
-        return [(begin, end) for begin, end in cuts if end in self._leaves]
+        cuts = (("/".join(keys[:n]), "/".join(keys[n:])) for n in range(len(keys)))
+        ends = ((begin, *self._owner(end)) for begin, end in cuts)
+        return [end for end in ends if end[1] is not None]
 
-
-def _told_apart(optimizer: Any, params: Any, state: Any) -> list[Any]:
-    """Lists the leaves of the state of params in which a size tells its axis."""
-    try:
-        apart = jax.eval_shape(optimizer.init, _with_distinct_sizes(params))
-    # Anything may go wrong in an `init` that depends on the sizes.
-    except Exception:
-        apart = None
-    if jax.tree.structure(apart) != jax.tree.structure(state):
-        return [None] * len(jax.tree.leaves(state))
-    return jax.tree.leaves(apart)
-
-
-def _axes(leaf: Any, apart: Any, owner: Any) -> tuple[int, ...] | None:
-    """Tells which axes of its parameter a leaf has; None if it has others."""
-    candidates = list(_subshapes(owner.shape, leaf.shape))
-    if len(candidates) > 1:
-        distinct = _distinct_sizes(owner.shape)
-        surely = set() if apart is None else set(_subshapes(distinct, apart.shape))
-        candidates = [axes for axes in candidates if axes in surely] or [None]
-    return candidates[0] if candidates else None
-
-
-def _subshapes(
-    shape: tuple[int, ...], wanted: tuple[int, ...]
-) -> Iterator[tuple[int, ...]]:
-    """Lists the axes of `shape`, in order, along which it is as long as `wanted`."""
-    for axes in itertools.combinations(range(len(shape)), len(wanted)):
-        if tuple(shape[axis] for axis in axes) == wanted:
-            yield axes
-
-
-def _with_distinct_sizes(params: Any) -> Any:
-    """Gives abstract params in which a size tells its axis."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(_distinct_sizes(leaf.shape), leaf.dtype),
-        params,
-    )
-
-
-def _distinct_sizes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    # Sizes of 0 and 1 stay: whether a leaf has blocks hangs on them, and no axis so
-    # short is split. The others grow little, as rules may ask how large a leaf is.
-    sizes: list[int] = []
-    for size in shape:
-        while size > 1 and size in sizes:
-            size += 1
-        sizes.append(size)
-    return tuple(sizes)
+    def _owner(self, end: str) -> tuple[Any, tuple[int, ...]]:
+        if end in self._leaves:
+            return self._leaves[end], tuple(range(self._leaves[end].ndim))
+        path, _, axes = end.rpartition("@")
+        if path in self._leaves and re.fullmatch(r"(\d+(,\d+)*)?", axes):
+            return self._leaves[path], tuple(map(int, filter(None, axes.split(","))))
+        return None, ()
 
 
 def _along(sharding: Any, axes: tuple[int, ...], ndim: int) -> Any:

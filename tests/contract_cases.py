@@ -147,7 +147,7 @@ class Case:
 
 
 DECAYED = {"ruled": ("weight_decay", 0.2, 0.1), "needs_params": "decay_weights"}
-DECAYS = {"weight_decay": 0.05, "l1": 0.01, "lr_multipliers": 0.7}
+DECAYS = {"weight_decay": 0.015, "l1": 0.01, "lr_multipliers": 0.7}
 
 WHOLE = {"channel_axes": ()}
 TRAINS = {"learning_rate": 1e-3, "momentum": 0.9}
@@ -409,10 +409,12 @@ FULL = {
 
 # Where FULL has one number for a block: for columns, kernels alone, but for those whose
 # columns have one element or none; for layers, all that holds numbers.
-COLUMN_BLOCKS = {"dense/kernel", "convs/0/kernel", "pair/0/kernel"}
+KERNELS = ("dense/kernel", "convs/0/kernel", "pair/0/kernel")
 BLOCKS = {
-    PER_BLOCK: COLUMN_BLOCKS,
-    PER_LAYER: COLUMN_BLOCKS | {"dense/bias", "pair/1/kernel", "scale"},
+    PER_BLOCK: {
+        f"{path}@{axis}" for path, axis in zip(KERNELS, (1, 3, 1), strict=True)
+    },
+    PER_LAYER: {f"{p}@" for p in (*KERNELS, "dense/bias", "pair/1/kernel", "scale")},
 }
 
 

@@ -8,11 +8,10 @@ from normopt.blocks import (
     block_dot,
     block_size,
     block_sum,
-    larger,
     per_block,
     resolve_axes,
-    saturated,
 )
+from normopt.numerics import larger, saturated
 
 AXES = [(), (3,), (0,), (1,), (0, 3), (1, 2), (0, 1, 2, 3)]
 

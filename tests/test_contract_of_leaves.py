@@ -222,11 +222,11 @@ def test_updates_without_params_are_compared_with_the_state(link, updates, path)
 def test_a_state_made_for_other_blocks_or_masks_is_refused():
     params = tree({"w": (3, 4), "v": (3,)})
     state = normopt.scale_by_block_rms(channel_axes=()).init(params)
-    with pytest.raises(ValueError, match="nothing for the elements of 'v'.*blocks"):
+    with pytest.raises(ValueError, match="numbers for the blocks of 'v'"):
         normopt.scale_by_block_rms(channel_axes=None).update(params, state)
     link = normopt.scale_by_nadam()
     frozen = {**params, "v": optax.MaskedNode()}
-    with pytest.raises(ValueError, match="made for other params: 'v' was not masked"):
+    with pytest.raises(ValueError, match="made for other params .*'v' was not masked"):
         link.update(frozen, link.init(params))
 
 

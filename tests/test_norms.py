@@ -148,7 +148,7 @@ def test_std_leaves_a_block_of_one_element_alone(shape, axes):
         updates, _ = link.update(grads, link.init(grads))
         np.testing.assert_array_equal(updates["one"], grads["one"])
         assert normopt.block_norms(updates["more"], norm="std") < 1.001
-    tx = normopt.normalized(optax.sgd(0.1), "std", {"one": axes})
+    tx = normopt.normalized(optax.sgd(0.1), "std", {"one": axes, "more": ()})
     updates, _ = tx.update(grads, tx.init(grads))
     np.testing.assert_allclose(updates["one"], -0.07 * jnp.ones(shape), rtol=1e-6)
 

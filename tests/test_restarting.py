@@ -17,7 +17,7 @@ GRADS = jax.tree.map(lambda w: 0.5 * w, PARAMS)
 
 
 def inner(schedule=SCHEDULE):
-    return normopt.sgdw(0.1, 0.9, 0.1, schedule=schedule)
+    return normopt.sgdw(0.1, 0.9, weight_decay=0.01, schedule=schedule)
 
 
 HEAD = normopt.by_path({"head": True}, default=False)

@@ -147,9 +147,10 @@ def test_it_is_a_schedule_of_optax():
 
 
 def test_a_tree_is_no_count():
-    link = normopt.decay_weights(cosine_restarts(3))
+    with pytest.raises(TypeError, match="`weight_decay` is an option per leaf, got"):
+        normopt.decay_weights(cosine_restarts(3))
     with pytest.raises(TypeError, match="function of the step count, got a dict"):
-        link.init({"w": jnp.ones(1)})
+        cosine_restarts(3)({"w": jnp.ones(1)})
 
 
 def test_a_list_of_lengths_is_kept_from_changing():

@@ -47,7 +47,7 @@ def _sgd(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
 
 
 def _sgdw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
-    return normopt.sgdw(learning_rate, MOMENTUM, decay, schedule=eta)
+    return normopt.sgdw(learning_rate, MOMENTUM, weight_decay=decay, schedule=eta)
 
 
 def _adam(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:

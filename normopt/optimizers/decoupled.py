@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from normopt.checks import check_learning_rate, check_number
+from normopt.checks import check_learning_rate, check_number, warn_of_half_life
 from normopt.rules import PerLeaf
 from normopt.transforms.decaying import decay_weights
 from normopt.transforms.moments import scale_by_block_adam
@@ -19,13 +19,14 @@ def adamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     l1: PerLeaf = 0.0,
     lr_multipliers: PerLeaf = 1.0,
     schedule: Any = None,
     amsgrad: bool = False,
     eps_hat: bool = False,
+    mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose weight decay is tied to neither the gradient nor the learning rate.
 
@@ -64,10 +65,15 @@ def adamw(
       amsgrad: whether the largest second moment so far is used.
       eps_hat: whether eps is added to the root of the uncorrected moment, as Keras
         does; see `scale_by_block_adam`.
+      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params`; its state is that of Adam, in a
-      `ScheduledState` if `schedule` is one.
+      An optimizer that needs `params` where a leaf decays; its state is that of Adam,
+      in a `ScheduledState` if `schedule` is one.
+
+    Warns:
+      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
+        halves a weight in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -79,7 +85,7 @@ def adamw(
 
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> tx = normopt.adamw(0.1, weight_decay=0.25, lr_multipliers={"head": 0.5},
+      >>> tx = normopt.adamw(0.1, weight_decay=0.01, lr_multipliers={"head": 0.5},
       ...                    schedule=normopt.cosine_restarts(2, eta_min=0.5))
       >>> params = {"body": jnp.array(4.0), "head": jnp.array(4.0)}
       >>> grads, state = {"body": jnp.array(1.0), "head": jnp.array(1.0)}, None
@@ -87,14 +93,17 @@ def adamw(
       >>> for _ in range(2):
       ...     updates, state = tx.update(grads, state, params)
       ...     print({name: round(float(u), 4) for name, u in updates.items()})
-      {'body': -1.1, 'head': -1.05}
-      {'body': -0.55, 'head': -0.525}
+      {'body': -0.14, 'head': -0.09}
+      {'body': -0.07, 'head': -0.045}
 
     References:
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
       1711.05101, Algorithm 2.
     """
-    moments = scale_by_block_adam(b1, b2, eps, amsgrad=amsgrad, eps_hat=eps_hat)
+    moments = scale_by_block_adam(
+        b1, b2, eps, amsgrad=amsgrad, eps_hat=eps_hat, mu_dtype=mu_dtype
+    )
+    warn_of_half_life("adamw", weight_decay)
     return _decoupled(
         moments, learning_rate, weight_decay, l1, lr_multipliers, schedule
     )
@@ -103,8 +112,8 @@ def adamw(
 def sgdw(
     learning_rate: optax.ScalarOrSchedule,
     momentum: float = 0.0,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     nesterov: bool = False,
     l1: PerLeaf = 0.0,
     lr_multipliers: PerLeaf = 1.0,
@@ -137,8 +146,12 @@ def sgdw(
         `cosine_restarts`, or a `WarmRestarts`; None for 1.
 
     Returns:
-      An optimizer that needs `params`; its state is the velocity, in a
-      `ScheduledState` if `schedule` is one.
+      An optimizer that needs `params` where a leaf decays; its state is the velocity,
+      in a `ScheduledState` if `schedule` is one.
+
+    Warns:
+      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
+        halves a weight in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -150,14 +163,14 @@ def sgdw(
 
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> tx = normopt.sgdw(0.1, momentum=0.9, weight_decay=0.5)
+      >>> tx = normopt.sgdw(0.1, momentum=0.9, weight_decay=0.01)
       >>> params = jnp.array([8.0])
       >>> state = tx.init(params)
       >>> for _ in range(3):
       ...     updates, state = tx.update(jnp.zeros(1), state, params)
       ...     params = optax.apply_updates(params, updates)
-      >>> float(params[0])
-      1.0
+      >>> round(float(params[0]), 4)  # 8 * 0.99**3
+      7.7624
 
     References:
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
@@ -165,6 +178,7 @@ def sgdw(
     """
     check_learning_rate(learning_rate)
     check_number("momentum", momentum, 0, below=1)
+    warn_of_half_life("sgdw", weight_decay)
 
     def build(eta: Any) -> optax.GradientTransformation:
         return optax.chain(
@@ -183,12 +197,13 @@ def nadamw(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-7,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     momentum_decay: float = 0.004,
     l1: PerLeaf = 0.0,
     lr_multipliers: PerLeaf = 1.0,
     schedule: Any = None,
+    mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with Nesterov momentum that grows to its final value.
 
@@ -211,10 +226,15 @@ def nadamw(
       schedule: eta_t, which multiplies update and decay: a number of at least 0, a
         schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
         1.
+      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params`; its state is that of Adam and one number, in a
-      `ScheduledState` if `schedule` is one.
+      An optimizer that needs `params` where a leaf decays; its state is that of Adam
+      and one number, in a `ScheduledState` if `schedule` is one.
+
+    Warns:
+      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
+        halves a weight in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -234,7 +254,8 @@ def nadamw(
       Dozat, "Incorporating Nesterov Momentum into Adam", 2016. Loshchilov and Hutter,
       "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
     """
-    moments = scale_by_nadam(b1, b2, eps, momentum_decay)
+    moments = scale_by_nadam(b1, b2, eps, momentum_decay, mu_dtype=mu_dtype)
+    warn_of_half_life("nadamw", weight_decay)
     return _decoupled(
         moments, learning_rate, weight_decay, l1, lr_multipliers, schedule
     )

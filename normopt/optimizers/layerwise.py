@@ -23,8 +23,8 @@ def novograd(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-7,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     grad_averaging: bool = False,
     amsgrad: bool = False,
     channel_axes: PerLeaf = (),
@@ -42,7 +42,8 @@ def novograd(
     (`optax.novograd` has it outside, and defaults of b2 = 0.25 and eps = 1e-6.)
 
     .. math::
-      v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad v = \|g\|^2 \text{ at first} \\
+      v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad
+        v \leftarrow \|g\|^2 \text{ where } v = 0 \\
       m &\leftarrow b_1 m - \eta c \left( \frac{g}{\sqrt{v} + \epsilon}
         + \lambda w \right) \\
       w &\leftarrow w + m
@@ -77,7 +78,7 @@ def novograd(
 
     Examples:
       A layer's first step has the length of the learning rate, and its state is a
-      momentum as large as the layer, one second moment and one count:
+      momentum as large as the layer and one second moment:
 
       >>> import jax
       >>> import jax.numpy as jnp
@@ -88,7 +89,7 @@ def novograd(
       >>> round(float(normopt.block_norms(updates)), 5)
       0.1
       >>> sorted(leaf.size for leaf in jax.tree.leaves(state))
-      [1, 1, 12]
+      [1, 12]
 
     References:
       Ginsburg, Castonguay, Hrinchuk, Kuchaiev, Lavrukhin, Leary, Li, Nguyen, Zhang,

@@ -1,11 +1,13 @@
 """AdamP and SGDP: momentum without its radial part, where a leaf looks invariant."""
 
+from typing import Any
+
 import optax
 
 from normopt.checks import check_learning_rate, check_not_negative, check_number
 from normopt.rules import PerLeaf, check_per_leaf, scaled
 from normopt.transforms.moments import scale_by_block_adam
-from normopt.transforms.projecting import project_if_invariant
+from normopt.transforms.projecting import EACH_CHANNEL, project_if_invariant
 from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.tangent import trace_on_tangent
 
@@ -15,12 +17,14 @@ def adamp(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     delta: float = 0.1,
     wd_ratio: float = 0.1,
     nesterov: bool = False,
-    channel_axes: PerLeaf = (-1,),
+    channel_axes: PerLeaf = EACH_CHANNEL,
+    layer_axes: PerLeaf = (),
+    mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose direction loses its radial part where the gradient has none.
 
@@ -42,9 +46,13 @@ def adamp(
       nesterov: whether the direction looks ahead by one step of momentum.
       channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
         torch layouts.
+      layer_axes: those of them that index the layers of a stack, each of which is
+        tested by itself, per leaf.
+      mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params`; its state is that of Adam.
+      An optimizer that needs `params` where a leaf is tested or decays; its state is
+      that of Adam.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -69,9 +77,11 @@ def adamp(
       Algorithm 2.
     """
     check_learning_rate(learning_rate)
-    moments = scale_by_block_adam(b1, b2, eps, nesterov=nesterov)
+    moments = scale_by_block_adam(b1, b2, eps, nesterov=nesterov, mu_dtype=mu_dtype)
     return optax.chain(
-        project_if_invariant(moments, weight_decay, delta, wd_ratio, channel_axes),
+        project_if_invariant(
+            moments, weight_decay, delta, wd_ratio, channel_axes, layer_axes
+        ),
         scale_by_rate(learning_rate),
     )
 
@@ -79,13 +89,14 @@ def adamp(
 def sgdp(
     learning_rate: optax.ScalarOrSchedule,
     momentum: float = 0.0,
+    *,
     dampening: float = 0.0,
     weight_decay: PerLeaf = 0.0,
-    *,
     delta: float = 0.1,
     wd_ratio: float = 0.1,
     nesterov: bool = False,
-    channel_axes: PerLeaf = (-1,),
+    channel_axes: PerLeaf = EACH_CHANNEL,
+    layer_axes: PerLeaf = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum SGD whose direction loses its radial part where the gradient has none.
 
@@ -108,6 +119,8 @@ def sgdp(
         momentum.
       channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
         torch layouts.
+      layer_axes: those of them that index the layers of a stack, each of which is
+        tested by itself, per leaf.
 
     Returns:
       An optimizer that needs `params`; its state is the momentum.
@@ -139,6 +152,6 @@ def sgdp(
     trace = trace_on_tangent(momentum, dampening, nesterov=nesterov)
     decay = scaled(weight_decay, 1 / (1 - momentum))
     return optax.chain(
-        project_if_invariant(trace, decay, delta, wd_ratio, channel_axes),
+        project_if_invariant(trace, decay, delta, wd_ratio, channel_axes, layer_axes),
         scale_by_rate(learning_rate),
     )

@@ -7,6 +7,7 @@ import optax
 
 from normopt.blocks import resolve_proper_axes
 from normopt.checks import check_learning_rate, check_number
+from normopt.leafwise import say_once
 from normopt.rules import PerLeaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.moments import scale_by_block_adam
@@ -21,8 +22,8 @@ def adams(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -52,8 +53,8 @@ def adams(
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params`; its state is half of Adam's where leaves have
-      blocks.
+      An optimizer; its state is half of Adam's where leaves have blocks. It needs
+      `params` where a leaf has blocks or decays.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -75,12 +76,13 @@ def adams(
       Learning with Normalization Layers", 2020, arXiv 2006.13382, Adam-S.
     """
     check_learning_rate(learning_rate)
-    return optax.chain(
+    chain = optax.chain(
         add_decay(weight_decay),
         scale_by_block_adam(b1, b2, eps, channel_axes, mu_dtype=mu_dtype),
         scale_by_block_size(channel_axes),
         scale_by_rate(learning_rate),
     )
+    return say_once(chain)
 
 
 def adamsrt(
@@ -88,8 +90,8 @@ def adamsrt(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -115,8 +117,8 @@ def adamsrt(
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params`; its state is half of Adam's where leaves have
-      blocks.
+      An optimizer; its state is half of Adam's where leaves have blocks. It needs
+      `params` where a leaf has blocks or decays.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -147,20 +149,21 @@ def adamsrt(
       Learning with Normalization Layers", 2020, arXiv 2006.13382, Adam-SRT.
     """
     check_learning_rate(learning_rate)
-    return optax.chain(
+    chain = optax.chain(
         add_decay(weight_decay),
         scale_by_block_adam(b1, b2, eps, channel_axes, tangent=True, mu_dtype=mu_dtype),
         scale_by_block_size(channel_axes),
         scale_by_rate(learning_rate),
     )
+    return say_once(chain)
 
 
 def sgdmrt(
     learning_rate: optax.ScalarOrSchedule,
     momentum: float = 0.0,
+    *,
     dampening: float = 0.0,
     weight_decay: PerLeaf = 0.0,
-    *,
     channel_axes: PerLeaf = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD with momentum that follows the weights around the sphere.
@@ -204,11 +207,12 @@ def sgdmrt(
     """
     check_learning_rate(learning_rate)
     check_number("momentum", momentum, 0, below=1)
-    return optax.chain(
+    chain = optax.chain(
         add_decay(weight_decay),
         trace_on_tangent(momentum, dampening, channel_axes),
         scale_by_rate(learning_rate),
     )
+    return say_once(chain)
 
 
 def adamg(
@@ -216,9 +220,10 @@ def adamg(
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
-    weight_decay: PerLeaf = 0.0,
     *,
+    weight_decay: PerLeaf = 0.0,
     channel_axes: PerLeaf = None,
+    mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with one second moment for each block, on weights of unit length.
 
@@ -239,6 +244,7 @@ def adamg(
       channel_axes: the axes that index a leaf's blocks, per leaf;
         `find_scale_invariance` finds them. Their length is set to 1, so the loss must
         not depend on it.
+      mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
       An optimizer that needs `params`. Blocks have unit length from the first step on,
@@ -269,10 +275,10 @@ def adamg(
     check_learning_rate(learning_rate)
     inner = optax.chain(
         optax.masked(add_decay(weight_decay), _without_blocks(channel_axes)),
-        scale_by_block_adam(b1, b2, eps, channel_axes),
+        scale_by_block_adam(b1, b2, eps, channel_axes, mu_dtype=mu_dtype),
         scale_by_rate(learning_rate),
     )
-    return retract_to_sphere(inner, channel_axes)
+    return say_once(retract_to_sphere(inner, channel_axes, moment="mu"))
 
 
 def _without_blocks(channel_axes: PerLeaf) -> Any:

@@ -1,6 +1,6 @@
 """The links: gradient transformations of one idea each, to be put into a chain."""
 
-from normopt.transforms.block_numbers import BlockNumbers as BlockNumbers
+from normopt.keeping import BlockNumbers as BlockNumbers
 from normopt.transforms.block_rms import ScaleByBlockRmsState as ScaleByBlockRmsState
 from normopt.transforms.block_rms import scale_by_block_rms as scale_by_block_rms
 from normopt.transforms.decaying import add_decay as add_decay

@@ -1,36 +1,23 @@
 """NovoGrad's second moment: one number for each layer, or each block."""
 
-import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import (
-    Axes,
-    accumulator,
-    across_block,
-    check_channel_axes,
-    has_numbers,
-    larger,
-    positive_sqrt,
-    resolve_axes,
-    saturated,
-    squares,
-)
+from normopt.blocks import across_block, squared_length
 from normopt.checks import check_flag, check_number
-from normopt.paths import params_like
+from normopt.keeping import BlockNumbers, PerBlock
+from normopt.leafwise import leafwise
+from normopt.numerics import larger, positive_sqrt, saturated
 from normopt.rules import PerLeaf
-from normopt.transforms.block_numbers import BlockNumbers, pack, unpack, zeros
 
 
 class ScaleByBlockRmsState(NamedTuple):
     """State of `scale_by_block_rms`."""
 
-    count: jax.Array  # int32 scalar: updates done
-    nu: BlockNumbers  # second moments, float32 at least
-    nu_max: BlockNumbers | None  # with amsgrad: the largest nu so far
+    nu: BlockNumbers  # v, of each block or element, float32 at least
+    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v so far
 
 
 def scale_by_block_rms(
@@ -43,12 +30,14 @@ def scale_by_block_rms(
     r"""Divides each block by the root of the average square of its gradient's norm.
 
     .. math::
-      v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad v = \|g\|^2 \text{ at first} \\
+      v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad
+        v \leftarrow \|g\|^2 \text{ where } v = 0 \\
       g &\leftarrow \frac{g}{\sqrt{v} + \epsilon}
 
     with sums over the block: an update has the length of about 1 for the block,
-    whatever the number of its elements. Since v starts at the first square it needs no
-    bias correction, and the first update has exactly that length, but for eps.
+    whatever the number of its elements. The v of each block starts at its first square
+    that is not zero: it needs no bias correction, and the first update has exactly that
+    length, but for eps.
 
     Args:
       b2: decay of the second moment, in [0, 1).
@@ -80,7 +69,7 @@ def scale_by_block_rms(
       >>> {name: round(float(n), 5) for name, n in normopt.block_norms(updates).items()}
       {'bias': 1.0, 'wide': 1.0}
       >>> {name: v.shape for name, v in state.nu.blocks.items()}
-      {'bias': (), 'wide': ()}
+      {'bias@': (), 'wide@': ()}
 
     References:
       Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments for
@@ -89,60 +78,24 @@ def scale_by_block_rms(
     """
     check_number("b2", b2, 0, below=1)
     check_number("eps", eps, 0)
-    check_channel_axes(channel_axes)
     check_flag("amsgrad", amsgrad)
-
-    def init_fn(params: optax.Params) -> Any:
-        axes = resolve_axes(channel_axes, params)
-        return ScaleByBlockRmsState(
-            count=jnp.zeros([], jnp.int32),
-            nu=zeros(params, axes),
-            nu_max=zeros(params, axes) if amsgrad else None,
-        )
-
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        params_like(updates, params, "scale_by_block_rms", needed=False)
-        leaves, treedef = jax.tree.flatten(updates)
-        axes = resolve_axes(channel_axes, updates)
-        # The first average is the square itself.
-        share = jnp.where(state.count == 0, 1, 1 - b2)
-        directions, nus, maxima = [], [], []
-        for g, nu, nu_max, own in zip(
-            leaves,
-            unpack(state.nu, updates, axes),
-            unpack(state.nu_max, updates, axes),
-            axes,
-            strict=True,
-        ):
-            if has_numbers(g):
-                g, nu, nu_max = _step(g, nu, nu_max, share, eps, axes=own)
-            directions.append(g)
-            nus.append(nu)
-            maxima.append(nu_max)
-        count: Any = optax.safe_increment(state.count)
-        return treedef.unflatten(directions), ScaleByBlockRmsState(
-            count,
-            pack(nus, state.nu, updates, axes),
-            pack(maxima, state.nu_max, updates, axes),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    keeps = {"nu": PerBlock(), **({"nu_max": PerBlock()} if amsgrad else {})}
+    return leafwise(
+        "scale_by_block_rms",
+        _step,
+        channel_axes=channel_axes,
+        state=ScaleByBlockRmsState,
+        keeps=keeps,
+        share=lambda state: (b2, 1 - b2, eps),
+    )
 
 
-# Jitted, so that leaves of the same shape and axes are traced once.
-@functools.partial(jax.jit, static_argnames="axes")
-def _step(
-    g: jax.Array, nu: Any, nu_max: Any, share: Any, eps: Any, *, axes: Axes
-) -> tuple[jax.Array, Any, Any]:
+def _step(g, w, axes, option, kept, shared):
     """Takes the direction and the second moments of one leaf."""
-    nu = second = saturated((1 - share) * nu + share * squares(g, axes))
-    if nu_max is not None:
-        nu_max = second = larger(nu_max, nu)
+    (nu, *largest), (b2, b2_rest, eps) = kept, shared
+    square = squared_length(g, axes)
+    nu = second = saturated(jnp.where(nu == 0, square, b2 * nu + b2_rest * square))
+    if largest:
+        largest[0] = second = larger(largest[0], nu)
     factor = across_block(1 / (positive_sqrt(second) + eps), axes, g.ndim)
-    return (accumulator(g) * factor).astype(g.dtype), nu, nu_max
+    return g * factor, (nu, *largest)

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator, has_numbers
 from normopt.checks import check_flag, check_not_negative, is_zero
-from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.leafwise import Option, leafwise
+from normopt.rules import PerLeaf
 from normopt.transforms.scheduling import scheduled
-from normopt.transforms.stateless import stateless
 
 
 def add_decay(
@@ -52,21 +51,11 @@ def add_decay(
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
       1711.05101, on why this differs from decay after the learning rate.
     """
-    check_per_leaf("weight_decay", weight_decay, check_not_negative)
-    check_per_leaf("l1", l1, check_not_negative)
+    return leafwise("add_decay", _add, **_pulling(weight_decay, l1))
 
-    def resolve(tree: Any) -> list[tuple[Any, Any]]:
-        return _decays(weight_decay, l1, tree)
 
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        return [
-            accumulator(g) + _pull(w, *decays) if _pulls(g, decays) else g
-            for g, w, decays in zip(
-                jax.tree.leaves(updates), weights, resolve(updates), strict=True
-            )
-        ]
-
-    return stateless("add_decay", resolve, update, needs_params=True)
+def _add(g, w, axes, option, kept, shared):
+    return g + _pull(w, *option), kept
 
 
 def decay_weights(
@@ -145,54 +134,42 @@ def decay_weights(
       the End of Training", 2025, arXiv 2506.02285 (corrected). Chen et al., "Cautious
       Weight Decay", 2025, arXiv 2510.12402.
     """
-    check_per_leaf("weight_decay", weight_decay, check_not_negative)
-    check_per_leaf("l1", l1, check_not_negative)
     check_flag("cautious", cautious)
-
-    def resolve(tree: Any) -> list[tuple[Any, Any]]:
-        return _decays(weight_decay, l1, tree)
+    pulling = _pulling(weight_decay, l1)
 
     def build(eta: Any) -> optax.GradientTransformationExtraArgs:
-        def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-            return [
-                _decayed(u, w, -eta, decays, cautious) if _pulls(w, decays) else u
-                for u, w, decays in zip(
-                    jax.tree.leaves(updates), weights, resolve(updates), strict=True
-                )
-            ]
-
-        return stateless("decay_weights", resolve, update, needs_params=True)
+        return leafwise(
+            "decay_weights",
+            _take_off,
+            share=lambda state: (eta,),
+            static={"cautious": cautious},
+            **pulling,
+        )
 
     return scheduled(schedule, build)
 
 
-def _decays(weight_decay: PerLeaf, l1: PerLeaf, tree: Any) -> list[tuple[Any, Any]]:
-    l2s = per_leaf("weight_decay", weight_decay, tree, 0.0, check_not_negative)
-    l1s = per_leaf("l1", l1, tree, 0.0, check_not_negative)
-    return list(zip(l2s, l1s, strict=True))
-
-
-def _pulls(leaf: Any, decays: tuple[Any, Any]) -> bool:
-    """Tells whether a leaf can have a decay, and one that is no plain zero."""
-    return has_numbers(leaf) and not all(is_zero(decay) for decay in decays)
-
-
-def _pull(w: jax.Array, weight_decay: Any, l1: Any) -> Any:
-    """Gives the gradient of the penalty, without reading the weights for a plain 0."""
-    pull: Any = 0
-    if not is_zero(weight_decay):
-        pull = pull + weight_decay * accumulator(w)
-    if not is_zero(l1):
-        pull = pull + l1 * jnp.sign(accumulator(w))
-    return pull
-
-
-def _decayed(
-    u: jax.Array, w: jax.Array, factor: Any, decays: tuple[Any, Any], cautious: bool
-) -> jax.Array:
-    change = factor * _pull(w, *decays)
+def _take_off(u, w, axes, option, kept, shared, *, cautious):
+    change = -shared[0] * _pull(w, *option)
     if cautious:
         # Of the signs, u/|u| for complex ones: the product of the two could underflow.
-        step, weight = jnp.sign(accumulator(u)), jnp.sign(accumulator(w))
-        change = jnp.where(jnp.real(jnp.conj(step) * weight) <= 0, change, 0)
-    return accumulator(u) + change
+        shrinks = jnp.real(jnp.conj(jnp.sign(u)) * jnp.sign(w)) <= 0
+        change = jnp.where(shrinks, change, 0)
+    return u + change, kept
+
+
+def _pulling(weight_decay: PerLeaf, l1: PerLeaf) -> dict[str, Any]:
+    """Gives what both decays tell `leafwise`: for a plain 0 nothing is read."""
+    return {
+        "options": {
+            "weight_decay": Option(weight_decay, 0.0, check_not_negative),
+            "l1": Option(l1, 0.0, check_not_negative),
+        },
+        "acts": lambda leaf: not all(is_zero(decay) for decay in leaf.option),
+        "reads_weights": lambda leaf: True,
+    }
+
+
+def _pull(w: jax.Array, weight_decay: Any, l1: Any) -> jax.Array:
+    """Gives the gradient of the penalty."""
+    return weight_decay * w + l1 * jnp.sign(w)

@@ -6,7 +6,6 @@ one is projected on the tangent space at the weights, the second one is read in 
 of the gradient at their present length.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,36 +13,24 @@ import jax.numpy as jnp
 import optax
 
 from normopt.blocks import (
-    Axes,
-    accumulator,
     across_block,
     block_dot,
+    resolve_proper_axes,
+    squared_length,
+)
+from normopt.checks import check_flag, check_moment_dtype, check_number
+from normopt.keeping import BlockNumbers, OfBlocks, PerBlock, PerElement, moment_dtype
+from normopt.leafwise import leafwise
+from normopt.numerics import (
     bounded_sqrt,
-    check_channel_axes,
-    choose,
-    has_numbers,
     larger,
     largest_root,
     positive_sqrt,
-    resolve_proper_axes,
     saturated,
+    select,
     smallest_root,
-    squares,
 )
-from normopt.checks import check_flag, check_moment_dtype, check_number
-from normopt.paths import params_like
 from normopt.rules import PerLeaf
-from normopt.transforms.block_numbers import (
-    BlockNumbers,
-    moment_dtype,
-    pack,
-    pack_like_params,
-    real_dtype,
-    unpack,
-    unpack_like_params,
-    zeros,
-    zeros_like_params,
-)
 
 
 class ScaleByBlockAdamState(NamedTuple):
@@ -51,8 +38,9 @@ class ScaleByBlockAdamState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     mu: Any  # params' structure and shapes, in `mu_dtype`
-    nu: BlockNumbers  # v; of tangent blocks sqrt(v) |w|, or -sqrt(v) where |w| is 0
-    nu_max: BlockNumbers | None  # with amsgrad: the largest nu so far
+    nu: BlockNumbers  # v, of each block or element, float32 at least
+    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v so far
+    length: Any = None  # when tangent: {"path@axes": |w| of each block at that step}
 
 
 def scale_by_block_adam(
@@ -110,9 +98,8 @@ def scale_by_block_adam(
     Returns:
       A link; it needs `params` when tangent. Its state is a `ScaleByBlockAdamState`:
       second moments are in float32 at least (with b2 near 1, one in bfloat16 could not
-      decay), and real for complex leaves; of a tangent block it keeps the root of
-      v |w|^2, which does not change with the length of the weights. Updates keep
-      structure, shapes and dtypes.
+      decay), and real for complex leaves; of a tangent block it keeps |w|, too, for the
+      next r. Updates keep structure and shapes.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -129,7 +116,7 @@ def scale_by_block_adam(
       >>> updates, state = link.update(grads, link.init(grads))
       >>> [round(float(n), 4) for n in normopt.block_norms(updates, (-1,))]
       [1.0, 1.0]
-      >>> state.nu.blocks[""].shape
+      >>> state.nu.blocks["@1"].shape  # of the path "", channel axis 1
       (2,)
 
     References:
@@ -142,146 +129,77 @@ def scale_by_block_adam(
     check_number("b1", b1, 0, below=1)
     check_number("b2", b2, 0, below=1)
     check_number("eps", eps, 0)
-    check_channel_axes(channel_axes)
     check_moment_dtype("mu_dtype", mu_dtype)
     flags = {"tangent": tangent, "eps_hat": eps_hat, "amsgrad": amsgrad}
     for option, value in {**flags, "nesterov": nesterov}.items():
         check_flag(option, value)
 
-    def init_fn(params: optax.Params) -> Any:
-        axes = resolve_proper_axes(channel_axes, params)
-        return ScaleByBlockAdamState(
-            count=jnp.zeros([], jnp.int32),
-            mu=zeros_like_params(params, lambda w: moment_dtype(w, mu_dtype)),
-            nu=zeros(params, axes),
-            nu_max=zeros(params, axes) if amsgrad else None,
-        )
+    def share(state: Any) -> _Numbers:
+        # What both corrections come to: scale m / (sqrt(v) + eps), with an eps of the
+        # step. 1 - b is taken before b is a float32.
+        correction = 1 - b2**state.count
+        scale = jnp.sqrt(correction) / (1 - b1**state.count)
+        step_eps = eps if eps_hat else eps * jnp.sqrt(correction)
+        return _Numbers(b1, 1 - b1, b2, 1 - b2, scale, step_eps, correction)
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        leaves, treedef = jax.tree.flatten(updates)
-        weights = params_like(updates, params, "scale_by_block_adam", needed=tangent)
-        axes = resolve_proper_axes(channel_axes, updates)
-        count: Any = optax.safe_increment(state.count)
-        # What both corrections come to: scale m / (sqrt(v) + own_eps), same for all.
-        correction = 1 - b2**count
-        scale = jnp.sqrt(correction) / (1 - b1**count)
-        own_eps = eps if eps_hat else eps * jnp.sqrt(correction)
-        numbers = _Numbers(b1, 1 - b1, b2, 1 - b2, scale, own_eps, correction)
-
-        @functools.cache
-        def numbers_in(dtype: Any) -> _Numbers:
-            # Of another dtype, as the powers are under x64, they would raise a leaf's.
-            return _Numbers(*(jnp.asarray(number, dtype) for number in numbers))
-
-        directions, moments = [], []
-        for g, w, mu, nu, nu_max, own in zip(
-            leaves,
-            weights,
-            unpack_like_params(state.mu, updates),
-            unpack(state.nu, updates, axes),
-            unpack(state.nu_max, updates, axes),
-            axes,
-            strict=True,
-        ):
-            old = _Moments(mu, nu, nu_max)
-            if has_numbers(g):
-                own_w = w if tangent and own is not None else None
-                own_numbers = numbers_in(real_dtype(g))
-                g, old = _step(g, own_w, old, own_numbers, axes=own, nesterov=nesterov)
-            directions.append(g)
-            moments.append(old)
-        mus, nus, maxima = zip(*moments, strict=True) if moments else ((), (), ())
-        return treedef.unflatten(directions), ScaleByBlockAdamState(
-            count=count,
-            mu=pack_like_params(mus, state.mu),
-            nu=pack(nus, state.nu, updates, axes),
-            nu_max=pack(maxima, state.nu_max, updates, axes),
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-class _Moments(NamedTuple):
-    """What the state holds for one leaf."""
-
-    mu: Any
-    nu: Any
-    nu_max: Any
+    second = PerBlock()
+    kept = {
+        "mu": PerElement(moment_dtype(mu_dtype)),
+        "nu": second,
+        "nu_max": second if amsgrad else None,
+        "length": OfBlocks() if tangent else None,
+    }
+    return leafwise(
+        "scale_by_block_adam",
+        _step,
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        reads_weights=lambda leaf: tangent and leaf.has_blocks,
+        state=ScaleByBlockAdamState,
+        start={"count": jnp.zeros([], jnp.int32)},
+        keeps={name: keep for name, keep in kept.items() if keep is not None},
+        share=share,
+        static={"amsgrad": amsgrad, "nesterov": nesterov},
+    )
 
 
 class _Numbers(NamedTuple):
-    """What the leaves share at a step; 1 - b is taken before b is a float32."""
+    """What the leaves share at a step."""
 
     b1: Any
     b1_rest: Any
     b2: Any
     b2_rest: Any
     scale: Any
-    own_eps: Any
+    eps: Any
     correction: Any
 
 
-# Jitted, so that leaves of the same shape and axes are traced once.
-@functools.partial(jax.jit, static_argnames=("axes", "nesterov"))
-def _step(
-    g: jax.Array,
-    w: jax.Array | None,
-    old: _Moments,
-    numbers: _Numbers,
-    *,
-    axes: Axes,
-    nesterov: bool,
-) -> tuple[jax.Array, _Moments]:
+def _step(g, w, axes, option, kept, shared, *, amsgrad, nesterov):
     """Takes the direction and the moments of one leaf; with `w`, on the tangent."""
-    mu, nu, nu_max = old
-    b1 = numbers.b1
-    past, wide, square = accumulator(mu), accumulator(g), squares(g, axes)
-    if w is None or axes is None:
-        nu = second = saturated(numbers.b2 * nu + numbers.b2_rest * square)
-        if nu_max is not None:
-            nu_max = second = larger(nu_max, nu)
-        root = positive_sqrt(second)
-    else:
-        w = accumulator(w)
-        # A sum that stands once needs no loop of its own: `dot`, `square`, and the
-        # length, whose bounded root is also looked at instead of the sum.
-        dot = block_dot(past, w, axes, keepdims=False)
-        length = bounded_sqrt(squares(w, axes))
+    b1, b1_rest, b2, b2_rest, scale, eps, correction = shared
+    mu, nu, *rest = kept
+    past = b1 * mu
+    if w is not None and axes is not None:
+        length, last = bounded_sqrt(squared_length(w, axes)), rest[-1]
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
-        is_alive = length >= 2 * smallest_root(length.dtype)
-        has_direction = is_alive & (length < largest_root(length.dtype))
-        # Divided twice, as the derivative by the square itself would leave the range.
-        radial = dot / length / length
-        radial = choose(has_direction & jnp.isfinite(radial), radial, 0)
-        past = past - across_block(radial, axes, g.ndim) * w
-        b1 = across_block(b1 * is_alive.astype(length.dtype), axes, g.ndim)
-        past_root = choose(is_alive, _read(nu, length), 0)
-        share = choose(is_alive, numbers.b2_rest, numbers.correction)
-        second = numbers.b2 * past_root * past_root + share * square
-        length_or_sign = choose(is_alive, length, -1)
-        nu = kept = bounded_sqrt(second) * length_or_sign
-        if nu_max is not None:
-            past_root = choose(is_alive, _read(nu_max, length), 0)
-            second = larger(past_root * past_root, second)
-            nu_max = kept = bounded_sqrt(second) * length_or_sign
-        root = _read(kept, length)
-    mu = b1 * past + numbers.b1_rest * wide
-    ahead = numbers.b1 * mu + numbers.b1_rest * wide if nesterov else mu
-    factor = across_block(numbers.scale / (root + numbers.own_eps), axes, g.ndim)
-    return (ahead * factor).astype(g.dtype), _Moments(mu, nu, nu_max)
-
-
-def _read(kept: jax.Array, length: jax.Array) -> jax.Array:
-    """Gives the root of v in the unit of the gradient at the present length, bounded.
-
-    What the state keeps is that root times the length, which stays in range where
-    v |w|^2 would not; or times -1, where there was no length.
-    """
-    return jax.lax.clamp(-kept, kept / length, largest_root(length.dtype))
+        has_length = length > 2 * smallest_root(length.dtype)
+        radial = block_dot(mu, w, axes, keepdims=False) / length / length
+        is_known = has_length & (length < largest_root(length.dtype))
+        radial = select(is_known & jnp.isfinite(radial), radial, 0)
+        past = mu - across_block(radial, axes, g.ndim) * w
+        past = across_block(select(has_length, b1, 0), axes, g.ndim) * past
+        b2_rest = select(has_length, b2_rest, correction)
+        r = select(last > 0, last, length) / length
+        nu = select(has_length, nu * r * r, 0)
+        if amsgrad:
+            rest[0] = select(has_length, saturated(rest[0] * r * r), 0)
+        rest[-1] = select(has_length, length, 0)
+    nu = second = saturated(b2 * nu + b2_rest * squared_length(g, axes))
+    if amsgrad:
+        rest[0] = second = larger(rest[0], nu)
+    mu = past + b1_rest * g
+    ahead = b1 * mu + b1_rest * g if nesterov else mu
+    factor = across_block(scale / (positive_sqrt(second) + eps), axes, g.ndim)
+    return ahead * factor, (mu, nu, *rest)

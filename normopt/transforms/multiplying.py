@@ -1,25 +1,16 @@
 """Links that multiply a leaf, or each of its blocks, by a number."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import (
-    Axes,
-    accumulator,
-    block_size,
-    check_channel_axes,
-    has_numbers,
-    resolve_axes,
-    resolve_proper_axes,
-)
+from normopt.blocks import block_size, resolve_proper_axes
 from normopt.checks import check_not_negative, check_number
+from normopt.leafwise import Option, leafwise
 from normopt.norms import block_norm
-from normopt.paths import params_like
-from normopt.rules import PerLeaf, check_per_leaf, per_leaf
-from normopt.transforms.stateless import stateless
+from normopt.rules import PerLeaf
 
 
 def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraArgs:
@@ -58,21 +49,15 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
       The learning-rate multipliers of the Keras implementation of Loshchilov and
       Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
     """
-    check_per_leaf("lr_multipliers", lr_multipliers, check_not_negative)
+    return leafwise(
+        "scale_by_path",
+        _multiply,
+        options={"lr_multipliers": Option(lr_multipliers, 1.0, check_not_negative)},
+    )
 
-    def resolve(tree: Any) -> list[Any]:
-        return per_leaf("lr_multipliers", lr_multipliers, tree, 1.0, check_not_negative)
 
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        del weights
-        return [
-            accumulator(u) * multiplier if has_numbers(u) else u
-            for u, multiplier in zip(
-                jax.tree.leaves(updates), resolve(updates), strict=True
-            )
-        ]
-
-    return stateless("scale_by_path", resolve, update)
+def _multiply(u, w, axes, option, kept, shared):
+    return u * option[0], kept
 
 
 def scale_by_param_norm(
@@ -118,25 +103,19 @@ def scale_by_param_norm(
       Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822, the
       adaptive step size.
     """
-    check_channel_axes(channel_axes)
     check_number("min_norm", min_norm, 0)
+    return leafwise(
+        "scale_by_param_norm",
+        _multiply_by_length,
+        channel_axes=channel_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
+        share=lambda state: (min_norm,),
+    )
 
-    def resolve(tree: Any) -> list[Axes]:
-        return resolve_axes(channel_axes, tree)
 
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        return [
-            u if own is None else _scale_by_norm(u, w, own)
-            for u, w, own in zip(
-                jax.tree.leaves(updates), weights, resolve(updates), strict=True
-            )
-        ]
-
-    def _scale_by_norm(u: jax.Array, w: jax.Array, own: tuple[int, ...]) -> jax.Array:
-        length = jnp.maximum(block_norm("l2", w, own), min_norm)
-        return accumulator(u) * length
-
-    return stateless("scale_by_param_norm", resolve, update, needs_params=True)
+def _multiply_by_length(u, w, axes, option, kept, shared):
+    return u * jnp.maximum(block_norm("l2", w, axes), shared[0]), kept
 
 
 def scale_by_block_size(
@@ -176,20 +155,19 @@ def scale_by_block_size(
       Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
       Learning with Normalization Layers", 2020, arXiv 2006.13382, Adam-S.
     """
-    check_channel_axes(channel_axes)
     check_number("power", power)
+    return leafwise(
+        "scale_by_block_size",
+        _multiply_by_size,
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        share=lambda state: (power,),
+    )
 
-    def resolve(tree: Any) -> list[Axes]:
-        return resolve_proper_axes(channel_axes, tree)
 
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        del weights
-        return [
-            u if own is None else accumulator(u) * block_size(u.shape, own) ** power
-            for u, own in zip(jax.tree.leaves(updates), resolve(updates), strict=True)
-        ]
-
-    return stateless("scale_by_block_size", resolve, update)
+def _multiply_by_size(u, w, axes, option, kept, shared):
+    return u * block_size(u.shape, axes) ** shared[0], kept
 
 
 class AverageGradientsState(NamedTuple):
@@ -239,26 +217,14 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
     """
     check_number("b1", b1, 0, below=1)
 
-    def init_fn(params: optax.Params) -> AverageGradientsState:
-        del params
-        return AverageGradientsState(jnp.zeros([], jnp.int32))
+    return leafwise(
+        "average_gradients",
+        _multiply_by_share,
+        state=AverageGradientsState,
+        start={"count": jnp.zeros([], jnp.int32)},
+        share=lambda state: (jnp.where(state.count == 1, 1, 1 - b1),),
+    )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, AverageGradientsState]:
-        del extra_args
-        params_like(updates, params, "average_gradients", needed=False)
-        factor = jnp.where(state.count == 0, 1, 1 - b1)
-        updates = jax.tree.map(
-            lambda g: (
-                (accumulator(g) * factor).astype(g.dtype) if has_numbers(g) else g
-            ),
-            updates,
-        )
-        count: Any = optax.safe_increment(state.count)
-        return updates, AverageGradientsState(count)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+def _multiply_by_share(g, w, axes, option, kept, shared):
+    return g * shared[0], kept

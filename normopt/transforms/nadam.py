@@ -6,21 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import (
-    accumulator,
-    has_numbers,
-    positive_sqrt,
-    saturated,
-    squares,
-)
-from normopt.checks import check_number
-from normopt.paths import params_like
-from normopt.transforms.block_numbers import (
-    pack_like_params,
-    real_dtype,
-    unpack_like_params,
-    zeros_like_params,
-)
+from normopt.checks import check_moment_dtype, check_number
+from normopt.keeping import PerElement, moment_dtype, second_moment_dtype
+from normopt.leafwise import leafwise
+from normopt.numerics import positive_sqrt, saturated, squared
 
 
 class ScaleByNadamState(NamedTuple):
@@ -28,7 +17,7 @@ class ScaleByNadamState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     mu_product: jax.Array  # float scalar: the product of all mu_t so far
-    mu: Any  # params' structure, shapes and dtypes
+    mu: Any  # params' structure and shapes, in `mu_dtype`
     nu: Any  # params' structure and shapes, real and float32 at least
 
 
@@ -37,6 +26,8 @@ def scale_by_nadam(
     b2: float = 0.999,
     eps: float = 1e-7,
     momentum_decay: float = 0.004,
+    *,
+    mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scales by Adam's moments, with Nesterov momentum on a warm-up schedule.
 
@@ -58,6 +49,7 @@ def scale_by_nadam(
         default acts like 3e-4 beside the root.
       momentum_decay: :math:`\psi`, how fast :math:`\mu_t` grows, at least 0; at 0 it
         stays :math:`b_1 / 2`.
+      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
 
     Returns:
       A link. Its state is a `ScaleByNadamState`: Adam's two moments and a number.
@@ -87,66 +79,53 @@ def scale_by_nadam(
     check_number("eps", eps, 0)
     check_number("momentum_decay", momentum_decay, 0)
 
+    check_moment_dtype("mu_dtype", mu_dtype)
+
     def momentum_at(count: Any) -> Any:
-        return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * count))
+        steps = jnp.asarray(count, float)
+        return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * steps))
 
-    def init_fn(params: optax.Params) -> ScaleByNadamState:
-        return ScaleByNadamState(
-            count=jnp.zeros([], jnp.int32),
-            mu_product=jnp.ones([], float),
-            mu=zeros_like_params(params, lambda w: w.dtype),
-            nu=zeros_like_params(params, real_dtype),
-        )
-
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        params_like(updates, params, "scale_by_nadam", needed=False)
-        leaves, treedef = jax.tree.flatten(updates)
-        count: Any = optax.safe_increment(state.count)
-        momentum = momentum_at(count)
+    def share(state: Any) -> _Numbers:
+        momentum = momentum_at(state.count)
         product = (state.mu_product * momentum).astype(state.mu_product.dtype)
-        of_gradient = (1 - momentum) / (1 - product)
-        of_moment = momentum / (1 - product * momentum_at(optax.safe_increment(count)))
-        correction = 1 - b2**count
-
-        numbers = (b1, 1 - b1, b2, 1 - b2, eps, of_gradient, of_moment, correction)
-        directions, mus, nus = [], [], []
-        for g, mu, nu in zip(
-            leaves,
-            unpack_like_params(state.mu, updates),
-            unpack_like_params(state.nu, updates),
-            strict=True,
-        ):
-            if has_numbers(g):
-                g, mu, nu = _step(g, mu, nu, numbers)
-            directions.append(g)
-            mus.append(mu)
-            nus.append(nu)
-        return treedef.unflatten(directions), ScaleByNadamState(
-            count,
-            product,
-            pack_like_params(mus, state.mu),
-            pack_like_params(nus, state.nu),
+        ahead: Any = optax.safe_increment(state.count)
+        return _Numbers(
+            *(b1, 1 - b1, b2, 1 - b2, eps),
+            of_gradient=(1 - momentum) / (1 - product),
+            of_moment=momentum / (1 - product * momentum_at(ahead)),
+            correction=1 - b2**state.count,
+            mu_product=product,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    like_leaf = moment_dtype(mu_dtype)
+    return leafwise(
+        "scale_by_nadam",
+        _step,
+        state=ScaleByNadamState,
+        start={"count": jnp.zeros([], jnp.int32), "mu_product": jnp.ones([], float)},
+        keeps={"mu": PerElement(like_leaf), "nu": PerElement(second_moment_dtype)},
+        share=share,
+    )
 
 
-# Jitted, so that leaves of the same shape are traced once.
-@jax.jit
-def _step(
-    g: jax.Array, mu: Any, nu: Any, numbers: tuple[Any, ...]
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+class _Numbers(NamedTuple):
+    """What the leaves share at a step; the product goes back to the state."""
+
+    b1: Any
+    b1_rest: Any
+    b2: Any
+    b2_rest: Any
+    eps: Any
+    of_gradient: Any
+    of_moment: Any
+    correction: Any
+    mu_product: Any
+
+
+def _step(g, w, axes, option, kept, shared):
     """Takes the direction and the moments of one leaf."""
-    b1, b1_rest, b2, b2_rest, eps, of_gradient, of_moment, correction = numbers
-    wide = accumulator(g)
-    mu = b1 * accumulator(mu) + b1_rest * wide
-    nu = saturated(b2 * nu + b2_rest * squares(g, None))
-    ahead = of_gradient * wide + of_moment * mu
-    factor = 1 / positive_sqrt(nu / correction + eps)
-    return (ahead * factor).astype(g.dtype), mu, nu
+    mu, nu = kept
+    mu = shared.b1 * mu + shared.b1_rest * g
+    nu = saturated(shared.b2 * nu + shared.b2_rest * squared(g))
+    ahead = shared.of_gradient * g + shared.of_moment * mu
+    return ahead / positive_sqrt(nu / shared.correction + shared.eps), (mu, nu)

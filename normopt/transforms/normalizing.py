@@ -1,22 +1,17 @@
 """Links that set or bound the length of a block of the updates."""
 
+import functools
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import (
-    Axes,
-    accumulator,
-    check_channel_axes,
-    safe_quotient,
-)
 from normopt.checks import check_number
-from normopt.norms import block_norm, check_norm, resolve_measured
-from normopt.rules import PerLeaf, check_per_leaf, per_leaf
-from normopt.transforms.stateless import stateless
+from normopt.leafwise import Option, leafwise
+from normopt.norms import measure_of, resolve_measured
+from normopt.numerics import safe_quotient
+from normopt.rules import PerLeaf
 
 
 def normalize_blocks(
@@ -67,21 +62,24 @@ def normalize_blocks(
       Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822,
       Algorithm 1.
     """
-    check_norm(norm)
-    check_channel_axes(channel_axes)
+    measure = measure_of(norm)
     check_number("eps", eps, 0)
+    return leafwise(
+        "normalize_blocks",
+        _normalize,
+        channel_axes=channel_axes,
+        resolve=functools.partial(resolve_measured, norm),
+        acts=lambda leaf: leaf.has_blocks,
+        share=lambda state: (eps,),
+        static={"measure": measure},
+    )
 
-    def resolve(tree: Any) -> list[Axes]:
-        return resolve_measured(norm, channel_axes, tree)
 
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        del weights
-        return [
-            g if own is None else _normalize(g, norm, own, eps)
-            for g, own in zip(jax.tree.leaves(updates), resolve(updates), strict=True)
-        ]
-
-    return stateless("normalize_blocks", resolve, update)
+def _normalize(g, w, axes, option, kept, shared, *, measure):
+    length = measure(g, axes)
+    # A block without length would be divided by eps alone, which may be zero.
+    length = jnp.where(length == 0, 0, length + shared[0])
+    return g * safe_quotient(1, length), kept
 
 
 def clip_blocks(
@@ -130,49 +128,26 @@ def clip_blocks(
       The ClippedOptimizer of the block-normalized gradient method's Keras
       implementation: each variable by its own norm, never by a global one.
     """
-    check_norm(norm)
-    check_channel_axes(channel_axes)
-    check_per_leaf("max_norm", max_norm, _check_max_norm)
+    measure = measure_of(norm)
     check_number("eps", eps, 0)
-
-    def resolve(tree: Any) -> list[tuple[Any, Axes]]:
-        limits = per_leaf("max_norm", max_norm, tree, math.inf, _check_max_norm)
-        axes = resolve_measured(norm, channel_axes, tree)
-        return list(zip(limits, axes, strict=True))
-
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        del weights
-        return [
-            g if own is None else _clip(g, limit, norm, own, eps)
-            for g, (limit, own) in zip(
-                jax.tree.leaves(updates), resolve(updates), strict=True
-            )
-        ]
-
-    return stateless("clip_blocks", resolve, update)
+    return leafwise(
+        "clip_blocks",
+        _clip,
+        channel_axes=channel_axes,
+        resolve=functools.partial(resolve_measured, norm),
+        options={"max_norm": Option(max_norm, math.inf, _check_max_norm)},
+        acts=lambda leaf: leaf.has_blocks,
+        share=lambda state: (eps,),
+        static={"measure": measure},
+    )
 
 
-def _normalize(
-    g: jax.Array, norm: str, axes: tuple[int, ...], eps: float | jax.Array
-) -> jax.Array:
-    length = block_norm(norm, g, axes)
-    # A block without length would be divided by eps alone, which may be zero.
-    length = jnp.where(length == 0, 0, length + eps)
-    return accumulator(g) * safe_quotient(1, length)
-
-
-def _clip(
-    g: jax.Array,
-    max_norm: float | jax.Array,
-    norm: str,
-    axes: tuple[int, ...],
-    eps: float | jax.Array,
-) -> jax.Array:
-    length = block_norm(norm, g, axes) + eps
-    too_long = length > max_norm
+def _clip(g, w, axes, option, kept, shared, *, measure):
+    (max_norm,), (eps,) = option, shared
+    length = measure(g, axes) + eps
+    is_long = length > max_norm
     # Where nothing is cut, a length of zero must not be divided by.
-    factor = jnp.where(too_long, max_norm / jnp.where(too_long, length, 1), 1)
-    return accumulator(g) * factor
+    return g * jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1), kept
 
 
 def _check_max_norm(option: str, value: Any, where: str) -> None:

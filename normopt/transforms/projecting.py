@@ -8,21 +8,22 @@ import numpy as np
 import optax
 
 from normopt.blocks import (
-    Axes,
-    accumulator,
     block_dot,
     block_size,
     check_channel_axes,
-    has_numbers,
     radial_quotient,
     reduce_blocks,
     resolve_axes,
-    safe_quotient,
-    safe_sqrt,
 )
-from normopt.checks import check_inner, check_not_negative, check_number
-from normopt.paths import params_like
-from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.checks import check_not_negative, check_number, is_zero
+from normopt.leafwise import Option, around
+from normopt.numerics import safe_quotient, safe_sqrt
+from normopt.paths import places
+from normopt.rules import PerLeaf, output_channels
+
+# The default. Asked for by a user, (-1,) must be found on one leaf at least; nobody
+# asked for the default, which also takes params that are all scalars.
+EACH_CHANNEL: PerLeaf = (-1,)
 
 
 def project_if_invariant(
@@ -30,7 +31,8 @@ def project_if_invariant(
     weight_decay: PerLeaf = 0.0,
     delta: float = 0.1,
     wd_ratio: float = 0.1,
-    channel_axes: PerLeaf = (-1,),
+    channel_axes: PerLeaf = EACH_CHANNEL,
+    layer_axes: PerLeaf = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Projects inner's direction, and decays less, where the gradient is tangent.
 
@@ -62,6 +64,9 @@ def project_if_invariant(
       wd_ratio: what is left of the decay of a leaf that passes, at least 0.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
         blocks, and of fewer than two dimensions, are not tested.
+      layer_axes: those of them that index layers, per leaf: each layer of a stack is
+        tested by itself. `channel_axes=(0, -1), layer_axes=(0,)` does to a stack what
+        (-1,) does to each layer of it.
 
     Returns:
       A link that needs `params`; its state is that of `inner`. Updates keep structure,
@@ -93,67 +98,54 @@ def project_if_invariant(
       Momentum Optimizers on Scale-invariant Weights", 2021, arXiv 2006.08217,
       Algorithms 1 and 2.
     """
-    check_inner("project_if_invariant", inner)
-    check_per_leaf("weight_decay", weight_decay, check_not_negative)
     check_number("delta", delta, 0)
     check_number("wd_ratio", wd_ratio, 0)
-    check_channel_axes(channel_axes)
-    inner = optax.with_extra_args_support(inner)
+    check_channel_axes(layer_axes, "layer_axes")
+    return around(
+        "project_if_invariant",
+        inner,
+        _project,
+        channel_axes=channel_axes,
+        resolve=lambda channels, tree: _resolve_tested(channels, layer_axes, tree),
+        options={"weight_decay": Option(weight_decay, 0.0, check_not_negative)},
+        acts=lambda leaf: leaf.has_blocks or not is_zero(leaf.option[0]),
+        reads_weights=lambda leaf: True,
+        share=lambda state: (delta, wd_ratio),
+    )
 
-    def resolve(tree: Any) -> list[tuple[Any, Axes]]:
-        decays = per_leaf("weight_decay", weight_decay, tree, 0.0, check_not_negative)
-        axes = _resolve_tested_axes(channel_axes, tree)
-        return list(zip(decays, axes, strict=True))
 
-    def init_fn(params: optax.Params) -> optax.OptState:
-        resolve(params)
-        return inner.init(params)
-
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        weights = params_like(updates, params, "project_if_invariant")
-        directions, state = inner.update(updates, state, params, **extra_args)
-        leaves, treedef = jax.tree.flatten(directions)
-        decided = [
-            _decide(p, g, w, decay, own) if has_numbers(p) else p
-            for p, g, w, (decay, own) in zip(
-                leaves, jax.tree.leaves(updates), weights, resolve(updates), strict=True
-            )
-        ]
-        return treedef.unflatten(decided), state
-
-    def _decide(
-        p: jax.Array, g: jax.Array, w: jax.Array, decay: Any, axes: Axes
-    ) -> jax.Array:
-        pull: Any = decay
-        if axes is not None:
-            radial, is_invariant = _radial_part(p, g, w, axes, delta)
-            pull = decay * jnp.where(is_invariant, wd_ratio, 1) - radial
-        return (accumulator(p) + pull * accumulator(w)).astype(p.dtype)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+def _project(g, p, w, axes, option, kept, shared):
+    (decay,), (delta, wd_ratio) = option, shared
+    if axes is None:
+        return p + decay * w, kept
+    radial, is_invariant = _radial_part(p, g, w, axes, delta)
+    pull = decay * jnp.where(is_invariant, wd_ratio, 1) - radial
+    return p + pull * w, kept
 
 
 def _radial_part(
-    p: jax.Array, g: jax.Array, w: jax.Array, axes: tuple[int, ...], delta: Any
+    p: jax.Array,
+    g: jax.Array,
+    w: jax.Array,
+    both: tuple[tuple[int, ...], tuple[int, ...]],
+    delta: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns by block what to take of `w` from `p`, and whether the leaf passed."""
+    """Returns by block what to take of `w` from `p`, and by layer whether it passed."""
+    axes, layers = both
     pairs = ((g, w), (g, g), (w, w), (p, w))
     gw, gg, ww, pw = (block_dot(a, b, axes) for a, b in pairs)
-    # The sums of the leaf follow from those of its blocks; without the barrier XLA
+    # The sums of a layer follow from those of its blocks; without the barrier XLA
     # takes them from the leaf again, of products that it stores.
     all_gw, all_gg, all_ww, all_pw = (
-        reduce_blocks(jnp.sum, one, ())
+        reduce_blocks(jnp.sum, one, layers)
         for one in jax.lax.optimization_barrier((gw, gg, ww, pw))
     )
-    blocks_pass = _is_tangent(gw, gg, ww, block_size(g.shape, axes), delta)
-    whole_passes = _is_tangent(all_gw, all_gg, all_ww, g.size, delta)
-    is_invariant = blocks_pass | whole_passes
-    dot = jnp.where(blocks_pass, pw, jnp.where(whole_passes, all_pw, 0))
+    size, layer_size = block_size(g.shape, axes), block_size(g.shape, layers)
+    tangent = _is_tangent(gw, gg, ww, size, delta)
+    blocks_pass = reduce_blocks(jnp.all, tangent, layers)
+    layer_passes = _is_tangent(all_gw, all_gg, all_ww, layer_size, delta)
+    is_invariant = blocks_pass | layer_passes
+    dot = jnp.where(blocks_pass, pw, jnp.where(layer_passes, all_pw, 0))
     radial = radial_quotient(dot, jnp.where(blocks_pass, ww, all_ww))
     return radial, is_invariant
 
@@ -163,20 +155,32 @@ def _is_tangent(
 ) -> jax.Array:
     lengths = safe_sqrt(g_square) * safe_sqrt(w_square)
     cosine = safe_quotient(jnp.abs(dot), lengths)
-    return jnp.all(cosine < delta / size**0.5)
+    return cosine < delta / size**0.5
 
 
-def _resolve_tested_axes(channel_axes: PerLeaf, tree: Any) -> list[Axes]:
-    """Reads the axes, for leaves of two or more dimensions: kernels, not biases.
+def _resolve_tested(channel_axes: PerLeaf, layer_axes: PerLeaf, tree: Any) -> list[Any]:
+    """Reads both axes of leaves of two or more dimensions: kernels, not biases.
 
-    A leaf whose blocks have one element, with a cosine of 1, is tested as a whole.
+    A leaf whose blocks have one element, with a cosine of 1, is tested by layer.
     """
-    tested: list[Axes] = []
-    for axes, leaf in zip(
-        resolve_axes(channel_axes, tree), jax.tree.leaves(tree), strict=True
+    if channel_axes is EACH_CHANNEL:
+        channel_axes = output_channels()
+    tested: list[Any] = []
+    for axes, layers, place in zip(
+        resolve_axes(channel_axes, tree),
+        resolve_axes(layer_axes, tree, "layer_axes"),
+        places(tree),
+        strict=True,
     ):
-        if axes is None or np.ndim(leaf) < 2:
+        if axes is None or np.ndim(place.leaf) < 2:
             tested.append(None)
-        else:
-            tested.append(() if block_size(np.shape(leaf), axes) == 1 else axes)
+            continue
+        layers = layers or ()
+        if not set(layers) <= set(axes):
+            raise ValueError(
+                f"`layer_axes` = {layers} of {place.path!r} must be among its "
+                f"`channel_axes` = {axes}, which index the blocks of every layer"
+            )
+        is_single = block_size(np.shape(place.leaf), axes) == 1
+        tested.append((layers if is_single else axes, layers))
     return tested

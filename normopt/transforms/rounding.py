@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator, has_numbers
-from normopt.checks import check_inner
-from normopt.paths import all_places, params_like, path_difference
-from normopt.transforms.block_numbers import pack_like_params
+from normopt.blocks import has_numbers
+from normopt.keeping import PerElement
+from normopt.leafwise import around
+from normopt.numerics import widened
 
 
 class CompensateRoundingState(NamedTuple):
@@ -77,90 +77,42 @@ def compensate_rounding(
       Aberger, De Sa, "Revisiting BFloat16 Training", 2021, arXiv 2010.06192, Kahan
       summation of the updates.
     """
-    check_inner("compensate_rounding", inner)
-    inner = optax.with_extra_args_support(inner)
-
-    def init_fn(params: optax.Params) -> CompensateRoundingState:
-        residue = jax.tree.map(
-            lambda w: (
-                jnp.zeros_like(w, jnp.float32) if _is_low(w) else optax.MaskedNode()
-            ),
-            params,
-        )
-        return CompensateRoundingState(residue, inner.init(_widened(params)))
-
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, CompensateRoundingState]:
-        weights = params_like(updates, params, "compensate_rounding")
-        treedef = jax.tree.structure(params)
-        exact = [
-            w if kept is None else accumulator(w) + kept
-            for w, kept in zip(weights, _unpack(state.residue, params), strict=True)
-        ]
-        updates, inner_state = inner.update(
-            _widened(updates), state.inner, treedef.unflatten(exact), **extra_args
-        )
-        steps, updates_treedef = jax.tree.flatten(updates)
-        residue = []
-        for index, w in enumerate(weights):
-            if _is_low(w):
-                x = exact[index] + steps[index]
-                wide, rounded = accumulator(w), _rounded(x, w.dtype)
-                # Of infinite numbers both differences would be NaN, now or next time.
-                steps[index] = jnp.where(jnp.isinf(wide), 0, rounded - wide)
-                residue.append(jnp.where(jnp.isfinite(rounded), x - rounded, 0))
-        return updates_treedef.unflatten(steps), CompensateRoundingState(
-            pack_like_params(residue, state.residue), inner_state
-        )
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return around(
+        "compensate_rounding",
+        inner,
+        _compensate,
+        resolve=_low_dtypes,
+        reads_weights=lambda leaf: True,
+        state=CompensateRoundingState,
+        keeps={"residue": PerElement(lambda leaf, low: low and jnp.float32)},
+        enter=_enter,
+    )
 
 
-def _is_low(leaf: Any) -> bool:
-    return has_numbers(leaf) and jnp.finfo(leaf.dtype).bits < 32
+def _low_dtypes(channel_axes: None, tree: Any) -> list[Any]:
+    """Lists the dtypes of less than 32 bits, None for leaves of others."""
+    del channel_axes
+    return [
+        leaf.dtype if has_numbers(leaf) and jnp.finfo(leaf.dtype).bits < 32 else None
+        for leaf in jax.tree.leaves(tree)
+    ]
 
 
-def _unpack(residue: Any, params: Any) -> list[Any]:
-    """Lists the residue of each leaf of `params`, None where it needs none.
-
-    Raises:
-      ValueError: if the state was made for params of other paths or shapes, or a leaf
-        was of low precision then and is not now, or the reverse.
-    """
-    made_for_other = "`compensate_rounding` got a state that was made for other params:"
-    init_again = "call init again with these params"
-    before, now = all_places(residue), all_places(params)
-    difference = path_difference(before, now)
-    if difference:
-        raise ValueError(
-            f"{made_for_other} of it and the params, {difference}; {init_again}"
-        )
-    residues = []
-    for (path, kept, has_none), (_, w, masked) in zip(before, now, strict=True):
-        needs_none = masked or not _is_low(w)
-        if needs_none != has_none or not (has_none or kept.shape == w.shape):
-            was = (
-                "no residue, as for a dtype of 32 bits or more"
-                if has_none
-                else f"a residue of shape {kept.shape}, as for a dtype of less than "
-                "32 bits"
-            )
-            found = "masked" if masked else f"of {w.dtype} and shape {w.shape}"
-            raise ValueError(
-                f"{made_for_other} it has {was}, for {path!r}, which is now {found}; "
-                f"{init_again}"
-            )
-        if not masked:
-            residues.append(None if has_none else kept)
-    return residues
+def _enter(x, leaf, kept):
+    """Gives what inner sees: leaves of low precision in float32, weights exactly."""
+    if leaf.axes is None:
+        return x
+    return widened(x) if kept is None else widened(x) + kept[0]
 
 
-def _widened(tree: Any) -> Any:
-    return jax.tree.map(lambda x: accumulator(x) if _is_low(x) else x, tree)
+def _compensate(g, u, w, dtype, option, kept, shared):
+    if dtype is None:
+        return u, kept
+    x = w + kept[0] + u
+    rounded = _rounded(x, dtype)
+    # Of infinite numbers both differences would be NaN, now or next time.
+    residue = jnp.where(jnp.isfinite(rounded), x - rounded, 0)
+    return jnp.where(jnp.isinf(w), 0, rounded - w), (residue,)
 
 
 def _rounded(x: jax.Array, dtype: Any) -> jax.Array:

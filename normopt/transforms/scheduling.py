@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import accumulator, has_numbers
 from normopt.checks import check_number, is_scalar
-from normopt.transforms.stateless import stateless
+from normopt.keeping import MADE_FOR_OTHERS
+from normopt.leafwise import leafwise
 
 
 class FollowedState(NamedTuple):
@@ -80,6 +80,12 @@ def scheduled(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, ScheduledState]:
+        if not isinstance(state, ScheduledState):
+            raise TypeError(
+                "`schedule` needs a ScheduledState, which holds its place, got "
+                f"{type(state).__name__}: {MADE_FOR_OTHERS}, or restored without a "
+                "target; call init again, or restore into jax.eval_shape(init, params)"
+            )
         eta = following(state.schedule, **extra_args)
         check_number("schedule", eta, 0)
         now = optax.with_extra_args_support(build(eta))
@@ -92,15 +98,7 @@ def scheduled(
 
 def scale_by_eta(eta: Any) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates by eta_t; unlike `optax.scale` it keeps their dtypes."""
-
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        del weights
-        return [
-            accumulator(u) * eta if has_numbers(u) else u
-            for u in jax.tree.leaves(updates)
-        ]
-
-    return stateless("scale_by_eta", lambda params: None, update)
+    return leafwise("scale_by_eta", _scale, share=lambda state: (eta,))
 
 
 def scale_by_rate(
@@ -113,35 +111,27 @@ def scale_by_rate(
     an injected one is.
     """
     if not callable(learning_rate):
-        link = optax.stateless(lambda updates, _: _descended(updates, learning_rate))
-        return optax.with_extra_args_support(link)
-
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.ScaleByScheduleState]:
-        del params, extra_args
-        updates = _descended(updates, learning_rate(state.count))
-        count: Any = optax.safe_increment(state.count)
-        return updates, optax.ScaleByScheduleState(count)
-
-    init_fn = optax.scale_by_schedule(learning_rate).init
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _descended(updates: optax.Updates, rate: Any) -> optax.Updates:
-    rate = -rate
-    # Integers become real numbers, which a state that was made for integers refuses.
-    return jax.tree.map(
-        lambda u: (
-            (accumulator(u) * rate).astype(u.dtype)
-            if jnp.issubdtype(u.dtype, jnp.inexact)
-            else u * rate
-        ),
-        updates,
+        rate: Any = learning_rate
+        return leafwise(
+            "scale_by_rate",
+            _scale,
+            share=lambda state: (-rate,),
+            also_integers=True,
+        )
+    schedule: Any = learning_rate
+    return leafwise(
+        "scale_by_rate",
+        _scale,
+        state=optax.ScaleByScheduleState,
+        start={"count": jnp.zeros([], jnp.int32)},
+        # The count is already that of this step; a schedule begins at 0.
+        share=lambda state: (-schedule(state.count - 1),),
+        also_integers=True,
     )
+
+
+def _scale(u, w, axes, option, kept, shared):
+    return u * shared[0], kept
 
 
 def _check_schedule(schedule: Any) -> None:

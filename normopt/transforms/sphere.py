@@ -7,17 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import (
-    accumulator,
-    block_dot,
-    check_channel_axes,
-    resolve_proper_axes,
-    safe_quotient,
-    safe_sqrt,
-    saturated,
-)
-from normopt.checks import check_inner, check_number
-from normopt.paths import check_distinct, params_like, places
+from normopt.blocks import block_length, resolve_proper_axes
+from normopt.checks import check_number
+from normopt.leafwise import Lens, around
+from normopt.numerics import safe_quotient, widened
+from normopt.paths import check_distinct, places
 from normopt.rules import PerLeaf
 from normopt.transforms.tangent import tangent_part
 
@@ -27,7 +21,7 @@ def retract_to_sphere(
     channel_axes: PerLeaf,
     radius: float = 1.0,
     *,
-    moment: str | None = "mu",
+    moment: str | Callable[[Any], Any] | None = "mu",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Brings each block of the weights back to a sphere after a whole step of `inner`.
 
@@ -54,8 +48,10 @@ def retract_to_sphere(
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
         blocks, and with blocks of one element, take inner's step as it is.
       radius: of the sphere, in the unit of the weights, above 0.
-      moment: the name of the field of inner's state that holds the first moment: `mu`
-        in Adam's, `trace` in momentum's; None for an inner optimizer without one.
+      moment: where in inner's state the first moment is: the name of a field, `mu` in
+        Adam's, `trace` in momentum's; or a function of inner's state that returns the
+        moment, like the params whole or in part, and a function from another one to the
+        state with it; None for an inner optimizer without one.
 
     Returns:
       An optimizer that needs `params`; its state is that of `inner`. Updates keep
@@ -83,63 +79,35 @@ def retract_to_sphere(
       Aubry, "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
       2006.13382.
     """
-    check_inner("retract_to_sphere", inner)
-    check_channel_axes(channel_axes)
     check_number("radius", radius, above=0)
-    if not isinstance(moment, str | None):
+    if not (moment is None or isinstance(moment, str) or callable(moment)):
         raise TypeError(
-            "`moment` must be the name of a field of inner's state or None, got "
-            f"moment={moment!r}"
+            "`moment` must be the name of a field of inner's state, a function of that "
+            f"state or None, got moment={moment!r}"
         )
-    inner = optax.with_extra_args_support(inner)
-
-    def init_fn(params: optax.Params) -> optax.OptState:
-        resolve_proper_axes(channel_axes, params)
-        state = inner.init(params)
-        if moment is not None:
-            _check_moment(moment, _moment_of(state, moment, params), params)
-        return state
-
-    def update_fn(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        weights = params_like(updates, params, "retract_to_sphere")
-        steps, state = inner.update(updates, state, params, **extra_args)
-        axes = resolve_proper_axes(channel_axes, steps)
-        mu = None if moment is None else _moment_of(state, moment, params)
-        carried = {place.path: place.leaf for place in places(mu)}
-        retracted = []
-        for place, w, own in zip(places(steps), weights, axes, strict=True):
-            if own is None:
-                retracted.append(place.leaf)
-                continue
-            new = accumulator(w) + accumulator(place.leaf)
-            length = _length(new, own)
-            # A block that stands at zero has no direction to be retracted along.
-            on_sphere = jnp.where(length > 0, new * safe_quotient(radius, length), new)
-            retracted.append((on_sphere - accumulator(w)).astype(place.leaf.dtype))
-            if place.path in carried:
-                m = carried[place.path]
-                stretch = safe_quotient(length, _length(w, own))
-                carried[place.path] = _stretched(
-                    tangent_part(m, new, own), stretch, m.dtype
-                )
-        if moment is not None:
-            mu = jax.tree.structure(mu).unflatten(carried.values())
-            is_field = _is_field_of_state(params)
-            state = optax.tree.set(state, is_field, **{moment: mu})
-        return jax.tree.structure(steps).unflatten(retracted), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return around(
+        "retract_to_sphere",
+        inner,
+        _retract,
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
+        share=lambda state: (radius,),
+        lens=None if moment is None else _checked(moment),
+    )
 
 
-def _length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    # Not `block_norm`, which has a branch for extreme lengths: a step on the sphere has
-    # none, and a first one from far away may take two.
-    return safe_sqrt(saturated(block_dot(x, x, axes)))
+def _retract(g, u, w, axes, option, kept, shared):
+    new = w + u
+    length = block_length(new, axes)
+    # A block that stands at zero has no direction to be retracted along.
+    on_sphere = jnp.where(length > 0, new * safe_quotient(shared[0], length), new)
+    if kept and kept[0] is not None:
+        (m,), dtype = kept, kept[0].dtype
+        stretch = safe_quotient(length, block_length(w, axes))
+        kept = (_stretched(tangent_part(widened(m), new, axes), stretch, dtype),)
+    return on_sphere - w, kept
 
 
 def _stretched(m: jax.Array, stretch: jax.Array, dtype: Any) -> jax.Array:
@@ -151,13 +119,28 @@ def _stretched(m: jax.Array, stretch: jax.Array, dtype: Any) -> jax.Array:
     if most < 1e30:
         # In float16 that is 64, an ordinary moment. There it bounds only what a step of
         # more than 0.45 radians adds: a few of these in a row leave the range.
-        own = jnp.clip(jnp.abs(m), largest, most)
-        largest = jnp.where(stretch < 1.1, most, own)
+        present = jnp.clip(jnp.abs(m), largest, most)
+        largest = jnp.where(stretch < 1.1, most, present)
     within = jnp.abs(m) * stretch <= largest
-    return jnp.where(within, m * stretch, largest * jnp.sign(m)).astype(dtype)
+    return jnp.where(within, m * stretch, largest * jnp.sign(m))
 
 
-def _moment_of(state: optax.OptState, moment: str, params: Any) -> Any:
+def _checked(moment: str | Callable[[Any], Any]) -> Lens:
+    """Gives the lens of a moment, which says what is wrong with what it finds."""
+
+    def lens(state: optax.OptState, params: Any) -> Any:
+        if isinstance(moment, str):
+            mu, put = _field_of(state, moment, params)
+        else:
+            mu, put = moment(state)
+        if params is not None:
+            _check_moment(moment, mu, params)
+        return mu, put
+
+    return lens
+
+
+def _field_of(state: optax.OptState, moment: str, params: Any) -> Any:
     is_field = _is_field_of_state(params)
     found = optax.tree.get_all_with_path(state, moment, is_field)
     if len(found) != 1:
@@ -165,12 +148,13 @@ def _moment_of(state: optax.OptState, moment: str, params: Any) -> Any:
         raise ValueError(
             f"`moment`={moment!r} must name one field of inner's state; those of that "
             f"name: {where}. Momentum SGD calls it 'trace', Adam 'mu'; an inner "
-            "optimizer without a first moment takes moment=None"
+            "optimizer without a first moment takes moment=None, and one with several "
+            "a function of its state"
         )
-    return found[0][1]
+    return found[0][1], lambda mu: optax.tree.set(state, is_field, **{moment: mu})
 
 
-def _check_moment(moment: str, mu: Any, params: Any) -> None:
+def _check_moment(moment: Any, mu: Any, params: Any) -> None:
     check_distinct([place.path for place in places(mu)])
     shapes = {place.path: jnp.shape(place.leaf) for place in places(params)}
     for place in places(mu):

@@ -5,23 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from normopt.blocks import (
-    Axes,
-    accumulator,
-    check_channel_axes,
-    radial_factor,
-    resolve_proper_axes,
-)
+from normopt.blocks import radial_factor, resolve_proper_axes
 from normopt.checks import check_flag, check_moment_dtype, check_number
-from normopt.paths import params_like
+from normopt.keeping import PerElement, moment_dtype
+from normopt.leafwise import leafwise
 from normopt.rules import PerLeaf
-from normopt.transforms.block_numbers import (
-    moment_dtype,
-    pack_like_params,
-    unpack_like_params,
-    zeros_like_params,
-)
-from normopt.transforms.stateless import stateless
 
 
 def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArgs:
@@ -57,20 +45,18 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraA
       Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry, "Spherical Perspective on
       Learning with Normalization Layers", 2020, arXiv 2006.13382, section 2.
     """
-    check_channel_axes(channel_axes)
+    return leafwise(
+        "project_tangent",
+        _project,
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
+    )
 
-    def update(updates: optax.Updates, weights: Any) -> list[jax.Array]:
-        return [
-            u if own is None else tangent_part(u, w, own)
-            for u, w, own in zip(
-                jax.tree.leaves(updates), weights, resolve(updates), strict=True
-            )
-        ]
 
-    def resolve(tree: Any) -> list[Axes]:
-        return resolve_proper_axes(channel_axes, tree)
-
-    return stateless("project_tangent", resolve, update, needs_params=True)
+def _project(u, w, axes, option, kept, shared):
+    return tangent_part(u, w, axes), kept
 
 
 class TraceOnTangentState(NamedTuple):
@@ -132,45 +118,28 @@ def trace_on_tangent(
     """
     check_number("decay", decay, 0, below=1)
     check_number("dampening", dampening, 0, below=1)
-    check_channel_axes(channel_axes)
     check_moment_dtype("accumulator_dtype", accumulator_dtype)
     check_flag("nesterov", nesterov)
+    return leafwise(
+        "trace_on_tangent",
+        _accumulate,
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        reads_weights=lambda leaf: leaf.has_blocks,
+        state=TraceOnTangentState,
+        keeps={"trace": PerElement(moment_dtype(accumulator_dtype))},
+        share=lambda state: (decay, 1 - dampening),
+        static={"nesterov": nesterov},
+    )
 
-    def init_fn(params: optax.Params) -> TraceOnTangentState:
-        resolve_proper_axes(channel_axes, params)
-        return TraceOnTangentState(
-            zeros_like_params(params, lambda w: moment_dtype(w, accumulator_dtype))
-        )
 
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, TraceOnTangentState]:
-        del extra_args
-        leaves, treedef = jax.tree.flatten(updates)
-        axes = resolve_proper_axes(channel_axes, updates)
-        has_blocks = any(own is not None for own in axes)
-        weights = params_like(updates, params, "trace_on_tangent", needed=has_blocks)
-        directions, traces = [], []
-        for g, w, m, own in zip(
-            leaves, weights, unpack_like_params(state.trace, updates), axes, strict=True
-        ):
-            if m is None:
-                directions.append(g)
-                continue
-            m = accumulator(m) if own is None else tangent_part(m, w, own)
-            m = decay * m + (1 - dampening) * accumulator(g)
-            ahead = accumulator(g) + decay * m if nesterov else m
-            directions.append(ahead.astype(g.dtype))
-            traces.append(m)
-        trace = pack_like_params(traces, state.trace)
-        return treedef.unflatten(directions), TraceOnTangentState(trace)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+def _accumulate(g, w, axes, option, kept, shared, *, nesterov):
+    (m,), (decay, share) = kept, shared
+    past = m if axes is None else tangent_part(m, w, axes)
+    m = decay * past + share * g
+    return g + decay * m if nesterov else m, (m,)
 
 
 def tangent_part(x: jax.Array, w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Removes from each block of `x` what is parallel to `w`; float32 at least."""
-    return accumulator(x) - radial_factor(x, w, axes) * accumulator(w)
+    """Removes from each block of `x` what is parallel to `w`."""
+    return x - radial_factor(x, w, axes) * w

@@ -86,13 +86,17 @@ def test_an_unknown_option_gets_the_nearest_and_all(optimizer, near, known, tmp_
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["novograd_2019.modes", "--help"]])
-def test_without_the_extra_one_line_says_what_to_install(
-    monkeypatch, capsys, arguments
-):
-    monkeypatch.setitem(sys.modules, "tyro", None)
-    for name in [n for n in sys.modules if n.startswith("experiments.")]:
-        monkeypatch.delitem(sys.modules, name)
-    said = told(monkeypatch, capsys, *arguments)
+def test_without_the_extra_one_line_says_what_to_install(arguments):
+    # In a process of its own, which has not imported the experiments yet.
+    program = (
+        f"import sys; sys.modules['tyro'] = None; sys.argv[1:] = {arguments}; "
+        "from experiments.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    (said,) = (x for x in done.stderr.splitlines() if x.startswith("error: "))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
     assert said.startswith("error: the experiments need the package tyro, ")
     assert said.endswith("pip install -e '.[experiments]' -c constraints.txt")
 

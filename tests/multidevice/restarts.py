@@ -10,7 +10,7 @@ from tests.contract_cases import gradients, tree
 from tests.multidevice.placing import is_at, mesh_of_eight, on
 
 TX = normopt.compensate_rounding(
-    normopt.sgdw(0.1, 0.9, 0.01, schedule=normopt.WarmRestarts(6))
+    normopt.sgdw(0.1, 0.9, weight_decay=0.01, schedule=normopt.WarmRestarts(6))
 )
 
 

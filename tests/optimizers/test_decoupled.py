@@ -10,6 +10,9 @@ import normopt
 from tests.contract_cases import SMALL, assert_close, gradients, run, tree
 from tests.trajectories import cases, largest_miss, load
 
+# What they compute is seen soonest with decays that nobody trains with.
+pytestmark = pytest.mark.filterwarnings("ignore::normopt.LargeDecayWarning")
+
 SYSTEM = "B_keras_adamw"
 FAMILY = {
     "AdamW": (normopt.adamw, 0.001),
@@ -277,7 +280,9 @@ def test_a_schedule_can_be_injected(build):
 
 
 def test_nothing_of_the_schedule_is_held_twice():
-    optimizer = normopt.sgdw(0.1, 0.9, 0.1, schedule=normopt.WarmRestarts(4))
+    optimizer = normopt.sgdw(
+        0.1, 0.9, weight_decay=0.1, schedule=normopt.WarmRestarts(4)
+    )
     small = [
         leaf for leaf in jax.tree.leaves(optimizer.init(jnp.ones(3))) if not leaf.ndim
     ]
@@ -338,3 +343,25 @@ def test_integer_leaves_want_a_mask(build):
     optimizer = build(0.1)
     with pytest.raises(ValueError, match="'table' held integers.*optax.masked"):
         optimizer.update(params, optimizer.init(params), params)
+
+
+@pytest.mark.parametrize("build", [normopt.adamw, normopt.nadamw, normopt.sgdw])
+def test_a_plain_decay_as_large_as_that_of_optax_warns(build):
+    with pytest.warns(normopt.LargeDecayWarning) as caught:
+        build(1e-3, weight_decay=0.02)
+    (told,) = caught
+    assert told.filename == __file__
+    assert "halves every weight in 34 steps" in str(told.message)
+    assert "weight_decay=learning_rate * 0.02" in str(told.message)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "decay",
+    [0.019, {"": 0.1}, jnp.float32(0.1), lambda p: jax.tree.map(lambda w: 0.1, p)],
+    ids=["small", "mapping", "array", "callable"],
+)
+def test_a_decay_that_was_thought_about_does_not_warn(decay):
+    for build in (normopt.adamw, normopt.nadamw, normopt.sgdw):
+        build(1e-3, weight_decay=decay)
+        jax.jit(lambda decay, b=build: b(0.1, weight_decay=decay) and 0.0)(0.1)

@@ -34,12 +34,44 @@ def test_all_recorded_cases_are_here():
     assert len(cases(SYSTEM)) == 8
 
 
+# Its first gradient of `conv` is zero: the original's v starts by the step count, and
+# its next steps are 1 / sqrt(1 - b2) times too long.
+NOT_FOLLOWED = {"novograd_zero_first": {"conv"}}
+
+
 @pytest.mark.parametrize("case", cases(SYSTEM))
 def test_follows_the_original(case):
     recording = load(SYSTEM, case)
-    miss = largest_miss(recording, lambda: rebuilt(recording))
+    without = NOT_FOLLOWED.get(case, ())
+    miss = largest_miss(recording, lambda: rebuilt(recording), without)
     # float32: rounding of 40 steps; float64: what the files' readme allows.
     assert miss <= (1e-5 if recording.meta["dtype"] == "float32" else 1e-6)
+
+
+def test_a_block_whose_first_gradient_is_zero_follows_the_corrected_rule():
+    recording = load(SYSTEM, "novograd_zero_first")
+    b1, b2, eps, decay = (
+        recording.meta["hyper_values_used"][name]
+        for name in ("beta_1", "beta_2", "epsilon", "weight_decay")
+    )
+    grads = recording.grads["conv"].astype(np.float64)
+    assert not grads[0].any() and grads[1].any()
+    assert recording.meta["kwargs"]["grad_averaging"]
+    w, m, v = recording.params["conv"].astype(np.float64), 0.0, 0.0
+    after: list[np.ndarray] = []
+    for rate, g in zip(recording.meta["lr_used"], grads, strict=True):
+        square = np.sum(g * g)
+        v = square if v == 0 else b2 * v + (1 - b2) * square
+        share = 1 - b1 if after else 1
+        m = b1 * m - share * rate * (g / (np.sqrt(v) + eps) + decay * w)
+        w = w + m
+        after.append(w)
+    corrected = recording._replace(
+        params={"conv": recording.params["conv"]},
+        grads={"conv": recording.grads["conv"]},
+        after={"conv": np.array(after)},
+    )
+    assert largest_miss(corrected, lambda: rebuilt(recording)) <= 1e-5
 
 
 def test_follows_the_original_with_a_schedule_of_optax():
@@ -82,8 +114,7 @@ def test_its_state_is_the_momentum_and_a_float_for_each_layer():
     assert sum(momentum) == elements
     floats = [leaf for leaf in leaves if not leaf.ndim and leaf.dtype == jnp.float32]
     assert len(floats) == layers
-    # And one count, of the updates done.
-    assert len(leaves) == 2 * layers + 1
+    assert len(leaves) == 2 * layers
 
 
 def test_without_decay_and_averaging_it_is_optax_novograd():
@@ -124,7 +155,7 @@ def test_second_moments_are_float32_for_bfloat16_gradients():
     zeros = optax.tree.zeros_like(params)
     for _ in range(10):
         _, state = optimizer.update(zeros, state, params)
-    v = second_moment_of(state).nu.blocks["w"]
+    v = second_moment_of(state).nu.blocks["w@"]
     assert v.dtype == jnp.float32
     np.testing.assert_allclose(v, 4 * 0.999**10, rtol=1e-5)
 
@@ -133,22 +164,24 @@ def test_second_moments_of_complex_params_are_real():
     params = {"w": jnp.array([3.0 + 4.0j, 0.0])}
     optimizer = normopt.novograd(0.1, eps=0.0)
     updates, state = optimizer.update(params, optimizer.init(params), params)
-    v = second_moment_of(state).nu.blocks["w"]
+    v = second_moment_of(state).nu.blocks["w@"]
     assert v.dtype == jnp.float32 and v == 25.0
     np.testing.assert_allclose(updates["w"], [-0.06 - 0.08j, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-7])
-def test_a_first_gradient_of_zero(eps):
-    """v is 0 and is not initialised again: it averages from there on."""
+@pytest.mark.parametrize("zeros_before", [1, 7])
+def test_first_gradients_of_zero(eps, zeros_before):
+    """v starts at the first square that is not zero, so that no step is too long."""
     params, g = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, 2.0, 2.0])}
     optimizer = normopt.novograd(0.1, 0.9, 0.99, eps)
     zeros, state = optax.tree.zeros_like(params), optimizer.init(params)
-    updates, state = optimizer.update(zeros, state, params)
-    assert (updates["w"] == 0).all()
+    for _ in range(zeros_before):
+        updates, state = optimizer.update(zeros, state, params)
+        assert (updates["w"] == 0).all()
     updates, state = optimizer.update(g, state, params)
-    np.testing.assert_allclose(second_moment_of(state).nu.blocks["w"], 0.09, rtol=1e-5)
-    np.testing.assert_allclose(updates["w"], -0.1 * g["w"] / 0.3, rtol=1e-4)
+    np.testing.assert_allclose(second_moment_of(state).nu.blocks["w@"], 9.0)
+    np.testing.assert_allclose(updates["w"], -0.1 * g["w"] / 3, rtol=1e-6)
 
 
 def test_stacked_layers_are_layers():
@@ -164,7 +197,7 @@ def test_stacked_layers_are_layers():
     after, _ = run(make(), layers, grads)
     together = stacked(layers), [stacked(g) for g in grads]
     stack, state = run(make(channel_axes=(0,)), *together)
-    assert second_moment_of(state).nu.blocks["w"].shape == (2,)
+    assert second_moment_of(state).nu.blocks["w@0"].shape == (2,)
     assert_close(stack, stacked(after))
     with pytest.raises(AssertionError):
         assert_close(run(make(), *together)[0], stacked(after))
@@ -190,7 +223,6 @@ def test_weights_of_the_optimizer_out_and_in(tmp_path):
         checkpointer.wait_until_finished()
         fresh = jax.eval_shape(optimizer.init, params)
         restored = checkpointer.restore(tmp_path / "state", fresh)
-    assert second_moment_of(restored).count == 2
     after, _ = run(optimizer, halfway, grads[2:], restored)
     expected, _ = run(optimizer, params, grads)
     assert_close(after, expected, 0)

@@ -55,7 +55,7 @@ def test_blocks_of_one_element_are_taken_as_they_are():
         {"b": jnp.array([3.0, -2.0])}, link.init({"b": jnp.ones(2)})
     )
     np.testing.assert_allclose(updates["b"], [1.0, -1.0])
-    assert state.nu.blocks["b"].shape == (2,)
+    assert state.nu.blocks["b@0"].shape == (2,)
 
 
 def test_the_length_of_a_step_does_not_see_the_scale_of_the_gradients():
@@ -75,7 +75,7 @@ def test_amsgrad_never_lets_a_step_grow():
         largest = max(largest, v)
         expected.append(g / np.sqrt(largest))
     np.testing.assert_allclose(steps[:, 0], expected, rtol=1e-6)
-    assert float(state.nu.blocks[""]) < float(state.nu_max.blocks[""])
+    assert float(state.nu.blocks["@"]) < float(state.nu_max.blocks["@"])
 
 
 def test_blocks_of_zeros_stay_where_they_are():
@@ -92,7 +92,7 @@ def test_extreme_gradients_stay_finite_and_are_forgotten():
         steps, state = steps_of(link, grads)
         assert np.isfinite(steps).all()
         np.testing.assert_allclose(steps[-1], 0.5, rtol=1e-4)
-        assert jnp.isfinite(state.nu.blocks[""])
+        assert jnp.isfinite(state.nu.blocks["@"])
 
 
 def test_bad_axes_are_refused_at_init():

@@ -170,7 +170,7 @@ def test_cautious_decay_of_complex_weights():
 
 def test_integers_do_not_decay():
     params = {"places": jnp.array([5, 7]), "w": jnp.array([5.0])}
-    for tx in (normopt.decay_weights(0.1), normopt.adamw(0.1, weight_decay=0.1)):
+    for tx in (normopt.decay_weights(0.1), normopt.adamw(0.1, weight_decay={"": 0.1})):
         updates, _ = tx.update(optax.tree.zeros_like(params), tx.init(params), params)
         after = optax.apply_updates(params, updates)
         assert after["places"].tolist() == [5, 7] and after["w"] == 4.5

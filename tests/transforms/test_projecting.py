@@ -102,7 +102,7 @@ def test_the_inner_link_gets_extra_arguments_and_keeps_its_state():
         ({"weight_decay": -1.0}, ValueError, "`weight_decay` must be at least 0"),
         ({"delta": -1.0}, ValueError, "`delta` must be at least 0"),
         ({"wd_ratio": -1.0}, ValueError, "`wd_ratio` must be at least 0"),
-        ({"channel_axes": 1}, TypeError, "`channel_axes` must be None or"),
+        ({"channel_axes": 1.5}, TypeError, "`channel_axes` must be None or"),
     ],
 )
 def test_bad_options_are_refused_when_built(options, error, message):

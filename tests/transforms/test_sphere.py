@@ -180,7 +180,7 @@ def test_a_moment_that_is_not_one_is_refused_at_init(inner, moment, message):
     [
         ((optax.adam(0.1), (), 0.0), ValueError, "`radius` must be above 0"),
         (("adam", ()), TypeError, "wraps an optimizer such as"),
-        ((optax.adam(0.1), 3), TypeError, "`channel_axes` must be None or"),
+        ((optax.adam(0.1), 1.5), TypeError, "`channel_axes` must be None or"),
     ],
 )
 def test_bad_options_are_refused_when_built(arguments, error, message):

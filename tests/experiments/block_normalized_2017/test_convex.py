@@ -130,8 +130,10 @@ def test_a_record_is_the_largest_gap_of_its_ten_steps():
     assert convex.largest(gaps).tolist() == [[9.0, 10.0, 30.0]]
 
 
-@pytest.mark.parametrize("steps", ["0", "15"])
-def test_steps_that_fill_no_record_are_refused(steps, tmp_path):
-    with pytest.raises(SystemExit, match=f"multiple of 10, got {steps}"):
+@pytest.mark.parametrize(
+    ("steps", "told"), [("0", "must be >= 10, got 0"), ("15", "multiple of 10, got 15")]
+)
+def test_steps_that_fill_no_record_are_refused(steps, told, tmp_path):
+    with pytest.raises(SystemExit, match=told):
         main(["--steps", steps, "--out", str(tmp_path / "absent")])
     assert not (tmp_path / "absent").exists()

@@ -184,7 +184,7 @@ def weights(optimizer, gradients, begin=1.0):
 
 @pytest.mark.parametrize("name", ["SGDW", "AdamW"])
 def test_one_cycle_of_the_whole_length_is_one_cosine(name):
-    make, numbers = METHODS[name].make, (2**-4, 2**-5)
+    make, numbers = METHODS[name].make, (2**-4, jnp.float32(2**-5))
     gradients = np.random.default_rng(0).normal(size=30)
     one = weights(make(*numbers, normopt.cosine_restarts(30)), gradients)
     np.testing.assert_allclose(
