@@ -12,13 +12,13 @@ from normopt.checks import check_flag, check_integer, check_number
 LAST_COUNT = 2**31 - 1  # where optax's counts stop
 
 
-def lengths_of(total_steps: Any) -> list[int]:
+def lengths_of(cycle_steps: Any) -> list[int]:
     """Lists the lengths of cycles that are given: a number, or a sequence of them."""
-    return list(total_steps) if isinstance(total_steps, list | tuple) else [total_steps]
+    return list(cycle_steps) if isinstance(cycle_steps, list | tuple) else [cycle_steps]
 
 
 def check_cycles(
-    total_steps: Any,
+    cycle_steps: Any,
     eta_min: Any,
     eta_max: Any,
     t_mult: int,
@@ -26,12 +26,12 @@ def check_cycles(
     t_cur: int,
 ) -> None:
     """Raises for arguments of a cosine with restarts that have no meaning."""
-    lengths = lengths_of(total_steps)
+    lengths = lengths_of(cycle_steps)
     if not lengths:
-        raise ValueError("`total_steps` must name at least one length, got none")
+        raise ValueError("`cycle_steps` must name at least one length, got none")
     for length in lengths:
         hint = "or give a list or tuple of such lengths"
-        check_integer("total_steps", length, 2, static=True, hint=hint)
+        check_integer("cycle_steps", length, 2, static=True, hint=hint)
     check_integer("t_mult", t_mult, 1, static=True)
     check_integer("t_cur", t_cur, 0, static=True, hint="0 is the start of a cycle")
     check_flag("autorestart", autorestart)
@@ -53,23 +53,23 @@ def check_cycles(
     if t_mult != 1 and not autorestart:
         raise ValueError(
             f"`t_mult` must be 1 without autorestart, got t_mult={t_mult}: the cosine "
-            "goes on and no cycle follows; restart(..., total_steps=n) sets the length "
+            "goes on and no cycle follows; restart(..., cycle_steps=n) sets the length "
             "of the next one by hand"
         )
     if len(lengths) > 1 and not autorestart:
         raise ValueError(
-            f"`total_steps` must be one number without autorestart, got {total_steps}: "
-            "restart(..., total_steps=n) sets the length of the next cycle by hand"
+            f"`cycle_steps` must be one number without autorestart, got {cycle_steps}: "
+            "restart(..., cycle_steps=n) sets the length of the next cycle by hand"
         )
     if len(lengths) > 1 and t_mult != 1:
         raise ValueError(
             f"`t_mult` must be 1 beside a sequence of lengths, got t_mult={t_mult} and "
-            f"total_steps={total_steps}: the sequence says all lengths"
+            f"cycle_steps={cycle_steps}: the sequence says all lengths"
         )
     if autorestart and t_cur >= lengths[0]:
         raise ValueError(
             "`t_cur` counts within a cycle and must be below its length, got "
-            f"t_cur={t_cur} and total_steps={lengths[0]}"
+            f"t_cur={t_cur} and cycle_steps={lengths[0]}"
         )
 
 

@@ -11,7 +11,7 @@ from normopt.schedules import WarmRestartsState
 from normopt.transforms.scheduling import FollowedState
 
 
-def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
+def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
     """Restarts every `WarmRestarts` in a state: the next update uses eta(t_cur).
 
     The state may be of any optimizer or wrapper, of a part of it, sharded, restored
@@ -24,7 +24,7 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
       t_cur: the position in the cycle to go to, at least 0: 0 begins it again. Past the
         end of the cycle the cosine has turned up again, as it does without autorestart;
         with it, the next cycle begins after that update.
-      total_steps: if given, the length of the cycle from now on, at least 2. Later
+      cycle_steps: if given, the length of the cycle from now on, at least 2. Later
         cycles follow from it by `t_mult`, or from the sequence of lengths if there is
         one.
 
@@ -46,8 +46,8 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
       0.0
     """
     check_integer("t_cur", t_cur, 0, hint="0 begins the cycle again")
-    if total_steps is not None:
-        check_integer("total_steps", total_steps, 2)
+    if cycle_steps is not None:
+        check_integer("cycle_steps", cycle_steps, 2)
     if not _found(opt_state, WarmRestartsState):
         raise ValueError(
             "the state holds no schedule that can be restarted. Pass "
@@ -60,10 +60,10 @@ def restart(opt_state: Any, t_cur: Any = 0, total_steps: Any = None) -> Any:
     def moved(node: Any) -> Any:
         if not isinstance(node, WarmRestartsState):
             return node
-        length = node.total_steps
-        if total_steps is not None:
-            length = _filled(node.total_steps, total_steps)
-        return node._replace(t_cur=_filled(node.t_cur, t_cur), total_steps=length)
+        length = node.cycle_steps
+        if cycle_steps is not None:
+            length = _filled(node.cycle_steps, cycle_steps)
+        return node._replace(t_cur=_filled(node.t_cur, t_cur), cycle_steps=length)
 
     return jax.tree.map(moved, opt_state, is_leaf=_is_a(WarmRestartsState))
 

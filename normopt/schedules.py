@@ -22,7 +22,7 @@ from normopt.rules import PerLeaf, check_per_leaf, scaled
 
 
 def cosine_restarts(
-    total_steps: int | Sequence[int],
+    cycle_steps: int | Sequence[int],
     eta_min: optax.ScalarOrSchedule = 0.0,
     eta_max: optax.ScalarOrSchedule = 1.0,
     t_mult: int = 1,
@@ -40,7 +40,7 @@ def cosine_restarts(
     up to 2^31.
 
     Args:
-      total_steps: T, the number of updates in the first cycle, at least 2; or a
+      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
         sequence of such numbers, one for each cycle, the last of which repeats.
       eta_min: where a cycle ends, at least 0: a number, or a schedule of the count.
       eta_max: where a cycle begins, likewise; not below `eta_min`.
@@ -76,8 +76,8 @@ def cosine_restarts(
       2019, arXiv 1711.05101, appendix B; there T divides where T - 1 does here, and
       eta_min is never reached.
     """
-    check_cycles(total_steps, eta_min, eta_max, t_mult, autorestart, t_cur)
-    lengths = [int(length) for length in lengths_of(total_steps)]
+    check_cycles(cycle_steps, eta_min, eta_max, t_mult, autorestart, t_cur)
+    lengths = [int(length) for length in lengths_of(cycle_steps)]
     # Counts and t_cur are both below 2^31: their sum has room in 32 bits.
     while t_mult > 1 and sum(lengths) < 2**32:
         lengths.append(lengths[-1] * int(t_mult))
@@ -112,7 +112,7 @@ class WarmRestartsState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     t_cur: jax.Array  # int32 scalar: position of the next update in its cycle
-    total_steps: jax.Array  # int32 scalar: the length of that cycle
+    cycle_steps: jax.Array  # int32 scalar: the length of that cycle
     cycle: jax.Array  # int32 scalar: how many cycles ended by themselves
     eta: jax.Array  # float scalar: what the last update used; first, what it will
 
@@ -130,7 +130,7 @@ class WarmRestarts:
     under `optax.inject_hyperparams`. Left alone it equals `cosine_restarts`.
 
     Args:
-      total_steps: T, the number of updates in the first cycle, at least 2; or a
+      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
         sequence of such numbers, one for each cycle, the last of which repeats.
       eta_min: where a cycle ends, at least 0: a number, or a schedule of the count of
         all updates.
@@ -155,7 +155,7 @@ class WarmRestarts:
       >>> state = tx.init(params)
       >>> for step in range(7):
       ...     if step == 3:
-      ...         state = normopt.restart(state, total_steps=5)
+      ...         state = normopt.restart(state, cycle_steps=5)
       ...     updates, state = tx.update(params, state, params)
       ...     etas.append(round(float(normopt.current_eta(state)), 2))
       >>> etas
@@ -166,7 +166,7 @@ class WarmRestarts:
       2017, arXiv 1608.03983, equation 5; see `cosine_restarts`.
     """
 
-    total_steps: int | Sequence[int]
+    cycle_steps: int | Sequence[int]
     eta_min: optax.ScalarOrSchedule = 0.0
     eta_max: optax.ScalarOrSchedule = 1.0
     t_mult: int = 1
@@ -176,8 +176,8 @@ class WarmRestarts:
     def __post_init__(self) -> None:
         """Refuses what `cosine_restarts` refuses."""
         check_cycles(*(getattr(self, one.name) for one in dataclasses.fields(self)))
-        if isinstance(self.total_steps, list):
-            object.__setattr__(self, "total_steps", tuple(self.total_steps))
+        if isinstance(self.cycle_steps, list):
+            object.__setattr__(self, "cycle_steps", tuple(self.cycle_steps))
 
     def init(self) -> WarmRestartsState:
         """Gives the state before the first update."""
@@ -185,7 +185,7 @@ class WarmRestarts:
         start = WarmRestartsState(
             count=jnp.asarray(zero),
             t_cur=jnp.asarray(self.t_cur, jnp.int32),
-            total_steps=jnp.asarray(lengths_of(self.total_steps)[0], jnp.int32),
+            cycle_steps=jnp.asarray(lengths_of(self.cycle_steps)[0], jnp.int32),
             cycle=jnp.asarray(zero),
             eta=jnp.zeros([], float),
         )
@@ -200,7 +200,7 @@ class WarmRestarts:
                 "as `schedule=`, or as any number under optax.inject_hyperparams; "
                 "cosine_restarts(...) with the same arguments is such a function"
             )
-        half = state.total_steps - 1
+        half = state.cycle_steps - 1
         return annealed(
             turned(state.t_cur, half),
             half,
@@ -212,23 +212,23 @@ class WarmRestarts:
         """Gives the state after one more update."""
         eta = self(state, **extra_args)
         t_cur: Any = optax.safe_increment(state.t_cur)
-        total_steps, cycle = state.total_steps, state.cycle
+        cycle_steps, cycle = state.cycle_steps, state.cycle
         if self.autorestart:
-            ends = t_cur >= total_steps
+            ends = t_cur >= cycle_steps
             t_cur = jnp.where(ends, 0, t_cur)
             cycle = jnp.where(ends, optax.safe_increment(cycle), cycle)
-            following = self._length_after(total_steps, cycle)
-            total_steps = jnp.where(ends, following, total_steps)
+            following = self._length_after(cycle_steps, cycle)
+            cycle_steps = jnp.where(ends, following, cycle_steps)
         count: Any = optax.safe_increment(state.count)
-        return WarmRestartsState(count, t_cur, total_steps, cycle, eta)
+        return WarmRestartsState(count, t_cur, cycle_steps, cycle, eta)
 
-    def _length_after(self, total_steps: jax.Array, cycle: jax.Array) -> jax.Array:
-        lengths = lengths_of(self.total_steps)
+    def _length_after(self, cycle_steps: jax.Array, cycle: jax.Array) -> jax.Array:
+        lengths = lengths_of(self.cycle_steps)
         if len(lengths) > 1:
             return jnp.asarray(lengths, jnp.int32)[jnp.minimum(cycle, len(lengths) - 1)]
         t_mult = int(self.t_mult)
-        has_room = total_steps <= LAST_COUNT // t_mult
-        return jnp.where(has_room, total_steps * t_mult, LAST_COUNT)
+        has_room = cycle_steps <= LAST_COUNT // t_mult
+        return jnp.where(has_room, cycle_steps * t_mult, LAST_COUNT)
 
 
 def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:

@@ -198,7 +198,7 @@ CASES = [
     Case(
         "adamw",
         {**ADAM, **DECAYS},
-        restarts={"total_steps": 2, "eta_min": 0.25, "t_mult": 2},
+        restarts={"cycle_steps": 2, "eta_min": 0.25, "t_mult": 2},
         **DECAYED,
         second_moments=PER_ELEMENT,
     ),

@@ -47,7 +47,7 @@ SCHEDULES = {
                     "name": "join_schedules",
                     "schedules": [
                         {"name": "constant_schedule", "value": 0.4},
-                        {"name": "cosine_restarts", "total_steps": [3, 4]},
+                        {"name": "cosine_restarts", "cycle_steps": [3, 4]},
                     ],
                     "boundaries": [2],
                 },
@@ -417,7 +417,7 @@ ADAMW = {"name": "adamw", "learning_rate": 0.1}
         (
             {
                 "name": "join_schedules",
-                "schedules": [{"name": "WarmRestarts", "total_steps": 3}],
+                "schedules": [{"name": "WarmRestarts", "cycle_steps": 3}],
                 "boundaries": [],
             },
             TypeError,

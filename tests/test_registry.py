@@ -45,7 +45,7 @@ CASES = {
             "weight_decay": {"kernel": 0.01},
             "schedule": {
                 "name": "cosine_restarts",
-                "total_steps": (3, 4),
+                "cycle_steps": (3, 4),
                 "eta_max": PIECEWISE,
             },
         },
@@ -63,7 +63,7 @@ CASES = {
             "name": "sgdw",
             "learning_rate": 0.1,
             "momentum": 0.9,
-            "schedule": {"name": "WarmRestarts", "total_steps": 3, "t_mult": 2},
+            "schedule": {"name": "WarmRestarts", "cycle_steps": 3, "t_mult": 2},
         },
         lambda: normopt.sgdw(0.1, 0.9, schedule=normopt.WarmRestarts(3, t_mult=2)),
     ),
@@ -127,7 +127,7 @@ def test_defaults_are_filled_in_at_every_depth():
 
 
 SGD = {"name": "sgd", "learning_rate": 0.1}
-RESTARTS = {"name": "WarmRestarts", "total_steps": 3}
+RESTARTS = {"name": "WarmRestarts", "cycle_steps": 3}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ RESTARTS = {"name": "WarmRestarts", "total_steps": 3}
         (
             {
                 "name": "adam",
-                "learning_rate": {"name": "WarmRestarts", "total_steps": 3},
+                "learning_rate": {"name": "WarmRestarts", "cycle_steps": 3},
             },
             TypeError,
             "adam.learning_rate.*stateful",

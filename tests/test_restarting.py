@@ -51,8 +51,8 @@ def etas_of(optimizer, state, steps):
     return etas, state
 
 
-def expected(positions, total_steps=8):
-    eta = normopt.cosine_restarts(total_steps, eta_min=0.1)
+def expected(positions, cycle_steps=8):
+    eta = normopt.cosine_restarts(cycle_steps, eta_min=0.1)
     # Compiled, a value may round otherwise.
     etas = [float(eta(position)) for position in positions]
     return pytest.approx(etas, rel=1e-6)
@@ -87,7 +87,7 @@ def test_it_restarts_at_any_depth_in_and_outside_jit(how):
         assert etas_of(optimizer, again, 3)[0] == expected([0, 1, 2])
         assert etas_of(optimizer, restart(state, 6), 4)[0] == expected([6, 7, 0, 1])
         assert etas_of(optimizer, restart(state, 1, 4), 5)[0] == expected(
-            [1, 2, 3, 0, 1], total_steps=4
+            [1, 2, 3, 0, 1], cycle_steps=4
         )
 
 
@@ -105,7 +105,7 @@ def test_a_traced_position_and_length():
     optimizer = inner()
     _, state = etas_of(optimizer, optimizer.init(PARAMS), 3)
     moved = jax.jit(normopt.restart)(state, jnp.int32(2), jnp.int32(5))
-    assert etas_of(optimizer, moved, 3)[0] == expected([2, 3, 4], total_steps=5)
+    assert etas_of(optimizer, moved, 3)[0] == expected([2, 3, 4], cycle_steps=5)
 
 
 def test_every_schedule_of_a_partition_restarts():
@@ -185,17 +185,17 @@ def test_moments_go_on_over_a_restart():
 
 def test_later_cycles_follow_from_a_new_length():
     grown = normopt.WarmRestarts(3, t_mult=2)
-    state = normopt.restart(grown.init(), total_steps=5)
+    state = normopt.restart(grown.init(), cycle_steps=5)
     lengths = []
     for _ in range(5 + 10):
-        lengths.append(int(state.total_steps))
+        lengths.append(int(state.cycle_steps))
         state = grown.update(state)
     assert lengths == [5] * 5 + [10] * 10
     listed = normopt.WarmRestarts((3, 4, 6))
-    state = normopt.restart(listed.init(), total_steps=2)
+    state = normopt.restart(listed.init(), cycle_steps=2)
     lengths = []
     for _ in range(12):
-        lengths.append(int(state.total_steps))
+        lengths.append(int(state.cycle_steps))
         state = listed.update(state)
     assert lengths == [2] * 2 + [4] * 4 + [6] * 6
 
@@ -260,9 +260,9 @@ def test_a_state_without_a_schedule_has_no_value_to_log(optimizer):
     ("arguments", "error", "message"),
     [
         ((-1,), ValueError, "t_cur=-1; 0 begins the cycle again"),
-        ((0, 1), ValueError, "`total_steps` must be at least 2"),
+        ((0, 1), ValueError, "`cycle_steps` must be at least 2"),
         ((0.5,), TypeError, "`t_cur` must be an integer"),
-        ((0, 10.0), TypeError, "`total_steps` must be an integer"),
+        ((0, 10.0), TypeError, "`cycle_steps` must be an integer"),
     ],
 )
 def test_bad_restarts_are_refused(arguments, error, message):

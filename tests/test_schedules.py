@@ -45,12 +45,12 @@ def test_a_cycle_is_found_exactly_up_to_the_last_count(lengths, t_mult, count, d
     assert float(schedule(count)) == pytest.approx(expected, abs=ROUNDING)
 
 
-@pytest.mark.parametrize("total_steps", [2, 3, 1000, 2**30, 2**31 - 1])
-def test_the_ends_of_a_cycle_are_exact(total_steps):
-    schedule = cosine_restarts(total_steps, eta_min=0.3, eta_max=0.7)
+@pytest.mark.parametrize("cycle_steps", [2, 3, 1000, 2**30, 2**31 - 1])
+def test_the_ends_of_a_cycle_are_exact(cycle_steps):
+    schedule = cosine_restarts(cycle_steps, eta_min=0.3, eta_max=0.7)
     assert schedule(0) == np.float32(0.7)
-    assert schedule(total_steps - 1) == np.float32(0.3)
-    assert schedule(total_steps) == np.float32(0.7)
+    assert schedule(cycle_steps - 1) == np.float32(0.3)
+    assert schedule(cycle_steps) == np.float32(0.7)
 
 
 def test_cycles_of_the_lengths_of_a_sequence():
@@ -102,11 +102,11 @@ def test_both_ends_can_follow_schedules_of_their_own():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"total_steps": 5},
-        {"total_steps": 3, "t_mult": 3, "t_cur": 2},
-        {"total_steps": [3, 4, 2], "eta_min": 0.2},
-        {"total_steps": 4, "autorestart": False, "t_cur": 9},
-        {"total_steps": 12, "eta_max": lambda count: 1.0 / (1 + count)},
+        {"cycle_steps": 5},
+        {"cycle_steps": 3, "t_mult": 3, "t_cur": 2},
+        {"cycle_steps": [3, 4, 2], "eta_min": 0.2},
+        {"cycle_steps": 4, "autorestart": False, "t_cur": 9},
+        {"cycle_steps": 12, "eta_max": lambda count: 1.0 / (1 + count)},
     ],
 )
 def test_left_alone_the_stateful_schedule_is_the_pure_one(arguments):
@@ -124,8 +124,8 @@ def test_a_cycle_that_grew_as_long_as_counts_go_stays_there():
     schedule = WarmRestarts(2**20, t_mult=2**10)
     state = schedule.init()
     for length in (2**30, 2**31 - 1, 2**31 - 1):
-        state = schedule.update(state._replace(t_cur=state.total_steps - 1))
-        assert (int(state.total_steps), int(state.t_cur)) == (length, 0)
+        state = schedule.update(state._replace(t_cur=state.cycle_steps - 1))
+        assert (int(state.cycle_steps), int(state.t_cur)) == (length, 0)
 
 
 def test_it_is_a_schedule_of_optax():
@@ -168,14 +168,14 @@ def test_a_count_is_no_state():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"total_steps": 1}, ValueError, "`total_steps` must be at least 2.*=1"),
-        ({"total_steps": [4, 1]}, ValueError, "`total_steps` must be at least 2"),
-        ({"total_steps": []}, ValueError, "at least one length"),
-        ({"total_steps": 2**31}, ValueError, "below 2.31"),
-        ({"total_steps": 24.0}, TypeError, "must be an integer.*24.0"),
-        ({"total_steps": True}, TypeError, "must be an integer"),
-        ({"total_steps": "12"}, TypeError, "must be an integer"),
-        ({"total_steps": np.array([3, 4])}, TypeError, "list or tuple of such lengths"),
+        ({"cycle_steps": 1}, ValueError, "`cycle_steps` must be at least 2.*=1"),
+        ({"cycle_steps": [4, 1]}, ValueError, "`cycle_steps` must be at least 2"),
+        ({"cycle_steps": []}, ValueError, "at least one length"),
+        ({"cycle_steps": 2**31}, ValueError, "below 2.31"),
+        ({"cycle_steps": 24.0}, TypeError, "must be an integer.*24.0"),
+        ({"cycle_steps": True}, TypeError, "must be an integer"),
+        ({"cycle_steps": "12"}, TypeError, "must be an integer"),
+        ({"cycle_steps": np.array([3, 4])}, TypeError, "list or tuple of such lengths"),
         ({"eta_min": 0.5, "eta_max": 0.2}, ValueError, "eta_min=0.5 and eta_max=0.2"),
         ({"eta_min": -0.1}, ValueError, "eta_min=-0.1"),
         ({"eta_max": "high"}, TypeError, "`eta_max` must be one number"),
@@ -185,20 +185,20 @@ def test_a_count_is_no_state():
         ({"t_mult": 1.5}, TypeError, "`t_mult` must be an integer"),
         ({"t_mult": 2, "autorestart": False}, ValueError, "`t_mult` must be 1 without"),
         (
-            {"total_steps": (4, 6), "autorestart": False},
+            {"cycle_steps": (4, 6), "autorestart": False},
             ValueError,
             r"one number without autorestart.*\(4, 6\).*restart\(",
         ),
-        ({"total_steps": (4, 6), "t_mult": 2}, ValueError, "beside a sequence"),
+        ({"cycle_steps": (4, 6), "t_mult": 2}, ValueError, "beside a sequence"),
         ({"t_cur": -1}, ValueError, "0 is the start of a cycle"),
-        ({"t_cur": 12}, ValueError, "below its length.*t_cur=12 and total_steps=12"),
+        ({"t_cur": 12}, ValueError, "below its length.*t_cur=12 and cycle_steps=12"),
         ({"autorestart": 1}, TypeError, "True or False"),
     ],
 )
 @pytest.mark.parametrize("build", [cosine_restarts, WarmRestarts])
 def test_bad_arguments_are_refused_when_built(build, arguments, error, message):
     with pytest.raises(error, match=message):
-        build(**{"total_steps": 12, **arguments})
+        build(**{"cycle_steps": 12, **arguments})
 
 
 def test_normalized_decay_in_all_forms():

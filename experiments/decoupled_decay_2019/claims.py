@@ -98,7 +98,7 @@ def _is_cosine(run: str, stored: Stored) -> Finding:
     for record in records:
         asked = record["restart"]
         if asked:
-            t_cur, length = asked.get("t_cur", 0), asked.get("total_steps", length)
+            t_cur, length = asked.get("t_cur", 0), asked.get("cycle_steps", length)
         elif t_cur == length:
             t_cur = 0
         eta = (1 + math.cos(math.pi * t_cur / (length - 1))) / 2

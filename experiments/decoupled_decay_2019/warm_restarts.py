@@ -73,7 +73,7 @@ class Course(NamedTuple):
 
 RUNS = {
     "automatic": Course(EPOCHS * CYCLE, {}),
-    "by_hand": Course(78, {24: {"total_steps": 36}, 60: {"t_cur": 18}}),
+    "by_hand": Course(78, {24: {"cycle_steps": 36}, 60: {"t_cur": 18}}),
 }
 
 _COLOURS = {"lstm_1": "#1f6fb2", "dense_1": "#d9601a"}

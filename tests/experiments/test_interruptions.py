@@ -41,7 +41,7 @@ from tests.experiments.small_runs import (
 
 # Three epochs of nine steps, over cycles of seven, fourteen and more: the middle of an
 # epoch is the middle of a cycle that is not the first.
-RESTARTS = {"name": "WarmRestarts", "total_steps": 7, "t_mult": 2}
+RESTARTS = {"name": "WarmRestarts", "cycle_steps": 7, "t_mult": 2}
 DECOUPLED = {"name": "adamw", "weight_decay": 0.001, "schedule": RESTARTS}
 SETTINGS = {"optimizer": json.dumps(DECOUPLED), "epochs": 3}
 COMMAND = [sys.executable, "-m", "experiments", "train"]
@@ -182,7 +182,7 @@ def test_checkpoint_holds_the_position_in_the_restarts(
     (schedule,) = (node for node in nodes if is_schedule(node))
     # Eighteen updates are one cycle of 7 and 11 updates of the next one.
     assert (schedule.count, schedule.cycle) == (18, 1)
-    assert (schedule.t_cur, schedule.total_steps) == (11, 14)
+    assert (schedule.t_cur, schedule.cycle_steps) == (11, 14)
 
 
 @pytest.fixture

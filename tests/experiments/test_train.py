@@ -236,7 +236,7 @@ def test_learning_rate_defaults_to_the_optimizers_own(name, rate):
 
 @pytest.mark.parametrize("kind", ["cosine_restarts", "WarmRestarts"])
 def test_recorded_rate_is_the_one_in_force(kind):
-    restarts = {"name": kind, "total_steps": 5, "eta_max": 2.0}
+    restarts = {"name": kind, "cycle_steps": 5, "eta_max": 2.0}
     given = {"name": "adamw", "learning_rate": 0.1, "schedule": restarts}
     rate = optimizers.schedule_of(completed(given, never))
     eta = normopt.cosine_restarts(5, eta_max=2.0)

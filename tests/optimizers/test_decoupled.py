@@ -40,7 +40,7 @@ def annealing(meta):
         return None
     own = {k: kwargs[k] for k in ("eta_min", "eta_max", "t_cur") if k in kwargs}
     own["autorestart"] = effective["autorestart"]
-    return {"total_steps": effective["total_iterations"], **own}
+    return {"cycle_steps": effective["total_iterations"], **own}
 
 
 def rebuilt(meta, schedule):

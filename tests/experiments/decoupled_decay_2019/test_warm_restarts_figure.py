@@ -51,7 +51,7 @@ def test_by_hand_it_restarts_where_the_loop_says(stored):
     expected = [(1 + np.cos(np.pi * t / (length - 1))) / 2 for t, length in places]
     np.testing.assert_allclose(etas(records), expected, atol=1e-6)
     restarts = {r["step"]: r["restart"] for r in records if r["restart"]}
-    assert restarts == {25: {"total_steps": 36}, 61: {"t_cur": 18}}
+    assert restarts == {25: {"cycle_steps": 36}, 61: {"t_cur": 18}}
 
 
 @pytest.mark.slow("needs a real run")
