@@ -13,7 +13,7 @@ _UNTRACED = (
     "tests/experiments",
     "tests/optimizers",
     "tests/test_contract",
-    "tests/test_invariance.py::test_finds_the_truth",
+    "tests/invariance/test_searching.py::test_finds_the_truth",
     "tests/test_optax_suite",
     "tests/test_properties",
     "tests/test_readme",

@@ -28,14 +28,14 @@ from normopt.paths import path_of as path_of
 from normopt.registry import config as config
 from normopt.registry import make as make
 from normopt.registry import names as names
-from normopt.restarting import current_eta as current_eta
-from normopt.restarting import restart as restart
 from normopt.rules import by_path as by_path
 from normopt.rules import output_channels as output_channels
 from normopt.schedules import WarmRestarts as WarmRestarts
 from normopt.schedules import WarmRestartsState as WarmRestartsState
 from normopt.schedules import cosine_restarts as cosine_restarts
+from normopt.schedules import current_eta as current_eta
 from normopt.schedules import normalized_decay as normalized_decay
+from normopt.schedules import restart as restart
 from normopt.sharding import state_sharding as state_sharding
 from normopt.transforms import AverageGradientsState as AverageGradientsState
 from normopt.transforms import BlockNumbers as BlockNumbers

@@ -78,8 +78,7 @@ def test_imports_point_one_way():
     rank = {"checks": 0, "numerics": 0, "paths": 0, "rules": 1, "sharding": 1}
     rank |= {"blocks": 2, "norms": 3, "keeping": 3, "describing": 3, "leafwise": 4}
     rank |= {"transforms": 5, "optimizers": 6, "registry": 7}
-    rank |= {"probing": 3, "evidence": 3, "invariance": 3}
-    rank |= {"cycles": 1, "schedules": 2, "restarting": 6}
+    rank |= {"invariance": 3, "schedules": 6}
     root = Path(normopt.__file__).parent
     for file in root.rglob("*.py"):
         own = file.relative_to(root).with_suffix("").parts[0]

@@ -1,7 +1,6 @@
 """Which leaves a loss is scale-invariant in, and in which slices of them."""
 
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normopt.evidence import Evidence, Partition, evidence, partitions
-from normopt.probing import Prober, gradient_of, numeric_leaves
+from normopt.invariance.evidence import Evidence, Partition, evidence, partitions
+from normopt.invariance.judging import (
+    CANDIDATE,
+    FEWEST,
+    Pair,
+    holds,
+    may_hold,
+    typical,
+)
+from normopt.invariance.probing import Prober, gradient_of, numeric_leaves
 
 # Strengths of the moves, relative to each leaf's size.
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)
@@ -20,26 +27,7 @@ STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)
 # care, for candidates that are no invariances can ruin the network.
 FIRST_SCALE = 8.0
 LAST_SCALE = 1024.0
-# Root mean square of the measure of a candidate, at most: at its own size, and scaled
-# up for the first time. It is 1 for random vectors, 0.6 where the epsilon of a norm is
-# as large as the variance.
-CANDIDATE = 0.75
-CANDIDATE_SCALED = 0.25
-# What is left of an invariance at LAST_SCALE, at most. Measured: rounding explains all
-# that is left of true ones.
-RESIDUE = 1e-5
-# So many times smaller has become what was broken at the leaf's own size. The share
-# eps / (variance + eps) falls with the square of the scale (measured: to 2e-5);
-# saturation, and biases that shrink beside a scaled kernel, fall with the scale itself.
-FALL = 2e4
-# Below this, nothing is broken at the leaf's own size that would have to fall.
-SMALL = 0.01
-# The same for what rounding explains. Measured: 0.005 in true ones with bfloat16.
-NOISY = 0.05
-# Fewer gradients of blocks than this are no evidence, nor are fewer points.
-FEWEST = 3
 
-Pair = tuple[Evidence, Evidence]  # at the leaf's own size, and scaled up
 Looks = list[list[dict[Partition, Evidence]] | None]  # by point, by leaf
 
 
@@ -147,25 +135,27 @@ def find_scale_invariance(
 
 def _search(prober: Prober, shapes: list[tuple[int, ...]]) -> dict[int, Partition]:
     """Finds the finest partition that holds, for each leaf that has one."""
-    own = _look(prober, [[1.0] * len(shapes)] * len(STRENGTHS))
+    unscaled = _look(prober, [[1.0] * len(shapes)] * len(STRENGTHS))
     candidates = {}
     for i, shape in enumerate(shapes):
-        known = [axes for axes in partitions(shape) if _life(own, i, axes) >= FEWEST]
+        known = [
+            axes for axes in partitions(shape) if _life(unscaled, i, axes) >= FEWEST
+        ]
         # A large epsilon may leave little of a fine partition at the leaf's own size.
         # When scaled up it shows as well as the one that made the leaf a candidate.
-        if any(_typical(_of(own, i, axes)) < CANDIDATE for axes in known):
+        if any(typical(_of(unscaled, i, axes)) < CANDIDATE for axes in known):
             candidates[i] = known
-    for scale, holds in ((FIRST_SCALE, _may_hold), (LAST_SCALE, _holds)):
-        candidates = _survivors(prober, own, candidates, scale, holds)
+    for scale, judge in ((FIRST_SCALE, may_hold), (LAST_SCALE, holds)):
+        candidates = _survivors(prober, unscaled, candidates, scale, judge)
     return {i: held[0] for i, held in candidates.items()}
 
 
 def _survivors(
     prober: Prober,
-    own: Looks,
+    unscaled: Looks,
     candidates: dict[int, list[Partition]],
     scale: float,
-    holds: Callable[[list[Pair]], bool],
+    judge: Callable[[list[Pair]], bool],
 ) -> dict[int, list[Partition]]:
     """Scales the candidates up, and drops them until all that are left hold.
 
@@ -193,8 +183,10 @@ def _survivors(
             scaled = [
                 (first if n in halves[i] else second)[n] for n in range(len(STRENGTHS))
             ]
-            doubt[i] = min(_typical(_of(own, i, axes)) for axes in some)
-            held[i] = [axes for axes in some if holds(_pairs(own, scaled, i, axes))]
+            doubt[i] = min(typical(_of(unscaled, i, axes)) for axes in some)
+            held[i] = [
+                axes for axes in some if judge(_pairs(unscaled, scaled, i, axes))
+            ]
         if all(held.values()):
             return held
         doubtful = {i for i in doubt if 3 * doubt[i] >= max(doubt.values())}
@@ -218,8 +210,8 @@ def _halves(candidates: list[int]) -> dict[int, tuple[int, ...]]:
 def _look(prober: Prober, factors: list[list[float]]) -> Looks:
     """Gathers the evidence at every point, with the leaves multiplied by factors."""
     looks: Looks = []
-    for number, (strength, own) in enumerate(zip(STRENGTHS, factors, strict=True)):
-        point = prober.point(number, strength, own)
+    for number, (strength, by_leaf) in enumerate(zip(STRENGTHS, factors, strict=True)):
+        point = prober.point(number, strength, by_leaf)
         looks.append(None if point is None else evidence(point))
     return looks
 
@@ -233,59 +225,10 @@ def _life(looks: Looks, leaf: int, axes: Partition) -> int:
     return sum(one.live for one in _of(looks, leaf, axes))
 
 
-def _pairs(own: Looks, scaled: Looks, leaf: int, axes: Partition) -> list[Pair]:
+def _pairs(unscaled: Looks, scaled: Looks, leaf: int, axes: Partition) -> list[Pair]:
     """Pairs what the same points say before and after scaling."""
     return [
         (before[leaf][axes], after[leaf][axes])
-        for before, after in zip(own, scaled, strict=True)
+        for before, after in zip(unscaled, scaled, strict=True)
         if before and after
     ]
-
-
-def _typical(seen: list[Evidence]) -> float:
-    """Takes the root mean square of the measure: 1 for random vectors.
-
-    Without the worst point if there are enough, as it may be an outlier.
-    """
-    squares = sorted(one.square for one in seen)
-    return math.sqrt(np.mean(squares[:-1] if len(squares) > FEWEST else squares))
-
-
-def _may_hold(pairs: list[Pair]) -> bool:
-    live = [after for _, after in pairs if after.live]
-    return _survives(pairs) and _typical(live) < CANDIDATE_SCALED
-
-
-def _holds(pairs: list[Pair]) -> bool:
-    """Tells whether all that is left of the measure is rounding.
-
-    At `FEWEST` points at least, and at all but two. Of more than `FEWEST` points one
-    may say the opposite: what comes before a block may be nearly dead there, with a
-    variance far below any epsilon.
-    """
-    seen = [_vanishes(*pair) for pair in pairs]
-    enough = max(FEWEST, len(seen) - 2)
-    unbroken = seen.count(False) <= (len(seen) > FEWEST)
-    return _survives(pairs) and unbroken and seen.count(True) >= enough
-
-
-def _vanishes(before: Evidence, after: Evidence) -> bool | None:
-    """Tells whether nothing is left of the measure at one point.
-
-    What was broken at the leaf's own size has to be seen to fall even where rounding
-    would explain what is left, which is not little in bfloat16. None if rounding hides
-    whether it fell.
-    """
-    left, limit = after.worst, max(RESIDUE, before.worst / FALL)
-    if left > limit:
-        return False
-    if before.worst < SMALL and before.square < NOISY**2:
-        return True
-    fell = after.live and math.sqrt(after.square) <= limit
-    return True if fell else None
-
-
-def _survives(pairs: list[Pair]) -> bool:
-    """Tells whether at least half of the blocks still have a gradient."""
-    before = sum(one.live for one, _ in pairs)
-    return 2 * sum(one.live for _, one in pairs) >= before > 0

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from normopt import adamg, describe, find_scale_invariance, normalize_blocks
-from normopt.evidence import Evidence, evidence, partitions
-from normopt.invariance import _holds
-from normopt.probing import Point
+from normopt.invariance.evidence import Evidence, evidence, partitions
+from normopt.invariance.judging import holds
+from normopt.invariance.probing import Point
 from tests.networks import NETWORKS, Network, check_truth
 from tests.odd_networks import ODD_NETWORKS
 from tests.versions import FLAX_SCANS, enable_x64
@@ -216,7 +216,7 @@ TOO_LITTLE = "TTTTFF TTTHHH TTTHHF TTTFF TTHH TTH TTF TT".split()
 
 @pytest.mark.parametrize("points", ENOUGH + TOO_LITTLE)
 def test_points_that_say_nothing_leave_it_to_the_others(points):
-    assert _holds([SAYS[point] for point in points]) == (points in ENOUGH)
+    assert holds([SAYS[point] for point in points]) == (points in ENOUGH)
 
 
 def test_evidence_is_the_cosine_of_each_block():

@@ -93,15 +93,15 @@ def gradient_of(
     def loss_of(
         weights: list[jax.Array], factor: jax.Array, arrays: list[jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        own = list(leaves)
+        moved = list(leaves)
         for position, weight in zip(positions, weights, strict=True):
-            own[position] = weight
+            moved[position] = weight
         given = iter(arrays)
         all_args = [
             next(given) if yes else leaf
             for leaf, yes in zip(arg_leaves, is_array, strict=True)
         ]
-        result = loss_fn(structure.unflatten(own), *arg_structure.unflatten(all_args))
+        result = loss_fn(structure.unflatten(moved), *arg_structure.unflatten(all_args))
         loss = widened(_checked_loss(result, has_aux))
         return loss * factor.astype(loss.dtype), loss
 
@@ -261,12 +261,15 @@ def _moved(
     for w, x, stop, count, move, factor in zip(
         weights, wide, stops, counts, moves, factors, strict=True
     ):
-        own, last = noise[stop - count : stop], bits[stop - count : stop][: w.size]
-        if jnp.iscomplexobj(w):
-            own = jax.lax.complex(own[: w.size], own[w.size :])
-        scaled = ((x + move * own.astype(x.dtype).reshape(w.shape)) * factor).astype(
-            w.dtype
+        direction, last = (
+            noise[stop - count : stop],
+            bits[stop - count : stop][: w.size],
         )
+        if jnp.iscomplexobj(w):
+            direction = jax.lax.complex(direction[: w.size], direction[w.size :])
+        scaled = (
+            (x + move * direction.astype(x.dtype).reshape(w.shape)) * factor
+        ).astype(w.dtype)
         change = jnp.finfo(w.dtype).eps * jnp.clip(last, -1, 1).astype(
             jnp.finfo(x.dtype).dtype
         )

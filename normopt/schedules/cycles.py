@@ -84,3 +84,8 @@ def annealed(t: jax.Array, half: jax.Array, eta_min: Any, eta_max: Any) -> jax.A
     share = 0.5 * (1 + jnp.cos(jnp.pi * (t.astype(float) / half.astype(float))))
     # Not eta_min + share * (eta_max - eta_min), which can miss eta_max by a rounding.
     return share * eta_max + (1 - share) * eta_min
+
+
+def eta_at(eta: Any, count: Any) -> Any:
+    """Gives an end of the cosine at a count: a number stays, a schedule is asked."""
+    return eta(count) if callable(eta) else eta

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from normopt.blocks import block_size
+from normopt.invariance.probing import NOISE_LIMIT, Point
 from normopt.numerics import widened
-from normopt.probing import NOISE_LIMIT, Point
 
 Partition = tuple[int, ...]  # the axes that index the blocks
 
@@ -55,9 +55,11 @@ def evidence(point: Point) -> list[dict[Partition, Evidence]]:
     return [
         {
             axes: Evidence(int(live), float(square), float(worst))
-            for axes, live, square, worst in zip(partitions(w.shape), *own, strict=True)
+            for axes, live, square, worst in zip(
+                partitions(w.shape), *fields, strict=True
+            )
         }
-        for w, own in zip(point.weights, found, strict=True)
+        for w, fields in zip(point.weights, found, strict=True)
     ]
 
 

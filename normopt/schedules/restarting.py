@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from normopt.checks import check_integer
-from normopt.schedules import WarmRestartsState
+from normopt.schedules.warm_restarts import WarmRestartsState
 from normopt.transforms.scheduling import FollowedState
 
 

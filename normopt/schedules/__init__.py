@@ -1,0 +1,8 @@
+"""Cosine restarts: as a function, as a state that a loop restarts; and their decay."""
+
+from normopt.schedules.cosine import cosine_restarts as cosine_restarts
+from normopt.schedules.decay import normalized_decay as normalized_decay
+from normopt.schedules.restarting import current_eta as current_eta
+from normopt.schedules.restarting import restart as restart
+from normopt.schedules.warm_restarts import WarmRestarts as WarmRestarts
+from normopt.schedules.warm_restarts import WarmRestartsState as WarmRestartsState

@@ -1,0 +1,114 @@
+"""Cosine annealing with warm restarts, as a function of the count.
+
+The value of such a schedule is a multiplier eta_t of an update and of its decay, not a
+learning rate. As a function of the count it can stand for any schedule of optax.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from normopt.schedules.cycles import annealed, check_cycles, eta_at, lengths_of, turned
+
+
+def cosine_restarts(
+    cycle_steps: int | Sequence[int],
+    eta_min: optax.ScalarOrSchedule = 0.0,
+    eta_max: optax.ScalarOrSchedule = 1.0,
+    t_mult: int = 1,
+    autorestart: bool = True,
+    t_cur: int = 0,
+) -> Callable[[Any], jax.Array]:
+    r"""Anneals a multiplier along a cosine, again and again: a schedule of the count.
+
+    .. math::
+      \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
+        \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
+
+    A cycle has T updates, the first at eta_max and the last at eta_min. The cycle that
+    a count falls into is looked up in a table of integers: nothing drifts, for counts
+    up to 2^31.
+
+    Args:
+      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
+        sequence of such numbers, one for each cycle, the last of which repeats.
+      eta_min: where a cycle ends, at least 0: a number, or a schedule of the count.
+      eta_max: where a cycle begins, likewise; not below `eta_min`.
+      t_mult: what the length of a cycle is multiplied by to give that of the next.
+      autorestart: whether a cycle follows on the first; else the cosine goes on, up
+        again and down again, without a jump.
+      t_cur: the position in the first cycle of the first update, at least 0.
+
+    Returns:
+      A schedule: from a count, or an array of counts, to eta_t.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for fewer than 2 steps, `eta_min` above `eta_max`, a
+        `t_cur` outside the first cycle, and for `t_mult` other than 1, or several
+        lengths, without `autorestart`.
+
+    Examples:
+      Cycles of 3 and 6 updates, each of which begins at 1 and ends at 0:
+
+      >>> schedule = normopt.cosine_restarts(3, t_mult=2)
+      >>> [round(float(schedule(count)), 2) for count in range(9)]
+      [1.0, 0.5, 0.0, 1.0, 0.9, 0.65, 0.35, 0.1, 0.0]
+
+      It is a factor; as a learning rate it wants the largest one:
+
+      >>> import optax
+      >>> tx = optax.sgd(normopt.cosine_restarts((240, 360, 300), eta_max=0.1))
+
+    References:
+      Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+      2017, arXiv 1608.03983, equation 5, and "Decoupled Weight Decay Regularization",
+      2019, arXiv 1711.05101, appendix B; there T divides where T - 1 does here, and
+      eta_min is never reached.
+    """
+    check_cycles(cycle_steps, eta_min, eta_max, t_mult, autorestart, t_cur)
+    lengths = [int(length) for length in lengths_of(cycle_steps)]
+    # Counts and t_cur are both below 2^31: their sum has room in 32 bits.
+    while t_mult > 1 and sum(lengths) < 2**32:
+        lengths.append(lengths[-1] * int(t_mult))
+    starts = [0, *itertools.accumulate(lengths)][:-1]
+    in_range = sum(start < 2**32 for start in starts)
+    starts, lengths = starts[:in_range], lengths[:in_range]
+
+    def place_in_cycle(position: jax.Array) -> tuple[jax.Array, jax.Array]:
+        table = jnp.asarray(starts, jnp.uint32)
+        index = jnp.searchsorted(table, position, "right", method="compare_all") - 1
+        t = position - table[index]
+        # The last length repeats; one that t_mult grew to is longer than all counts.
+        longest = jnp.asarray(min(lengths[-1], 2**32 - 1), jnp.uint32)
+        t = jnp.where(index == len(lengths) - 1, t % longest, t)
+        # In floating point, for a last cycle that ends beyond the integers.
+        return t, jnp.asarray([float(n - 1) for n in lengths], float)[index]
+
+    def schedule(count: Any) -> jax.Array:
+        position = _unsigned(count) + jnp.asarray(t_cur, jnp.uint32)
+        if autorestart:
+            t, half = place_in_cycle(position)
+        else:
+            half = jnp.asarray(lengths[0] - 1, jnp.uint32)
+            t = turned(position, half)
+        return annealed(t, half, eta_at(eta_min, count), eta_at(eta_max, count))
+
+    return schedule
+
+
+def _unsigned(count: Any) -> jax.Array:
+    """Gives a count 32 bits without a sign, which have room for 2^31."""
+    if not isinstance(count, int | float | np.ndarray | np.generic | jax.Array):
+        raise TypeError(
+            "cosine_restarts(...) is a function of the step count, got a "
+            f"{type(count).__name__}: it can be a `schedule`, no option per leaf"
+        )
+    # `optax.join_schedules` asks for counts below 0, and drops what it gets for them.
+    of_numbers: Any = jnp if isinstance(count, jax.Array) else np
+    return jnp.asarray(of_numbers.maximum(count, 0).astype(np.uint32))

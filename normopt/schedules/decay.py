@@ -1,0 +1,41 @@
+"""A weight decay that hardly depends on how many updates there are."""
+
+import math
+
+from normopt.checks import check_integer, check_not_negative
+from normopt.rules import PerLeaf, check_per_leaf, scaled
+
+
+def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
+    r"""Turns a normalized weight decay into one per update.
+
+    .. math:: \lambda = \lambda_\mathrm{norm} \sqrt{1 / T}
+
+    The best decay falls with the number of updates; the normalized one hardly depends
+    on it, on the batch size and on the number of epochs.
+
+    Args:
+      lambda_norm: the normalized decay, at least 0: a number, `{pattern: number}`, or a
+        callable from params to a tree of numbers.
+      total_steps: T, at least 2: the updates of one cycle, as in the paper, where each
+        warm restart begins a training of its own; or those of all of training, which
+        decays less.
+
+    Returns:
+      The decay, in the form that was given.
+
+    Raises:
+      TypeError: if a decay is not a number or `total_steps` not an integer.
+      ValueError: for a negative decay, or fewer than 2 steps.
+
+    Examples:
+      >>> normopt.normalized_decay({"kernel$": 0.05, "bias$": 0.0}, 2500)
+      {'kernel$': 0.001, 'bias$': 0.0}
+
+    References:
+      Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
+      1711.05101, appendix B.1, with T = B E / b batch passes.
+    """
+    check_per_leaf("lambda_norm", lambda_norm, check_not_negative)
+    check_integer("total_steps", total_steps, 2, static=True)
+    return scaled(lambda_norm, math.sqrt(1 / total_steps))

@@ -1,0 +1,143 @@
+"""Cosine annealing with warm restarts, as a state that a training loop can move."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from normopt.schedules.cycles import (
+    LAST_COUNT,
+    annealed,
+    check_cycles,
+    eta_at,
+    lengths_of,
+    turned,
+)
+
+
+class WarmRestartsState(NamedTuple):
+    """State of `WarmRestarts`."""
+
+    count: jax.Array  # int32 scalar: updates done
+    t_cur: jax.Array  # int32 scalar: position of the next update in its cycle
+    cycle_steps: jax.Array  # int32 scalar: the length of that cycle
+    cycle: jax.Array  # int32 scalar: how many cycles ended by themselves
+    eta: jax.Array  # float scalar: what the last update used; first, what it will
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmRestarts:
+    r"""`cosine_restarts` with its position in a state, which `restart` can move.
+
+    .. math::
+      \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
+        \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
+
+    It implements optax's protocol `optax.schedules.StatefulSchedule`, so it can be the
+    `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and any number at all
+    under `optax.inject_hyperparams`. Left alone it equals `cosine_restarts`.
+
+    Args:
+      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
+        sequence of such numbers, one for each cycle, the last of which repeats.
+      eta_min: where a cycle ends, at least 0: a number, or a schedule of the count of
+        all updates.
+      eta_max: where a cycle begins, likewise; not below `eta_min`.
+      t_mult: what the length of a cycle is multiplied by to give that of the next, no
+        cycle being longer than 2^31 - 1 steps.
+      autorestart: whether the next cycle begins by itself; else the cosine goes on, up
+        again and down again, until `restart` is called.
+      t_cur: the position in the first cycle of the first update, at least 0.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, as `cosine_restarts` does.
+
+    Examples:
+      The training loop decides when to begin again, and for how long:
+
+      >>> import jax.numpy as jnp
+      >>> schedule = normopt.WarmRestarts(3, autorestart=False)
+      >>> tx = normopt.sgdw(0.1, schedule=schedule)
+      >>> params, etas = jnp.ones(1), []
+      >>> state = tx.init(params)
+      >>> for step in range(7):
+      ...     if step == 3:
+      ...         state = normopt.restart(state, cycle_steps=5)
+      ...     updates, state = tx.update(params, state, params)
+      ...     etas.append(round(float(normopt.current_eta(state)), 2))
+      >>> etas
+      [1.0, 0.5, 0.0, 1.0, 0.85, 0.5, 0.15]
+
+    References:
+      Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
+      2017, arXiv 1608.03983, equation 5; see `cosine_restarts`.
+    """
+
+    cycle_steps: int | Sequence[int]
+    eta_min: optax.ScalarOrSchedule = 0.0
+    eta_max: optax.ScalarOrSchedule = 1.0
+    t_mult: int = 1
+    autorestart: bool = True
+    t_cur: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what `cosine_restarts` refuses."""
+        check_cycles(*(getattr(self, one.name) for one in dataclasses.fields(self)))
+        if isinstance(self.cycle_steps, list):
+            object.__setattr__(self, "cycle_steps", tuple(self.cycle_steps))
+
+    def init(self) -> WarmRestartsState:
+        """Gives the state before the first update."""
+        zero = np.zeros([], np.int32)
+        start = WarmRestartsState(
+            count=jnp.asarray(zero),
+            t_cur=jnp.asarray(self.t_cur, jnp.int32),
+            cycle_steps=jnp.asarray(lengths_of(self.cycle_steps)[0], jnp.int32),
+            cycle=jnp.asarray(zero),
+            eta=jnp.zeros([], float),
+        )
+        return start._replace(eta=self(start))
+
+    def __call__(self, state: WarmRestartsState, **extra_args: Any) -> jax.Array:
+        """Gives the value that the next update uses."""
+        del extra_args
+        if not isinstance(state, WarmRestartsState):
+            raise TypeError(
+                "a WarmRestarts keeps a state and is no function of the count: pass it "
+                "as `schedule=`, or as any number under optax.inject_hyperparams; "
+                "cosine_restarts(...) with the same arguments is such a function"
+            )
+        half = state.cycle_steps - 1
+        return annealed(
+            turned(state.t_cur, half),
+            half,
+            eta_at(self.eta_min, state.count),
+            eta_at(self.eta_max, state.count),
+        )
+
+    def update(self, state: WarmRestartsState, **extra_args: Any) -> WarmRestartsState:
+        """Gives the state after one more update."""
+        eta = self(state, **extra_args)
+        t_cur: Any = optax.safe_increment(state.t_cur)
+        cycle_steps, cycle = state.cycle_steps, state.cycle
+        if self.autorestart:
+            ends = t_cur >= cycle_steps
+            t_cur = jnp.where(ends, 0, t_cur)
+            cycle = jnp.where(ends, optax.safe_increment(cycle), cycle)
+            following = self._length_after(cycle_steps, cycle)
+            cycle_steps = jnp.where(ends, following, cycle_steps)
+        count: Any = optax.safe_increment(state.count)
+        return WarmRestartsState(count, t_cur, cycle_steps, cycle, eta)
+
+    def _length_after(self, cycle_steps: jax.Array, cycle: jax.Array) -> jax.Array:
+        lengths = lengths_of(self.cycle_steps)
+        if len(lengths) > 1:
+            return jnp.asarray(lengths, jnp.int32)[jnp.minimum(cycle, len(lengths) - 1)]
+        t_mult = int(self.t_mult)
+        has_room = cycle_steps <= LAST_COUNT // t_mult
+        return jnp.where(has_room, cycle_steps * t_mult, LAST_COUNT)
