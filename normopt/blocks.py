@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from normopt.checks import is_scalar
+from normopt.mapping import check_whole, manual_axes
 from normopt.numerics import safe_sqrt, saturated, squared, widened
 from normopt.paths import places
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
-from normopt.sharding import check_whole, manual_axes
 
 Axes = tuple[int, ...] | None
 Reduce = Callable[..., jax.Array]

@@ -1,8 +1,4 @@
-"""Leaves on many devices: where their state lies, and when their blocks are cut.
-
-Under `jax.jit` a sharded leaf is still one array, and a sum over one of its blocks
-crosses devices by itself. Inside `jax.shard_map` each device sees its piece alone.
-"""
+"""Where the state of an optimizer lies, when its parameters lie on many devices."""
 
 import collections
 import re
@@ -74,68 +70,25 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     return jax.tree.structure(state).unflatten(shardings)
 
 
-def manual_axes() -> tuple[str, ...]:
-    """Names the axes of the mesh that `jax.shard_map` or `jax.pmap` runs over here.
-
-    An axis of one device is none: there a piece is the whole.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
-
-
-def check_whole(leaf: Any, path: str) -> None:
-    """Raises within `manual_axes` unless a leaf is whole on each device.
-
-    A leaf that is the same on all devices is whole. One that differs may be a piece of
-    a parameter, of which a sum over a block would be wrong, and nothing would tell.
-
-    Raises:
-      ValueError: if the leaf varies over a manual axis of the mesh, or if JAX has been
-        told not to know (`check_vma=False`).
-    """
-    mapped = manual_axes()
-    if not _varying(jax.lax.axis_index(mapped[0])):
-        raise ValueError(
-            f"{path!r} has blocks, and inside jax.pmap or jax.shard_map(..., "
-            f"check_vma=False) over {mapped} nothing tells whether it is whole on each "
-            "device: leave check_vma at True, or update outside, under jax.jit"
-        )
-    if cut := _varying(leaf) & set(mapped):
-        raise ValueError(
-            f"{path!r} has blocks, and inside jax.shard_map it differs between the "
-            f"devices along {sorted(cut)}: take the gradient of the loss after its "
-            "jax.lax.pmean; update params that are sharded outside, under jax.jit, "
-            "where sums over a block cross devices"
-        )
-
-
-def _varying(x: jax.Array) -> frozenset[str]:
-    """Tells along which manual axes of a mesh an array may differ."""
-    kind: Any = jax.typeof(x)
-    # In some versions of JAX a field of the type, in others one of a field of it.
-    kind = getattr(kind, "manual_axis_type", kind)
-    return getattr(kind, "varying", getattr(kind, "vma", frozenset()))
-
-
 def _replicated(owners: list[Place]) -> Sharding | None:
     """Gives the sharding of what is on every device that holds the params."""
     found: Sharding | None = None
     for path, leaf, _ in owners:
-        own = getattr(leaf, "sharding", None)
-        if isinstance(own, NamedSharding):
-            own = NamedSharding(own.mesh, PartitionSpec())
-        elif not isinstance(own, SingleDeviceSharding):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        elif not isinstance(sharding, SingleDeviceSharding):
             raise ValueError(
-                f"{path!r} must have a NamedSharding, got {own}: jax.device_put the "
-                "params on a mesh, or give jax.ShapeDtypeStruct(shape, dtype, "
+                f"{path!r} must have a NamedSharding, got {sharding}: jax.device_put "
+                "the params on a mesh, or give jax.ShapeDtypeStruct(shape, dtype, "
                 "sharding=...)"
             )
-        if found is not None and own != found:
+        if found is not None and sharding != found:
             raise ValueError(
-                f"{path!r} lies on {own}, another parameter on {found}; they must "
+                f"{path!r} lies on {sharding}, another parameter on {found}; they must "
                 "share one mesh"
             )
-        found = own
+        found = sharding
     return found
 
 
