@@ -21,7 +21,7 @@ def retract_to_sphere(
     channel_axes: PerLeaf,
     radius: float = 1.0,
     *,
-    moment: str | Callable[[Any], Any] | None = "mu",
+    moment: str | Callable[[Any], Any] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Brings each block of the weights back to a sphere after a whole step of `inner`.
 
@@ -30,8 +30,8 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    The first moment m of `inner` is carried along: what it has along the new weights is
-    removed. It is the last link of a chain, with the learning rate inside, since what
+    The first moment m of `inner` is carried along where `moment` says which it is: what
+    it has along the new weights is removed. It is the last link of a chain, with the learning rate inside, since what
     comes after it would leave the sphere. A block that stands at zero and does not move
     stays there.
 
@@ -51,7 +51,7 @@ def retract_to_sphere(
       moment: where in inner's state the first moment is: the name of a field, `mu` in
         Adam's, `trace` in momentum's; or a function of inner's state that returns the
         moment, like the params whole or in part, and a function from another one to the
-        state with it; None for an inner optimizer without one.
+        state with it. None carries nothing along.
 
     Returns:
       An optimizer that needs `params`; its state is that of `inner`. Updates keep

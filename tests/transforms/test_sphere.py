@@ -54,7 +54,7 @@ def test_the_moment_is_carried_to_the_new_weights():
 def test_leaves_without_blocks_take_the_inner_step():
     params = {"kernel": W, "mu": jnp.ones(3)}
     axes = {"kernel": (-1,)}
-    tx = normopt.retract_to_sphere(optax.adam(0.1), axes)
+    tx = normopt.retract_to_sphere(optax.adam(0.1), axes, moment="mu")
     updates, state = tx.update(params, tx.init(params), params)
     expected, _ = optax.adam(0.1).update(params, optax.adam(0.1).init(params), params)
     np.testing.assert_array_equal(updates["mu"], expected["mu"])
@@ -130,7 +130,7 @@ def test_a_moment_of_low_precision_keeps_its_direction(dtype):
 
 def test_short_weights_of_float16_stay_finite():
     # Each of these steps is longer than the weights, and stretches the moment again.
-    tx = normopt.retract_to_sphere(optax.adam(0.1, eps=1e-4), ())
+    tx = normopt.retract_to_sphere(optax.adam(0.1, eps=1e-4), (), moment="mu")
     params, grads = jnp.full((4, 3, 5), 1e-4, jnp.float16), G.astype(jnp.float16)
     state = tx.init(params)
     for step in range(8):
