@@ -31,9 +31,9 @@ def retract_to_sphere(
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
     The first moment m of `inner` is carried along where `moment` says which it is: what
-    it has along the new weights is removed. It is the last link of a chain, with the learning rate inside, since what
-    comes after it would leave the sphere. A block that stands at zero and does not move
-    stays there.
+    it has along the new weights is removed. This is the last link of a chain, with the
+    learning rate inside, since what comes after it would leave the sphere. A block that
+    stands at zero and does not move stays there.
 
     Weights are on the sphere from the first step on, up to the rounding of that step:
     where it has to undo a length L, it is off by up to L / radius times the eps of
