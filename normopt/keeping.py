@@ -36,9 +36,15 @@ class BlockNumbers(NamedTuple):
 class PerElement:
     """Keeps an array like each leaf, in a tree like the params."""
 
-    def __init__(self, dtype_of: Callable[[Any, Any], Any]) -> None:
-        """Takes what gives, for a leaf and its axes, a dtype; None keeps nothing."""
+    def __init__(self, dtype_of: Callable[[Any, Any], Any], rule: str = "") -> None:
+        """Takes the rule of what is kept, for a leaf and its axes, and in words.
+
+        Args:
+          dtype_of: gives a dtype, or None where nothing is kept.
+          rule: says so in an error.
+        """
         self._dtype_of = dtype_of
+        self._rule = rule or "integers, which optax.masked leaves out, have nothing"
 
     def zeros(self, params: Any, axes: Sequence[Any]) -> Any:
         """Makes what is kept before the first step."""
@@ -58,14 +64,10 @@ class PerElement:
         ):
             wanted = None if dtype is None else leaf.shape
             if wanted != (None if value is None else value.shape):
-                path = places(tree)[position].path
-                had, hint = f"an array {getattr(value, 'shape', ())}", ""
-                if value is None:
-                    had = "nothing"
-                    hint = f". If {path!r} held integers, mask it by optax.masked"
+                had = "nothing" if value is None else f"an array {value.shape}"
                 raise ValueError(
-                    f"{MADE_FOR_OTHERS}: it keeps {had} for the elements of {path!r}, "
-                    f"which is now {leaf.dtype} {leaf.shape}{hint}"
+                    f"{MADE_FOR_OTHERS}: it keeps {had} for the elements of "
+                    f"{places(tree)[position].path!r} {leaf.shape}; {self._rule}"
                 )
         return values
 

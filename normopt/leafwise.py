@@ -14,15 +14,17 @@ states that were made with other options, the count, and one trace for all leave
 shape. What a step gets:
 
 - `g`, `u`, `w`: the leaf of the updates, of what inner made of them, and of the params,
-  in float32 at least; `w` is None where `reads_weights` says so.
-- `axes`: what `resolve` gave for the leaf, as channel axes or None.
+  in float32 at least; `w` is None unless `reads_weights` says that it is read.
+- `axes`: what `resolve` gave for the leaf: its channel axes, or None where there is
+  nothing to do by block. A link may have other facts there that its program depends on.
 - `option`: the leaf's own numbers, in the order of `options`.
 - `kept`: what the state keeps for the leaf, in the order of `keeps`; numbers per block
-  have the dimensions of the leaf, so that they multiply it.
+  have the shape of the channel axes, which `across_block` lays over the leaf.
 - `shared`: what `share` makes of the state, the same for all leaves.
 - `static`: keywords, what the program itself depends on.
 """
 
+import contextvars
 import dataclasses
 import functools
 import warnings
@@ -44,6 +46,12 @@ from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 Kept = tuple[jax.Array | None, ...]
 Step = Callable[..., tuple[jax.Array, Kept]]
 Lens = Callable[[Any, Any], tuple[Any, Callable[[Any], Any]]]
+
+
+# What the links of one optimizer have to say at init, while `say_once` listens.
+_HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
+    "heard", default=None
+)
 
 
 class NoBlocksWarning(UserWarning):
@@ -83,11 +91,12 @@ class Work:
       acts: whether the step does anything to a leaf; else the update stays as it is.
       reads_weights: whether the step reads the weights of a leaf that it acts on.
       keeps: what the state keeps for each leaf, by the names of its fields.
-      state: the class of the state. A field with the default None is there or not, as
-        the options want it.
-      start: the fields that are not kept for each leaf, before the first step.
+      state: the class of the state.
+      optional: the fields that are None unless an option wants them, with its name.
+      start: makes the fields that are not kept for each leaf, before the first step.
       share: from the state, its count already that of this step, to the numbers that
-        all leaves share. What has the name of a field of the state is kept there.
+        all leaves share.
+      carries: those of them that the state keeps, by a name that both have.
       static: keywords of the step that are no numbers, hashable.
       batched: whether leaves of one kind are stacked, and the step mapped over them by
         `jax.vmap`: small matrices are multiplied faster in one batch.
@@ -106,8 +115,10 @@ class Work:
         default_factory=dict
     )
     state: Any = optax.EmptyState
-    start: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    share: Callable[[Any], tuple[Any, ...]] = lambda state: ()
+    optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    start: Callable[[], Mapping[str, Any]] = dict
+    share: Callable[[Any], Any] = lambda state: ()
+    carries: tuple[str, ...] = ()
     static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batched: bool = False
     also_integers: bool = False
@@ -146,7 +157,7 @@ class Work:
         """Makes the state before the first step."""
         axes = [leaf.axes for leaf in leaves]
         kept = {name: keep.zeros(params, axes) for name, keep in self.keeps.items()}
-        return self.state(**self.start, **kept, **others)
+        return self.state(**self.start(), **kept, **others)
 
     def read_at_update(
         self, updates: Any, state: Any, params: Any
@@ -161,14 +172,18 @@ class Work:
         if self.channel_axes is None or any(leaf.has_blocks for leaf in leaves):
             return
         could = [p for p, w, _ in places(params) if has_numbers(w) and w.ndim > 1]
-        if could:
-            warnings.warn(
-                f"`channel_axes`={self.channel_axes!r} gives no parameter blocks, so "
-                f"none is treated as one; {could[0]!r} could have some. "
-                "normopt.describe(params, channel_axes=...) shows who gets what",
-                NoBlocksWarning,
-                stacklevel=4,
-            )
+        if not could:
+            return
+        text = (
+            f"`channel_axes`={self.channel_axes!r} gives no parameter blocks, though "
+            f"{could[0]!r} could have some: nothing is done by block. "
+            "normopt.describe(params, channel_axes=...) shows who gets what"
+        )
+        heard = _HEARD.get()
+        if heard is None:
+            warnings.warn(text, NoBlocksWarning, stacklevel=4)
+        else:
+            heard.append(text)
 
     def _check_state(self, state: Any) -> None:
         """Raises unless the state is of this link, made with the same options."""
@@ -186,27 +201,22 @@ class Work:
             raise TypeError(
                 f"`{self.link}` needs its {self.state.__name__}, got {got}: {why}"
             )
-        for name in self.state._fields:
-            wanted = name in self.keeps
-            has = getattr(state, name) is not None
-            is_optional = self.state._field_defaults.get(name, 0) is None
-            if is_optional and wanted != has:
+        for name, option in self.optional.items():
+            wanted, has = name in self.keeps, getattr(state, name) is not None
+            if wanted != has:
                 raise ValueError(
-                    f"`{self.link}`: {MADE_FOR_OTHERS}: it has "
-                    f"{'' if has else 'no '}{name!r}, and these options need "
-                    f"{'it' if wanted else 'none'}; call init again"
+                    f"`{self.link}`: {MADE_FOR_OTHERS}: it was made "
+                    f"{'with' if has else 'without'} `{option}`, and has "
+                    f"{'a' if has else 'no'} {name!r}; call init again"
                 )
 
-    def count(self, state: Any) -> tuple[Any, tuple[Any, ...]]:
+    def count(self, state: Any) -> tuple[Any, Any]:
         """Counts the step; returns the state so far and what the leaves share."""
-        if "count" in getattr(state, "_fields", ()):
+        if "count" in self.state._fields:
             state = state._replace(count=optax.safe_increment(state.count))
         shared = self.share(state)
-        fields = set(getattr(state, "_fields", ())) & set(
-            getattr(shared, "_fields", ())
-        )
-        carried = {name: getattr(shared, name) for name in fields}
-        return (state._replace(**carried) if carried else state), shared
+        carried = {name: getattr(shared, name) for name in self.carries}
+        return state._replace(**carried) if carried else state, shared
 
     def unpack(self, state: Any, updates: Any, leaves: Sequence[Leaf]) -> list[Kept]:
         """Lists what the state keeps for each leaf."""
@@ -431,14 +441,14 @@ def say_once(
     optimizer = optax.with_extra_args_support(optimizer)
 
     def init_fn(params: optax.Params) -> Any:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", NoBlocksWarning)
+        heard: list[str] = []
+        token = _HEARD.set(heard)
+        try:
             state = optimizer.init(params)
-        said = set()
-        for one in caught:
-            if (text := str(one.message)) not in said:
-                said.add(text)
-                warnings.warn(text, one.category, stacklevel=3)
+        finally:
+            _HEARD.reset(token)
+        for text in dict.fromkeys(heard):
+            warnings.warn(text, NoBlocksWarning, stacklevel=2)
         return state
 
     return optax.GradientTransformationExtraArgs(init_fn, optimizer.update)

@@ -124,7 +124,10 @@ def make(**config: Any) -> optax.GradientTransformation:
     hyperparameters = {k: v for k, v in config.items() if k != "name"}
     build = _builder(config["name"])
     options = _bind(config["name"], hyperparameters)
-    built = {option: _read(value) for option, value in options.items()}
+    built = {
+        option: _as_default(config["name"], option, _read(value))
+        for option, value in options.items()
+    }
     if config["name"] not in _ours():
         built = {option: _for_optax(option, value) for option, value in built.items()}
     rate = built.get("learning_rate")
@@ -240,6 +243,12 @@ def _bind(name: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError(f"{name}: {error}; it takes {', '.join(known)}") from error
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def _as_default(name: str, option: str, value: Any) -> Any:
+    """Gives the default itself for what JSON made of one: a list of a tuple."""
+    default = inspect.signature(_builder(name)).parameters[option].default
+    return default if type(value) is list and tuple(value) == default else value
 
 
 def _nearest(word: str, known: Sequence[str], most: int) -> list[str]:

@@ -1,9 +1,14 @@
 """What every link gets from the combinators: dtypes, states, options, warnings."""
 
 import functools
+import inspect
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +18,12 @@ import pytest
 
 import normopt
 from normopt.blocks import block_length
-from normopt.leafwise import around, leafwise
+from normopt.checks import check_not_negative
+from normopt.leafwise import Option, around, leafwise
 from normopt.numerics import safe_quotient
 from tests.contract_cases import CASES, LINKS, every_case, gradients, tree
 
+ROOT = Path(__file__).parents[1]
 SQUARE = {"kernel": (4, 4), "bias": (4,)}
 
 
@@ -26,12 +33,12 @@ MEANINGS = {
     "adams, then adamsrt": (
         normopt.adams(0.1, channel_axes=(0,)),
         normopt.adamsrt(0.1, channel_axes=(0,)),
-        "has no 'length'",
+        "without `tangent`",
     ),
     "adamsrt, then adams": (
         normopt.adamsrt(0.1, channel_axes=(0,)),
         normopt.adams(0.1, channel_axes=(0,)),
-        "has 'length'",
+        "with `tangent`",
     ),
     "rows, then columns": (
         normopt.adamsrt(0.1, channel_axes=(0,)),
@@ -46,12 +53,12 @@ MEANINGS = {
     "without amsgrad, then with it": (
         normopt.novograd(0.1),
         normopt.novograd(0.1, amsgrad=True),
-        "has no 'nu_max'",
+        "without `amsgrad`",
     ),
     "with amsgrad, then without": (
         normopt.adamw(0.1, amsgrad=True),
         normopt.adamw(0.1),
-        "has 'nu_max'",
+        "with `amsgrad`",
     ),
     "blocks, then elements": (
         normopt.scale_by_block_rms(channel_axes=(0,)),
@@ -152,7 +159,7 @@ def test_a_small_decay_of_float32_weights_is_not_rounded_away(wrap):
     grads = optax.tree.cast(params, "bfloat16")
     steps = []
     for lambda_ in (decay, 0.0):
-        tx = wrap(normopt.adamw(rate, weight_decay=rate * lambda_ / rate))
+        tx = wrap(normopt.adamw(rate, weight_decay=lambda_))
         updates, _ = tx.update(grads, tx.init(params), params)
         steps.append(updates["kernel"])
     np.testing.assert_allclose(steps[1] - steps[0], decay * 0.02, rtol=1e-3)
@@ -273,8 +280,6 @@ def test_without_blocks_and_decay_no_params_are_needed(case):
 @pytest.mark.parametrize("case", CASES + LINKS, ids=lambda case: case.name)
 def test_what_follows_eps_is_named(case):
     """As optax has it, or else its `eps_root` would be taken for a decay."""
-    import inspect
-
     kinds = inspect.signature(case.build).parameters
     if "learning_rate" in kinds:
         by_place = [n for n, p in kinds.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -303,7 +308,7 @@ def test_axes_that_give_no_blocks_warn_once(build, axes):
         state = tx.init(params)
         tx.update(params, state, params)
     (told,) = caught
-    assert told.category is normopt.NoBlocksWarning
+    assert told.category is normopt.NoBlocksWarning and told.filename == __file__
     assert "'kernel' could have some" in str(told.message)
 
 
@@ -312,6 +317,38 @@ def test_axes_that_nobody_gave_or_no_leaf_could_have_warn_of_nothing(build):
     build(channel_axes=None).init(tree(SQUARE))
     build(channel_axes={}).init({"bias": jnp.ones(3), "scale": jnp.ones(())})
     build(channel_axes=(-1,)).init(tree(SQUARE))
+
+
+# What a factory must not do.
+
+
+@every_case
+def test_a_state_is_made_anew_by_each_init(case):
+    """Donated, the arrays of one state are gone; those of the next must not be."""
+    params, optimizer = case.params(), case.make()
+    for _ in range(2):
+        state = optimizer.init(params)
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()
+    jax.eval_shape(lambda p: case.make().init(p), params)
+    made = []
+    jax.eval_shape(lambda p: (made.append(case.make()), p)[1], params)
+    state = made[0].init(params)
+    assert not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(state))
+
+
+def test_building_an_optimizer_asks_for_no_device():
+    program = (
+        "import jax, normopt\n"
+        "jax.config.update('jax_platforms', 'no_such_platform')\n"
+        "normopt.adamsrt(0.1, channel_axes=(0,)), normopt.nadamw(0.1)\n"
+        "normopt.novograd(lambda count: 0.1, grad_averaging=True)\n"
+        "print('built')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.stdout == "built\n", done.stderr
 
 
 # What both combinators carry beside the links that there are.
@@ -342,9 +379,6 @@ def inverse(batches):
     def step(g, w, axes, option, kept, shared):
         batches.append(g.shape)
         return option[0] * jnp.linalg.inv(g), kept
-
-    from normopt.checks import check_not_negative
-    from normopt.leafwise import Option
 
     options = {"factor": Option({"": 2.0, "c": 1.0}, 1.0, check_not_negative)}
     return leafwise("inverse", step, options=options, batched=True)
@@ -397,3 +431,61 @@ def test_a_moment_can_be_found_by_a_function_of_the_state():
         normopt.retract_to_sphere(
             inner, (), moment=lambda state: (jnp.ones(3), lambda m: state)
         ).init(params)
+
+
+@pytest.mark.parametrize(
+    "build", [normopt.adamw, normopt.nadamw, normopt.adamg, normopt.adamp]
+)
+def test_mu_dtype_is_that_of_the_first_moment(build):
+    params = tree(SQUARE, ["bfloat16"])
+    state = stepped(build(0.1, mu_dtype="float32"), params)
+    (mu,) = (value for _, value in optax.tree.get_all_with_path(state, "mu"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(mu)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        normopt.novograd(0.1, weight_decay={"kernel$": 0.1}),
+        normopt.adamsrt(0.1, channel_axes={"kernel$": (-1,)}),
+        normopt.adamw(0.1, weight_decay={"kernel$": 0.01}),
+    ],
+    ids=["novograd", "adamsrt", "adamw"],
+)
+def test_a_state_mapped_with_its_params_goes_on(optimizer):
+    """Made on boxed params and unboxed after, as at the start of large models."""
+    plain = tree({"body": SQUARE, "head": SQUARE})
+    body = jax.tree.map(lambda w: nn.Partitioned(w, (None,)), plain["body"])
+    boxed = {**plain, "body": body}
+    expected, _ = optimizer.update(plain, optimizer.init(plain), plain)
+    state = nn.meta.unbox(optimizer.init(boxed))
+    updates, _ = optimizer.update(plain, state, plain)
+    chex.assert_trees_all_equal(updates, expected)
+
+
+def test_adamg_reads_its_axes_on_the_params():
+    params = {"low": jnp.ones((4, 4), jnp.bfloat16), "wide": jnp.ones((4, 4))}
+    grads = optax.tree.cast(gradients(params, 1)[0], "float32")
+
+    def rule(tree):
+        return jax.tree.map(lambda w: (-1,) if w.dtype == jnp.bfloat16 else None, tree)
+
+    steps = []
+    for axes in (rule, {"low": (-1,)}):
+        tx = normopt.adamg(0.1, weight_decay=0.5, channel_axes=axes)
+        steps.append(tx.update(grads, tx.init(params), params)[0])
+    chex.assert_trees_all_equal(*steps)
+
+
+def test_a_schedule_of_another_kind_is_refused():
+    params = tree(SQUARE)
+    kinds = {
+        "none": normopt.adamw(0.1),
+        "function": normopt.adamw(0.1, schedule=normopt.cosine_restarts(5)),
+        "restarts": normopt.adamw(0.1, schedule=normopt.WarmRestarts(5)),
+    }
+    for made, optimizer in kinds.items():
+        for name, other in kinds.items():
+            if name != made:
+                with pytest.raises(TypeError, match="schedule|WarmRestarts"):
+                    other.update(params, optimizer.init(params), params)

@@ -3,6 +3,7 @@
 import optax
 
 from normopt.checks import check_inner
+from normopt.leafwise import say_once
 from normopt.rules import PerLeaf
 from normopt.transforms.normalizing import clip_blocks, normalize_blocks
 
@@ -33,6 +34,10 @@ def normalized(
     Returns:
       An optimizer whose state is that of `normalize_blocks` (empty) and of `inner`.
 
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
+
     Raises:
       TypeError: if `inner` is not an optimizer.
       ValueError: as `normalize_blocks` does.
@@ -55,7 +60,7 @@ def normalized(
       Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822.
     """
     check_inner("normalized", inner)
-    return optax.chain(normalize_blocks(norm, channel_axes, eps), inner)
+    return say_once(optax.chain(normalize_blocks(norm, channel_axes, eps), inner))
 
 
 def clipped(
@@ -82,6 +87,10 @@ def clipped(
     Returns:
       An optimizer whose state is that of `clip_blocks` (empty) and of `inner`.
 
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
+
     Raises:
       TypeError: if `inner` is not an optimizer.
       ValueError: as `clip_blocks` does.
@@ -102,4 +111,4 @@ def clipped(
       implementation (arXiv 1707.04822).
     """
     check_inner("clipped", inner)
-    return optax.chain(clip_blocks(max_norm, norm, channel_axes, eps), inner)
+    return say_once(optax.chain(clip_blocks(max_norm, norm, channel_axes, eps), inner))

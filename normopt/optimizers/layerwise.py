@@ -10,6 +10,7 @@ from normopt.checks import (
     check_moment_dtype,
     check_number,
 )
+from normopt.leafwise import say_once
 from normopt.rules import PerLeaf
 from normopt.transforms.block_rms import scale_by_block_rms
 from normopt.transforms.decaying import add_decay
@@ -64,12 +65,14 @@ def novograd(
       channel_axes: the axes that index a leaf's blocks, per leaf: () for one second
         moment a layer, (0,) where layers are stacked; see `scale_by_block_rms`.
       mu_dtype: dtype of the momentum of real leaves; None for that of the leaf. What
-        enters it has the gradient's dtype: in bfloat16 a decay below 1/512 of the
-        normalized gradient is lost, unless `compensate_rounding` is around it all.
+        enters it has the wider dtype of gradient and weight: where both are bfloat16, a
+        decay below 1/512 of the normalized gradient is lost, unless
+        `compensate_rounding` is around it all.
 
     Returns:
-      An optimizer that needs `params`. Its state is the momentum and one float for each
-      layer (two with `amsgrad`), half of Adam's, and counts of the steps.
+      An optimizer that needs `params` where a leaf decays. Its state is the momentum
+      and one float for each layer (two with `amsgrad`), half of Adam's, and a count for
+      a rate that is a schedule and for `grad_averaging`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -101,10 +104,11 @@ def novograd(
     check_moment_dtype("mu_dtype", mu_dtype)
     check_flag("grad_averaging", grad_averaging)
     averaging = [average_gradients(b1)] if grad_averaging else []
-    return optax.chain(
+    chain = optax.chain(
         scale_by_block_rms(b2, eps, channel_axes, amsgrad=amsgrad),
         add_decay(weight_decay),
         *averaging,
         scale_by_rate(learning_rate),
         trace_on_tangent(b1, accumulator_dtype=mu_dtype),
     )
+    return say_once(chain)

@@ -5,6 +5,7 @@ from typing import Any
 import optax
 
 from normopt.checks import check_learning_rate, check_not_negative, check_number
+from normopt.leafwise import say_once
 from normopt.rules import PerLeaf, check_per_leaf, scaled
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.projecting import EACH_CHANNEL, project_if_invariant
@@ -47,7 +48,7 @@ def adamp(
       channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
         torch layouts.
       layer_axes: those of them that index the layers of a stack, each of which is
-        tested by itself, per leaf.
+        tested by itself, per leaf: `channel_axes=(0, -1), layer_axes=(0,)`.
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
@@ -78,12 +79,13 @@ def adamp(
     """
     check_learning_rate(learning_rate)
     moments = scale_by_block_adam(b1, b2, eps, nesterov=nesterov, mu_dtype=mu_dtype)
-    return optax.chain(
+    chain = optax.chain(
         project_if_invariant(
             moments, weight_decay, delta, wd_ratio, channel_axes, layer_axes
         ),
         scale_by_rate(learning_rate),
     )
+    return say_once(chain)
 
 
 def sgdp(
@@ -120,10 +122,11 @@ def sgdp(
       channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
         torch layouts.
       layer_axes: those of them that index the layers of a stack, each of which is
-        tested by itself, per leaf.
+        tested by itself, per leaf: `channel_axes=(0, -1), layer_axes=(0,)`.
 
     Returns:
-      An optimizer that needs `params`; its state is the momentum.
+      An optimizer that needs `params` where a leaf is tested or decays; its state is
+      the momentum.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -151,7 +154,8 @@ def sgdp(
     check_per_leaf("weight_decay", weight_decay, check_not_negative)
     trace = trace_on_tangent(momentum, dampening, nesterov=nesterov)
     decay = scaled(weight_decay, 1 / (1 - momentum))
-    return optax.chain(
+    chain = optax.chain(
         project_if_invariant(trace, decay, delta, wd_ratio, channel_axes, layer_axes),
         scale_by_rate(learning_rate),
     )
+    return say_once(chain)

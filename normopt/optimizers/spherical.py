@@ -6,9 +6,13 @@ import jax
 import optax
 
 from normopt.blocks import resolve_proper_axes
-from normopt.checks import check_learning_rate, check_number
+from normopt.checks import (
+    check_learning_rate,
+    check_not_negative,
+    check_number,
+)
 from normopt.leafwise import say_once
-from normopt.rules import PerLeaf
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.moments import scale_by_block_adam
 from normopt.transforms.multiplying import scale_by_block_size
@@ -55,6 +59,10 @@ def adams(
     Returns:
       An optimizer; its state is half of Adam's where leaves have blocks. It needs
       `params` where a leaf has blocks or decays.
+
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -120,6 +128,10 @@ def adamsrt(
       An optimizer; its state is half of Adam's where leaves have blocks. It needs
       `params` where a leaf has blocks or decays.
 
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
+
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range; at init, for an axis that
@@ -183,7 +195,12 @@ def sgdmrt(
         `find_scale_invariance` finds them.
 
     Returns:
-      An optimizer that needs `params`; its state is the momentum.
+      An optimizer that needs `params` where a leaf has blocks or decays; its state is
+      the momentum.
+
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -247,9 +264,13 @@ def adamg(
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params`. Blocks have unit length from the first step on,
-      up to the rounding of that step, which grows with the length they start from and
-      turns them as well: see `retract_to_sphere`.
+      An optimizer that needs `params` where a leaf has blocks or decays. Blocks have
+      unit length from the first step on, up to the rounding of that step, which grows
+      with the length they start from and turns them as well: see `retract_to_sphere`.
+
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -273,17 +294,24 @@ def adamg(
       2006.13382.
     """
     check_learning_rate(learning_rate)
+    check_per_leaf("weight_decay", weight_decay, check_not_negative)
     inner = optax.chain(
-        optax.masked(add_decay(weight_decay), _without_blocks(channel_axes)),
+        add_decay(_off_the_sphere(weight_decay, channel_axes)),
         scale_by_block_adam(b1, b2, eps, channel_axes, mu_dtype=mu_dtype),
         scale_by_rate(learning_rate),
     )
     return say_once(retract_to_sphere(inner, channel_axes, moment="mu"))
 
 
-def _without_blocks(channel_axes: PerLeaf) -> Any:
-    def mask(params: Any) -> Any:
-        axes = resolve_proper_axes(channel_axes, params)
-        return jax.tree.structure(params).unflatten(own is None for own in axes)
+def _off_the_sphere(weight_decay: PerLeaf, channel_axes: PerLeaf) -> PerLeaf:
+    """Gives the decay of leaves without blocks, and none to those on the sphere."""
 
-    return mask
+    def choose(params: Any) -> Any:
+        axes = resolve_proper_axes(channel_axes, params)
+        decays = per_leaf("weight_decay", weight_decay, params, 0.0, check_not_negative)
+        return jax.tree.structure(params).unflatten(
+            decay if leaf_axes is None else 0.0
+            for decay, leaf_axes in zip(decays, axes, strict=True)
+        )
+
+    return choose

@@ -51,7 +51,7 @@ def scale_by_block_rms(
     Returns:
       A link. Its state is a `ScaleByBlockRmsState`: a number for each block, in float32
       at least and real for complex leaves; exact for norms from 1e-15 to 1e15, finite
-      beyond. Updates keep structure, shapes and dtypes.
+      beyond. Updates keep structure and shapes, in the wider dtype of update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -85,6 +85,7 @@ def scale_by_block_rms(
         _step,
         channel_axes=channel_axes,
         state=ScaleByBlockRmsState,
+        optional={"nu_max": "amsgrad"},
         keeps=keeps,
         share=lambda state: (b2, 1 - b2, eps),
     )

@@ -28,8 +28,9 @@ def add_decay(
       l1: the L1 decay :math:`l_1`, likewise; the sign of a complex weight is w/|w|.
 
     Returns:
-      A link without state that needs `params`. Updates keep structure, shapes and
-      dtypes; the sum is taken in float32 at least.
+      A link without state that needs `params` where a leaf decays. Updates keep
+      structure and shapes, in the wider dtype of update and param; the sum is taken in
+      float32 at least.
 
     Raises:
       TypeError: when built, if a decay is not a number.
@@ -103,10 +104,10 @@ def decay_weights(
         leaves, :math:`\mathrm{Re}(\bar u w) \le 0`.
 
     Returns:
-      A link that needs `params`. It has a state if `schedule` is one. Updates keep
-      structure, shapes and dtypes; the sum is taken in float32 at least, but a decay
-      that is small beside the weights is lost where these have low precision: see
-      `compensate_rounding`.
+      A link that needs `params` where a leaf decays. It has a state if `schedule` is
+      one. Updates keep structure and shapes, in the wider dtype of update and param;
+      the sum is taken in float32 at least, but a decay that is small beside the weights
+      is lost where these have low precision: see `compensate_rounding`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -39,8 +39,8 @@ class ScaleByBlockAdamState(NamedTuple):
     count: jax.Array  # int32 scalar: updates done
     mu: Any  # params' structure and shapes, in `mu_dtype`
     nu: BlockNumbers  # v, of each block or element, float32 at least
-    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v so far
-    length: Any = None  # when tangent: {"path@axes": |w| of each block at that step}
+    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v, at that |w|
+    length: Any = None  # when tangent: {"path@axes": |w| at the last update, 0 if lost}
 
 
 def scale_by_block_adam(
@@ -99,7 +99,7 @@ def scale_by_block_adam(
       A link; it needs `params` when tangent. Its state is a `ScaleByBlockAdamState`:
       second moments are in float32 at least (with b2 near 1, one in bfloat16 could not
       decay), and real for complex leaves; of a tangent block it keeps |w|, too, for the
-      next r. Updates keep structure and shapes.
+      next r. Updates keep structure and shapes, in the wider dtype of update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -156,7 +156,8 @@ def scale_by_block_adam(
         resolve=resolve_proper_axes,
         reads_weights=lambda leaf: tangent and leaf.has_blocks,
         state=ScaleByBlockAdamState,
-        start={"count": jnp.zeros([], jnp.int32)},
+        optional={"nu_max": "amsgrad", "length": "tangent"},
+        start=lambda: {"count": jnp.zeros([], jnp.int32)},
         keeps={name: keep for name, keep in kept.items() if keep is not None},
         share=share,
         static={"amsgrad": amsgrad, "nesterov": nesterov},

@@ -27,7 +27,8 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
         matches.
 
     Returns:
-      A link without state. Updates keep structure, shapes and dtypes.
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param.
 
     Raises:
       TypeError: when built, if a multiplier is not a number.
@@ -77,8 +78,8 @@ def scale_by_param_norm(
         weights, at least 0; above 0 it lets blocks leave zero.
 
     Returns:
-      A link without state that needs `params`. Updates keep structure, shapes and
-      dtypes.
+      A link without state that needs `params` where a leaf has blocks. Updates keep
+      structure and shapes, in the wider dtype of update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -135,7 +136,8 @@ def scale_by_block_size(
       power: the exponent p, any finite number.
 
     Returns:
-      A link without state. Updates keep structure, shapes and dtypes.
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -188,7 +190,8 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
       b1: the decay of the momentum that follows, in [0, 1).
 
     Returns:
-      A link whose state is a count. Updates keep structure, shapes and dtypes.
+      A link whose state is a count. Updates keep structure and shapes, in the wider
+      dtype of update and param.
 
     Raises:
       TypeError: when built, if `b1` is not a number.
@@ -221,7 +224,7 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
         "average_gradients",
         _multiply_by_share,
         state=AverageGradientsState,
-        start={"count": jnp.zeros([], jnp.int32)},
+        start=lambda: {"count": jnp.zeros([], jnp.int32)},
         share=lambda state: (jnp.where(state.count == 1, 1, 1 - b1),),
     )
 

@@ -53,7 +53,7 @@ def scale_by_nadam(
 
     Returns:
       A link. Its state is a `ScaleByNadamState`: Adam's two moments and a number.
-      Updates keep structure, shapes and dtypes.
+      Updates keep structure and shapes, in the wider dtype of update and param.
 
     Raises:
       TypeError: when built, if an option is not a number.
@@ -102,9 +102,13 @@ def scale_by_nadam(
         "scale_by_nadam",
         _step,
         state=ScaleByNadamState,
-        start={"count": jnp.zeros([], jnp.int32), "mu_product": jnp.ones([], float)},
+        start=lambda: {
+            "count": jnp.zeros([], jnp.int32),
+            "mu_product": jnp.ones([], float),
+        },
         keeps={"mu": PerElement(like_leaf), "nu": PerElement(second_moment_dtype)},
         share=share,
+        carries=("mu_product",),
     )
 
 

@@ -39,7 +39,8 @@ def normalize_blocks(
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
-      A link without state. Updates keep structure, shapes and dtypes.
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -105,7 +106,8 @@ def clip_blocks(
       eps: added to the norm; at least 0.
 
     Returns:
-      A link without state. Updates keep structure, shapes and dtypes.
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

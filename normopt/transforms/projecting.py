@@ -69,8 +69,9 @@ def project_if_invariant(
         (-1,) does to each layer of it.
 
     Returns:
-      A link that needs `params`; its state is that of `inner`. Updates keep structure,
-      shapes and dtypes.
+      A link that needs `params` where a leaf is tested or decays; its state is that of
+      `inner`. Updates keep structure and shapes, in the wider dtype of update and
+      param.
 
     Raises:
       TypeError: when built, if `inner` is no transformation or an option has the wrong
@@ -159,7 +160,7 @@ def _is_tangent(
 
 
 def _resolve_tested(channel_axes: PerLeaf, layer_axes: PerLeaf, tree: Any) -> list[Any]:
-    """Reads both axes of leaves of two or more dimensions: kernels, not biases.
+    """Reads both axes of layers of two or more dimensions: kernels, not biases.
 
     A leaf whose blocks have one element, with a cosine of 1, is tested by layer.
     """
@@ -172,10 +173,10 @@ def _resolve_tested(channel_axes: PerLeaf, layer_axes: PerLeaf, tree: Any) -> li
         places(tree),
         strict=True,
     ):
-        if axes is None or np.ndim(place.leaf) < 2:
+        layers = layers or ()
+        if axes is None or np.ndim(place.leaf) - len(layers) < 2:
             tested.append(None)
             continue
-        layers = layers or ()
         if not set(layers) <= set(axes):
             raise ValueError(
                 f"`layer_axes` = {layers} of {place.path!r} must be among its "

@@ -40,7 +40,8 @@ def compensate_rounding(
     Args:
       inner: an optimizer. For leaves of less than 32 bits it sees gradients, and
         params if it wants them, in float32, and its state is that of float32 params,
-        unless it has a `mu_dtype` or the like. Other leaves are as without the wrapper.
+        unless it has a `mu_dtype` or the like; a callable option of inner sees float32,
+        too. Other leaves are as without the wrapper.
 
     Returns:
       An optimizer that needs `params` and must be the outermost one: what follows it
@@ -84,7 +85,13 @@ def compensate_rounding(
         resolve=_low_dtypes,
         reads_weights=lambda leaf: True,
         state=CompensateRoundingState,
-        keeps={"residue": PerElement(lambda leaf, low: low and jnp.float32)},
+        keeps={
+            "residue": PerElement(
+                lambda leaf, low: low and jnp.float32,
+                "weights of less than 32 bits have a residue, others nothing; call "
+                "init again with these params",
+            )
+        },
         enter=_enter,
     )
 

@@ -34,6 +34,11 @@ class _Followed:
 
     def __call__(self, state: FollowedState, **extra_args: Any) -> jax.Array:
         del extra_args
+        if not isinstance(state, FollowedState):
+            raise TypeError(
+                "`schedule` is a function of the count and needs a FollowedState, got "
+                f"{type(state).__name__}: {MADE_FOR_OTHERS}; call init again"
+            )
         # A copy, as a schedule may give an array that is the user's own.
         return jnp.array(self.schedule(state.count), float)
 
@@ -65,8 +70,7 @@ def scheduled(
     """
     _check_schedule(schedule)
     if not callable(schedule):
-        eta = 1.0 if schedule is None else schedule
-        return optax.with_extra_args_support(build(eta))
+        return _unscheduled(build(1.0 if schedule is None else schedule))
     # Built once beforehand, so that bad options are known now.
     inner = build(1.0)
     following = _stateful(schedule)
@@ -96,8 +100,30 @@ def scheduled(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def _unscheduled(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Lets an optimizer without a schedule say what the state of one with it is."""
+    optimizer = optax.with_extra_args_support(optimizer)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if isinstance(state, ScheduledState):
+            raise TypeError(
+                f"no `schedule` is given, and the state is that of one: "
+                f"{MADE_FOR_OTHERS}; go on with state.inner, or call init again"
+            )
+        return optimizer.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
+
+
 def scale_by_eta(eta: Any) -> optax.GradientTransformationExtraArgs:
-    """Multiplies the updates by eta_t; unlike `optax.scale` it keeps their dtypes."""
+    """Multiplies the updates by eta_t, a traced one in the dtype of each leaf."""
     return leafwise("scale_by_eta", _scale, share=lambda state: (eta,))
 
 
@@ -123,7 +149,7 @@ def scale_by_rate(
         "scale_by_rate",
         _scale,
         state=optax.ScaleByScheduleState,
-        start={"count": jnp.zeros([], jnp.int32)},
+        start=lambda: {"count": jnp.zeros([], jnp.int32)},
         # The count is already that of this step; a schedule begins at 0.
         share=lambda state: (-schedule(state.count - 1),),
         also_integers=True,

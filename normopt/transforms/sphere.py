@@ -54,8 +54,9 @@ def retract_to_sphere(
         state with it. None carries nothing along.
 
     Returns:
-      An optimizer that needs `params`; its state is that of `inner`. Updates keep
-      structure, shapes and dtypes.
+      An optimizer that needs `params` where a leaf has blocks; its state is that of
+      `inner`. Updates keep structure and shapes, in the wider dtype of update and
+      param.
 
     Raises:
       TypeError: when built, if `inner` is no optimizer or an option has the wrong type.

@@ -25,8 +25,8 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraA
         blocks, and with blocks of one element, stay as they are.
 
     Returns:
-      A link without state that needs `params`. Updates keep structure, shapes and
-      dtypes.
+      A link without state that needs `params` where a leaf has blocks. Updates keep
+      structure and shapes, in the wider dtype of update and param.
 
     Raises:
       TypeError: when built, if the axes have the wrong type.
@@ -92,8 +92,9 @@ def trace_on_tangent(
       accumulator_dtype: dtype of the momentum of real leaves; None for the leaf's.
 
     Returns:
-      A link that needs `params`. Its state is a `TraceOnTangentState`. Updates keep
-      structure, shapes and dtypes.
+      A link that needs `params` where a leaf has blocks. Its state is a
+      `TraceOnTangentState`. Updates keep structure and shapes, in the wider dtype of
+      update and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import optax
 import pytest
 
 import normopt
+from tests.contract_cases import assert_close, gradients, run, tree
 
 W, G, P = jax.random.normal(jax.random.key(0), (3, 40, 5))
 
@@ -108,3 +111,56 @@ def test_the_inner_link_gets_extra_arguments_and_keeps_its_state():
 def test_bad_options_are_refused_when_built(options, error, message):
     with pytest.raises(error, match=message):
         normopt.project_if_invariant(**{"inner": optax.identity(), **options})
+
+
+STACKS = {"kernel": (3, 5, 4), "conv": (3, 2, 2, 5, 4), "bias": (3, 4), "scale": (3,)}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **axes: normopt.adamp(0.1, weight_decay=0.1, **axes),
+        lambda **axes: normopt.sgdp(0.1, 0.9, weight_decay=0.1, **axes),
+    ],
+    ids=["adamp", "sgdp"],
+)
+def test_each_layer_of_a_stack_is_tested_by_itself(build):
+    """One that fails must not deny the projection to those that pass."""
+    stack = tree(STACKS)
+    grads = gradients(stack, 3)
+    # The first layer's gradients are tangent, the second's radial, the third's neither.
+    for g in grads:
+        for name, w in stack.items():
+            along = jnp.sum(g[name][0] * w[0]) / jnp.sum(w[0] ** 2)
+            tangent = g[name][0] - along * w[0]
+            g[name] = g[name].at[0].set(tangent).at[1].set(w[1])
+    stacked = build(channel_axes=(0, -1), layer_axes=(0,))
+    after, _ = run(stacked, stack, grads)
+    for layer in range(3):
+
+        def of(some_tree, layer=layer):
+            return {name: leaf[layer] for name, leaf in some_tree.items()}
+
+        alone, _ = run(build(), of(stack), [of(g) for g in grads])
+        assert_close(of(after), alone, 1e-6)
+    with pytest.raises(AssertionError):
+        assert_close(run(build(channel_axes=(0, -1)), stack, grads)[0], after, 1e-3)
+
+
+def test_layers_are_among_the_channels():
+    params = {"kernel": jnp.ones((3, 4, 5))}
+    with pytest.raises(ValueError, match=r"`layer_axes` = \(0,\) of 'kernel' must be"):
+        normopt.adamp(0.1, layer_axes=(0,)).init(params)
+    with pytest.raises(TypeError, match="`layer_axes` must be None or"):
+        normopt.sgdp(0.1, layer_axes="all")
+
+
+@pytest.mark.parametrize("build", [normopt.adamp, normopt.sgdp])
+def test_the_default_takes_scalars_alone_and_an_explicit_axis_does_not(build):
+    params = {"a": jnp.array(1.0), "b": jnp.array(2.0)}
+    config = normopt.config(build.__name__, learning_rate=0.1)
+    for tx in (build(0.1), normopt.make(**json.loads(json.dumps(config)))):
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert all(jnp.isfinite(u) and u < 0 for u in updates.values())
+    with pytest.raises(ValueError, match=r"`channel_axes` = \(-1,\) needs an axis"):
+        build(0.1, channel_axes=tuple([-1])).init(params)
