@@ -20,7 +20,9 @@ EVERY = [
     pytest.param(
         *(network, key),
         id=f"{network.name}-{key}",
-        marks=[] if network.quick and key == 0 else pytest.mark.slow("one more"),
+        marks=[]
+        if network.quick and key == 0
+        else pytest.mark.slow("one of each kind is quick"),
     )
     for network in NETWORKS + ODD_NETWORKS
     for key in range(network.keys)

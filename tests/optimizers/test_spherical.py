@@ -165,7 +165,7 @@ def rescaled_losses(optimizer, with_rescaling, steps=15):
     ("make", "is_invariant"),
     [
         (normopt.adamsrt, True),
-        pytest.param(normopt.adams, False, marks=pytest.mark.slow("a contrast")),
+        (normopt.adams, False),
     ],
 )
 def test_the_length_of_invariant_weights_means_nothing_to_adamsrt(make, is_invariant):

@@ -63,7 +63,9 @@ def expected(positions, cycle_steps=8):
     [
         how
         if how in ("alone", "MultiSteps", "retract_to_sphere")
-        else pytest.param(how, marks=pytest.mark.slow("one more wrapper"))
+        else pytest.param(
+            how, marks=pytest.mark.slow("the plain state and one wrapper show it")
+        )
         for how in WRAPPED
     ],
 )

@@ -125,7 +125,7 @@ def test_leaves_without_blocks_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    "norm", ["l2", pytest.param("std", marks=pytest.mark.slow("another norm"))]
+    "norm", ["l2", pytest.param("std", marks=pytest.mark.slow("l2 shows it"))]
 )
 def test_under_vmap_each_example_is_normalized_alone(norm):
     sizes = jnp.array([0.0, 1e-30, 1.0, 1e30])[:, None, None]

@@ -49,7 +49,7 @@ def test_without_it_a_decay_in_bfloat16_does_nothing():
     "dtype",
     [
         jnp.bfloat16,
-        pytest.param(jnp.float16, marks=pytest.mark.slow("another dtype")),
+        pytest.param(jnp.float16, marks=pytest.mark.slow("bfloat16 shows it")),
     ],
 )
 @pytest.mark.parametrize(

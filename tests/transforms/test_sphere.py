@@ -15,8 +15,8 @@ W, G = jax.random.normal(jax.random.key(0), (2, 4, 3, 5))
     ("axes", "radius"),
     [
         ((-1,), 2.5),
-        pytest.param((), 1.0, marks=pytest.mark.slow("other axes")),
-        pytest.param((0, 2), 1.0, marks=pytest.mark.slow("other axes")),
+        pytest.param((), 1.0, marks=pytest.mark.slow("columns show it")),
+        pytest.param((0, 2), 1.0, marks=pytest.mark.slow("columns show it")),
     ],
 )
 @pytest.mark.parametrize(
