@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
         state, others, _ = trained(folder / name, placement)
         lies(state.params, devices, spec)
         lies(optax.tree.get(state.opt_state, "mu"), devices, spec)
-        blocks = optax.tree.get(state.opt_state, "nu").blocks[""]
+        blocks = optax.tree.get(state.opt_state, "nu").blocks["@1"]
         lies(blocks, devices, PartitionSpec())
         np.testing.assert_allclose(state.params, params, rtol=2e-5, atol=2e-5)
         assert [r["step"] for r in others] == [r["step"] for r in numbers]
