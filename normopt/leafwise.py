@@ -37,7 +37,7 @@ import numpy as np
 import optax
 
 from normopt.blocks import check_channel_axes, has_numbers, resolve_axes
-from normopt.checks import check_inner
+from normopt.checks import check_inner, is_zero
 from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
 from normopt.numerics import real_dtype, wide_dtype, wider_dtype
 from normopt.paths import params_like, places
@@ -64,6 +64,7 @@ class Option(NamedTuple):
     value: PerLeaf
     neutral: float  # of leaves that no pattern of a mapping matches
     check: Callable[[str, Any, str], None]
+    skips_zero: bool = False  # a plain 0 is None to the step: nothing is computed of it
 
 
 class Leaf(NamedTuple):
@@ -284,7 +285,12 @@ class Work:
             if not self.acts(leaf):
                 updates[position] = u.astype(dtype)
                 continue
-            option = tuple(_number(one, real_dtype(dtype)) for one in leaf.option)
+            option = tuple(
+                None
+                if rule.skips_zero and is_zero(one)
+                else _number(one, real_dtype(dtype))
+                for rule, one in zip(self.options.values(), leaf.option, strict=True)
+            )
             seen = (*own, w if self.reads_weights(leaf) else None)
             inputs[position] = (seen, option, kept[position])
             kind = (position,) if not self.batched else _kind(seen, kept[position])

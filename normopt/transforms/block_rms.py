@@ -94,8 +94,9 @@ def scale_by_block_rms(
 def _step(g, w, axes, option, kept, shared):
     """Takes the direction and the second moments of one leaf."""
     (nu, *largest), (b2, b2_rest, eps) = kept, shared
-    square = squared_length(g, axes)
-    nu = second = saturated(jnp.where(nu == 0, square, b2 * nu + b2_rest * square))
+    # A sum that stands once needs no loop of its own: v = |g|^2 where there is none.
+    share = jnp.where(nu == 0, 1, b2_rest)
+    nu = second = saturated(b2 * nu + share * squared_length(g, axes))
     if largest:
         largest[0] = second = larger(largest[0], nu)
     factor = across_block(1 / (positive_sqrt(second) + eps), axes, g.ndim)

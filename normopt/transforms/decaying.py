@@ -163,14 +163,15 @@ def _pulling(weight_decay: PerLeaf, l1: PerLeaf) -> dict[str, Any]:
     """Gives what both decays tell `leafwise`: for a plain 0 nothing is read."""
     return {
         "options": {
-            "weight_decay": Option(weight_decay, 0.0, check_not_negative),
-            "l1": Option(l1, 0.0, check_not_negative),
+            "weight_decay": Option(weight_decay, 0.0, check_not_negative, True),
+            "l1": Option(l1, 0.0, check_not_negative, True),
         },
         "acts": lambda leaf: not all(is_zero(decay) for decay in leaf.option),
         "reads_weights": lambda leaf: True,
     }
 
 
-def _pull(w: jax.Array, weight_decay: Any, l1: Any) -> jax.Array:
-    """Gives the gradient of the penalty."""
-    return weight_decay * w + l1 * jnp.sign(w)
+def _pull(w: jax.Array, weight_decay: Any, l1: Any) -> Any:
+    """Gives the gradient of the penalty, of which one part may be missing."""
+    pull = 0 if weight_decay is None else weight_decay * w
+    return pull if l1 is None else pull + l1 * jnp.sign(w)
