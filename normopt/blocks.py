@@ -129,7 +129,7 @@ def reduce_blocks(
     """Reduces each block of `x` to one number, by `jnp.sum`, `jnp.max` or `jnp.min`.
 
     Args:
-      reduce: called as `reduce(x, axis=..., keepdims=True)`; associative.
+      reduce: called as `reduce(x, axis=..., keepdims=...)`; associative.
       x: one leaf.
       axes: its channel axes, sorted and not negative.
       keepdims: whether the axes within a block stay, with length 1.

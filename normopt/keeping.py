@@ -72,13 +72,10 @@ class PerElement:
         return values
 
     def pack(self, values: Values, kept: Any, tree: Any, axes: Sequence[Any]) -> Any:
-        """Undoes `unpack`, into the structure and dtypes of `kept`."""
+        """Undoes `unpack`, into the structure of `kept`."""
         del tree, axes
-        old, treedef = jax.tree.flatten(kept)
         present = [value for value in values if value is not None]
-        return treedef.unflatten(
-            new.astype(was.dtype) for new, was in zip(present, old, strict=True)
-        )
+        return jax.tree.structure(kept).unflatten(present)
 
 
 class OfBlocks:
@@ -132,17 +129,13 @@ class OfBlocks:
         return values
 
     def pack(self, values: Values, kept: Any, tree: Any, axes: Sequence[Axes]) -> Any:
-        """Undoes `unpack`, into the dtypes of `kept`."""
+        """Undoes `unpack`."""
         if not axes:
             return kept
-        keys = [
-            None if leaf_axes is None else _key(place.path, leaf_axes)
-            for place, leaf_axes in zip(places(tree), axes, strict=True)
-        ]
         return {
-            key: value
-            for key, value, leaf_axes in zip(keys, values, axes, strict=True)
-            if key is not None and value is not None and leaf_axes is not None
+            _key(place.path, leaf_axes): value
+            for place, value, leaf_axes in zip(places(tree), values, axes, strict=True)
+            if leaf_axes is not None
         }
 
 
@@ -168,7 +161,7 @@ class PerBlock:
         return [a if b is None else b for a, b in zip(elements, blocks, strict=True)]
 
     def pack(self, values: Values, kept: Any, tree: Any, axes: Sequence[Axes]) -> Any:
-        """Undoes `unpack`, into the structure and dtypes of `kept`."""
+        """Undoes `unpack`, into the structure of `kept`."""
         of_elements = [
             value if leaf_axes is None else None
             for value, leaf_axes in zip(values, axes, strict=True)

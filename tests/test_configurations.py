@@ -2,13 +2,13 @@
 
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import normopt
+from tests.test_registry import trajectory
 
 SGD = {"name": "sgd", "learning_rate": 0.1}
 EXPONENTIAL = {
@@ -289,18 +289,6 @@ LINKS = {
         ],
     ),
 }
-
-
-def trajectory(optimizer, steps=4):
-    params = {"kernel": jnp.ones((3, 4)), "bias": jnp.full(4, 0.5)}
-    state = optimizer.init(params)
-    step = jax.jit(optimizer.update)
-    for index in range(steps):
-        key = jax.random.key(index)
-        grads = jax.tree.map(lambda w, k=key: jax.random.normal(k, w.shape), params)
-        updates, state = step(grads, state, params)
-        params = optax.apply_updates(params, updates)
-    return params
 
 
 @pytest.mark.parametrize("case", LINKS)
