@@ -20,7 +20,7 @@ shape. What a step gets:
 - `option`: the leaf's own numbers, in the order of `options`.
 - `kept`: what the state keeps for the leaf, in the order of `keeps`; numbers per block
   have the shape of the channel axes, which `across_block` lays over the leaf.
-- `shared`: what `share` makes of the state, the same for all leaves.
+- `shared`: the numbers that `share` makes of the state, the same for all leaves.
 - `static`: keywords, what the program itself depends on.
 """
 
@@ -95,9 +95,9 @@ class Work:
       state: the class of the state.
       optional: the fields that are None unless an option wants them, with its name.
       start: makes the fields that are not kept for each leaf, before the first step.
-      share: from the state, its count already that of this step, to the numbers that
-        all leaves share.
-      carries: those of them that the state keeps, by a name that both have.
+      advance: from the state, its count already that of this step, to those other
+        fields of it that are not kept for each leaf and change at a step.
+      share: from the state after that to the numbers that all leaves share.
       static: keywords of the step that are no numbers, hashable.
       batched: whether leaves of one kind are stacked, and the step mapped over them by
         `jax.vmap`: small matrices are multiplied faster in one batch.
@@ -118,8 +118,8 @@ class Work:
     state: Any = optax.EmptyState
     optional: Mapping[str, str] = dataclasses.field(default_factory=dict)
     start: Callable[[], Mapping[str, Any]] = dict
-    share: Callable[[Any], Any] = lambda state: ()
-    carries: tuple[str, ...] = ()
+    advance: Callable[[Any], Mapping[str, Any]] = lambda state: {}
+    share: Callable[[Any], tuple[Any, ...]] = lambda state: ()
     static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batched: bool = False
     also_integers: bool = False
@@ -215,9 +215,8 @@ class Work:
         """Counts the step; returns the state so far and what the leaves share."""
         if "count" in self.state._fields:
             state = state._replace(count=optax.safe_increment(state.count))
-        shared = self.share(state)
-        carried = {name: getattr(shared, name) for name in self.carries}
-        return state._replace(**carried) if carried else state, shared
+            state = state._replace(**self.advance(state))
+        return state, self.share(state)
 
     def unpack(self, state: Any, updates: Any, leaves: Sequence[Leaf]) -> list[Kept]:
         """Lists what the state keeps for each leaf."""

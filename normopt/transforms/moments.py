@@ -134,13 +134,13 @@ def scale_by_block_adam(
     for option, value in {**flags, "nesterov": nesterov}.items():
         check_flag(option, value)
 
-    def share(state: Any) -> _Numbers:
+    def share(state: Any) -> tuple[Any, ...]:
         # What both corrections come to: scale m / (sqrt(v) + eps), with an eps of the
         # step. 1 - b is taken before b is a float32.
         correction = 1 - b2**state.count
         scale = jnp.sqrt(correction) / (1 - b1**state.count)
         step_eps = eps if eps_hat else eps * jnp.sqrt(correction)
-        return _Numbers(b1, 1 - b1, b2, 1 - b2, scale, step_eps, correction)
+        return b1, 1 - b1, b2, 1 - b2, scale, step_eps, correction
 
     second = PerBlock()
     kept = {
@@ -162,18 +162,6 @@ def scale_by_block_adam(
         share=share,
         static={"amsgrad": amsgrad, "nesterov": nesterov},
     )
-
-
-class _Numbers(NamedTuple):
-    """What the leaves share at a step."""
-
-    b1: Any
-    b1_rest: Any
-    b2: Any
-    b2_rest: Any
-    scale: Any
-    eps: Any
-    correction: Any
 
 
 def _step(g, w, axes, option, kept, shared, *, amsgrad, nesterov):

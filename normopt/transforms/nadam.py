@@ -78,24 +78,22 @@ def scale_by_nadam(
     check_number("b2", b2, 0, below=1)
     check_number("eps", eps, 0)
     check_number("momentum_decay", momentum_decay, 0)
-
     check_moment_dtype("mu_dtype", mu_dtype)
 
     def momentum_at(count: Any) -> Any:
         steps = jnp.asarray(count, float)
         return b1 * (1 - 0.5 * 0.96 ** (momentum_decay * steps))
 
-    def share(state: Any) -> _Numbers:
-        momentum = momentum_at(state.count)
-        product = (state.mu_product * momentum).astype(state.mu_product.dtype)
-        ahead: Any = optax.safe_increment(state.count)
-        return _Numbers(
-            *(b1, 1 - b1, b2, 1 - b2, eps),
-            of_gradient=(1 - momentum) / (1 - product),
-            of_moment=momentum / (1 - product * momentum_at(ahead)),
-            correction=1 - b2**state.count,
-            mu_product=product,
-        )
+    def advance(state: Any) -> dict[str, Any]:
+        product = state.mu_product * momentum_at(state.count)
+        return {"mu_product": product.astype(state.mu_product.dtype)}
+
+    def share(state: Any) -> tuple[Any, ...]:
+        momentum, product = momentum_at(state.count), state.mu_product
+        ahead = product * momentum_at(optax.safe_increment(state.count))
+        of_gradient, of_moment = (1 - momentum) / (1 - product), momentum / (1 - ahead)
+        correction = 1 - b2**state.count
+        return b1, 1 - b1, b2, 1 - b2, eps, of_gradient, of_moment, correction
 
     like_leaf = moment_dtype(mu_dtype)
     return leafwise(
@@ -107,29 +105,16 @@ def scale_by_nadam(
             "mu_product": jnp.ones([], float),
         },
         keeps={"mu": PerElement(like_leaf), "nu": PerElement(second_moment_dtype)},
+        advance=advance,
         share=share,
-        carries=("mu_product",),
     )
-
-
-class _Numbers(NamedTuple):
-    """What the leaves share at a step; the product goes back to the state."""
-
-    b1: Any
-    b1_rest: Any
-    b2: Any
-    b2_rest: Any
-    eps: Any
-    of_gradient: Any
-    of_moment: Any
-    correction: Any
-    mu_product: Any
 
 
 def _step(g, w, axes, option, kept, shared):
     """Takes the direction and the moments of one leaf."""
+    b1, b1_rest, b2, b2_rest, eps, of_gradient, of_moment, correction = shared
     mu, nu = kept
-    mu = shared.b1 * mu + shared.b1_rest * g
-    nu = saturated(shared.b2 * nu + shared.b2_rest * squared(g))
-    ahead = shared.of_gradient * g + shared.of_moment * mu
-    return ahead / positive_sqrt(nu / shared.correction + shared.eps), (mu, nu)
+    mu = b1 * mu + b1_rest * g
+    nu = saturated(b2 * nu + b2_rest * squared(g))
+    ahead = of_gradient * g + of_moment * mu
+    return ahead / positive_sqrt(nu / correction + eps), (mu, nu)

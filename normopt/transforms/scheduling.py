@@ -69,10 +69,25 @@ def scheduled(
       What `build` gives, if eta_t is a number; else it with a `ScheduledState`.
     """
     _check_schedule(schedule)
-    if not callable(schedule):
-        return _unscheduled(build(1.0 if schedule is None else schedule))
+    eta_now: Any = 1.0 if schedule is None else schedule
     # Built once beforehand, so that bad options are known now.
-    inner = build(1.0)
+    inner = optax.with_extra_args_support(build(1.0 if callable(eta_now) else eta_now))
+
+    def update_fixed(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        if isinstance(state, ScheduledState):
+            raise TypeError(
+                f"no `schedule` is given, and the state is that of one: "
+                f"{MADE_FOR_OTHERS}; go on with state.inner, or call init again"
+            )
+        return inner.update(updates, state, params, **extra_args)
+
+    if not callable(schedule):
+        return optax.GradientTransformationExtraArgs(inner.init, update_fixed)
     following = _stateful(schedule)
 
     def init_fn(params: optax.Params) -> ScheduledState:
@@ -100,28 +115,6 @@ def scheduled(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _unscheduled(
-    optimizer: optax.GradientTransformation,
-) -> optax.GradientTransformationExtraArgs:
-    """Lets an optimizer without a schedule say what the state of one with it is."""
-    optimizer = optax.with_extra_args_support(optimizer)
-
-    def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, Any]:
-        if isinstance(state, ScheduledState):
-            raise TypeError(
-                f"no `schedule` is given, and the state is that of one: "
-                f"{MADE_FOR_OTHERS}; go on with state.inner, or call init again"
-            )
-        return optimizer.update(updates, state, params, **extra_args)
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update_fn)
-
-
 def scale_by_eta(eta: Any) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates by eta_t, a traced one in the dtype of each leaf."""
     return leafwise("scale_by_eta", _scale, share=lambda state: (eta,))
@@ -136,24 +129,17 @@ def scale_by_rate(
     and without raising the dtype of the updates to that of a rate that is an array, as
     an injected one is.
     """
-    if not callable(learning_rate):
-        rate: Any = learning_rate
-        return leafwise(
-            "scale_by_rate",
-            _scale,
-            share=lambda state: (-rate,),
-            also_integers=True,
-        )
     schedule: Any = learning_rate
-    return leafwise(
-        "scale_by_rate",
-        _scale,
-        state=optax.ScaleByScheduleState,
-        start=lambda: {"count": jnp.zeros([], jnp.int32)},
+    counted: dict[str, Any] = {}
+    if callable(schedule):
+        counted["state"] = optax.ScaleByScheduleState
+        counted["start"] = lambda: {"count": jnp.zeros([], jnp.int32)}
+
+    def share(state: Any) -> tuple[Any]:
         # The count is already that of this step; a schedule begins at 0.
-        share=lambda state: (-schedule(state.count - 1),),
-        also_integers=True,
-    )
+        return (-schedule(state.count - 1) if counted else -schedule,)
+
+    return leafwise("scale_by_rate", _scale, share=share, also_integers=True, **counted)
 
 
 def _scale(u, w, axes, option, kept, shared):
