@@ -7,6 +7,7 @@ from normopt.checks import LargeDecayWarning as LargeDecayWarning
 from normopt.describing import describe as describe
 from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.leafwise import NoBlocksWarning as NoBlocksWarning
+from normopt.matrices import output_matrices as output_matrices
 from normopt.norms import block_angles as block_angles
 from normopt.norms import block_norms as block_norms
 from normopt.norms import norm_names as norm_names
@@ -52,6 +53,7 @@ from normopt.transforms import clip_blocks as clip_blocks
 from normopt.transforms import compensate_rounding as compensate_rounding
 from normopt.transforms import decay_weights as decay_weights
 from normopt.transforms import normalize_blocks as normalize_blocks
+from normopt.transforms import orthogonalize as orthogonalize
 from normopt.transforms import project_if_invariant as project_if_invariant
 from normopt.transforms import project_tangent as project_tangent
 from normopt.transforms import retract_to_sphere as retract_to_sphere

@@ -61,7 +61,7 @@ def by_path(
     searches = _compiled_rules("rules", rules)
 
     def choose(params: Any) -> Any:
-        _check_is_params("by_path(...)", params)
+        check_is_params("by_path(...)", params)
         values = _choose(all_places(params), searches, rules, default, "rules", strict)
         return jax.tree.structure(params).unflatten(values)
 
@@ -91,7 +91,7 @@ def output_channels(axis: int = -1) -> Callable[[Any], Any]:
         raise TypeError(f"`axis` must be an integer, got axis={axis!r}")
 
     def choose(params: Any) -> Any:
-        _check_is_params("output_channels(...)", params)
+        check_is_params("output_channels(...)", params)
         return jax.tree.map(lambda w: (axis,) if np.ndim(w) >= 2 else None, params)
 
     return choose
@@ -231,7 +231,8 @@ def _compiled_rules(option: str, rules: Any) -> dict[str, re.Pattern[str]]:
     return {pattern: compiled(option, pattern) for pattern in rules}
 
 
-def _check_is_params(name: str, params: Any) -> None:
+def check_is_params(name: str, params: Any) -> None:
+    """Raises if a rule, called `name` in the message, is called with no params."""
     # Fires when optax.inject_hyperparams takes a rule for a schedule of the count.
     is_count = is_scalar(params) and jnp.issubdtype(jnp.result_type(params), np.integer)
     if params is None or is_count or isinstance(params, str):

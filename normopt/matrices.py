@@ -1,0 +1,139 @@
+"""Which matrices: the axes of a leaf that are their inputs, and their outputs.
+
+The other axes of a leaf index its matrices, as channel axes index blocks: the kernel
+(layers, in, out) of a stack, with the input axis 1 and the output axis 2, holds a
+matrix for each layer.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from normopt.blocks import check_channel_axes, resolve_axes
+from normopt.rules import PerLeaf, check_is_params, check_per_leaf, per_leaf
+
+
+class Matrices(NamedTuple):
+    """The axes of one leaf, sorted and not negative."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def stack(self, ndim: int) -> tuple[int, ...]:
+        """Gives the axes that index the matrices: each of these is a block of them."""
+        return tuple(a for a in range(ndim) if a not in self.inputs + self.outputs)
+
+    def rows(self, ndim: int) -> tuple[int, ...]:
+        """Gives the axes of what has a number for each output of each matrix."""
+        return tuple(sorted(self.stack(ndim) + self.outputs))
+
+    def sizes(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Counts the inputs and the outputs of one matrix of a leaf of this shape."""
+        inputs, outputs = (math.prod(shape[a] for a in axes) for axes in self)
+        return inputs, outputs
+
+
+def output_matrices(axis: int = -1) -> Callable[[Any], Any]:
+    """Takes every leaf of two or more dimensions as one matrix, with one output axis.
+
+    A kernel of a convolution (height, width, in, out) is the matrix (height width in,
+    out). Embeddings and heads are matrices by their shape; rules by path leave them
+    out.
+
+    Args:
+      axis: the output axis: -1 in Flax kernels, 0 in Equinox and torch weights.
+
+    Returns:
+      A callable for `matrices`: params to a tree of `((all other axes), (axis,))`, and
+      of None for leaves of fewer than two dimensions (biases, scales).
+
+    Raises:
+      TypeError: if `axis` is not an integer.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"conv": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}
+      >>> normopt.output_matrices()(params)
+      {'bias': None, 'conv': ((0, 1, 2), (3,))}
+    """
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"`axis` must be an integer, got axis={axis!r}")
+
+    def axes_of(leaf: Any) -> Any:
+        ndim = np.ndim(leaf)
+        if ndim < 2 or not -ndim <= axis < ndim:
+            return None
+        output = int(axis) % ndim
+        return tuple(a for a in range(ndim) if a != output), (output,)
+
+    def read(params: Any) -> Any:
+        check_is_params("output_matrices(...)", params)
+        return jax.tree.map(axes_of, params)
+
+    return read
+
+
+def check_matrices(matrices: PerLeaf) -> None:
+    """Raises at build time if `matrices` cannot be the axes of any leaf."""
+    check_per_leaf("matrices", matrices, _check)
+
+
+def resolve_matrices(matrices: PerLeaf, tree: Any) -> list[Matrices | None]:
+    """Reads `matrices` for each leaf of `tree`.
+
+    Args:
+      matrices: `(input axes, output axes)` or None, per leaf; each an axis or a tuple
+        of axes. Optax's `MuonDimensionNumbers` is such a pair. A plain value falls
+        back to None on leaves that lack one of the axes.
+      tree: params or updates.
+
+    Raises:
+      TypeError: for a value that is no such pair.
+      ValueError: for an axis that a leaf lacks, or that is named twice.
+    """
+    pairs = per_leaf("matrices", matrices, tree, None, _check)
+    unions = [None if pair is None else sum(map(_axes, pair), ()) for pair in pairs]
+    is_plain = not callable(matrices) and not isinstance(matrices, Mapping)
+    treedef = jax.tree.structure(tree)
+    axes = resolve_axes(
+        unions[0] if is_plain and unions else lambda tree: treedef.unflatten(unions),
+        tree,
+        "matrices",
+    )
+    return [
+        None if union is None else _sorted(pair, np.ndim(leaf))
+        for pair, union, leaf in zip(pairs, axes, jax.tree.leaves(tree), strict=True)
+    ]
+
+
+def _sorted(pair: Any, ndim: int) -> Matrices:
+    return Matrices(*(tuple(sorted(a % ndim for a in _axes(one))) for one in pair))
+
+
+def _axes(axes: Any) -> tuple[int, ...]:
+    is_one = isinstance(axes, int | np.integer)
+    return (int(axes),) if is_one else tuple(map(int, axes))
+
+
+def _check(option: str, value: Any, where: str) -> None:
+    if value is None:
+        return
+    place = f" at {where!r}" if where else ""
+    if not isinstance(value, tuple | list) or len(value) != 2 or None in value:
+        raise TypeError(
+            f"`{option}` must be (input axes, output axes) such as ((0,), (1,)) or "
+            f"None, got {option}={value!r}{place}"
+        )
+    for one in value:
+        check_channel_axes(one, option)
+        if not isinstance(one, int | np.integer) and not len(one):
+            raise ValueError(
+                f"`{option}` needs an input and an output axis at least, got "
+                f"{option}={value!r}{place}"
+            )
+    union = sum(map(_axes, value), ())
+    if len(set(union)) < len(union):
+        raise ValueError(f"`{option}` names an axis twice: {value!r}{place}")

@@ -1,0 +1,92 @@
+"""The link of Muon: steps whose singular values are all alike."""
+
+from typing import Any
+
+import optax
+
+from normopt.checks import check_moment_dtype, check_number
+from normopt.leafwise import leafwise
+from normopt.matrices import check_matrices, resolve_matrices
+from normopt.orthogonal import polar_factor, triples_of
+from normopt.rules import PerLeaf
+
+
+def orthogonalize(
+    matrices: PerLeaf,
+    *,
+    steps: int = 5,
+    coefficients: Any = "quintic",
+    eps: float = 1e-7,
+    dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces the matrices of the updates by matrices with singular values near 1.
+
+    .. math::
+      X &\leftarrow \frac{u}{\|u\|_F + \epsilon}, \qquad
+        X \leftarrow (a + b X X^T + c (X X^T)^2) X \text{ for each } (a, b, c) \\
+      u &\leftarrow X \approx U V^T \text{ of } u = U S V^T
+
+    :math:`U V^T` is the direction of steepest descent in the spectral norm. The
+    iteration comes near it for singular values that are not too small beside the
+    largest; others are made larger, to 1.21 at most, and zero stays zero.
+
+    Args:
+      matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))
+        for dense kernels of Flax, ((0, 1, 2), (3,)) for convolutions,
+        ((1,), (2,)) for a stack of layers (layers, in, out), ((0,), (2,)) for each head
+        of (features, heads, size). The axes that are in neither index matrices. See
+        `output_matrices`. Optax's `MuonDimensionNumbers` may stand for a pair. Leaves
+        without matrices stay as they are.
+      steps: of the iteration, at least 1.
+      coefficients: "simple", the one triple of the first Muon; "quintic" (five, then
+        again from the first), "polar_express" (eight, the last repeated), "aol" (four,
+        then again); or triples (a, b, c), one a step, the last repeated.
+      eps: added to the Frobenius norm, in the unit of the updates; at least 0. With 0,
+        too, a matrix of zeros stays one.
+      dtype: in which matrices are multiplied, such as "bfloat16", half the time or less
+        on GPU and TPU; None for the dtype of the leaf, float32 at least, in its full
+        precision.
+
+    Returns:
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param. Matrices of leaves of equal shape and axes are multiplied as one
+      batch.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for an unknown name of coefficients or a number out of its
+        range; at init, for an axis that does not exist or a pattern that matches no
+        path.
+
+    Examples:
+      Whatever the singular values were, they come near 1:
+
+      >>> import jax.numpy as jnp
+      >>> link = normopt.orthogonalize(((0,), (1,)), steps=8,
+      ...                              coefficients="polar_express")
+      >>> updates, _ = link.update(jnp.diag(jnp.array([9.0, -0.1])), link.init(None))
+      >>> updates.round(2).tolist()
+      [[1.0, 0.0], [0.0, -1.0]]
+
+    References:
+      Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: An optimizer for
+      hidden layers in neural networks", 2024 ("simple"). Amsel, Persson, Musco, Gower,
+      "The Polar Express", 2025, arXiv 2505.16932. The sets "quintic", "polar_express"
+      and "aol" have the numbers that Levanter and Emerging-Optimizers use.
+    """
+    check_matrices(matrices)
+    check_number("eps", eps, 0)
+    check_moment_dtype("dtype", dtype)
+    return leafwise(
+        "orthogonalize",
+        _orthogonalize,
+        resolve=lambda _, tree: resolve_matrices(matrices, tree),
+        acts=lambda leaf: leaf.has_blocks,
+        share=lambda state: (eps,),
+        static={"triples": triples_of(steps, coefficients), "dtype": dtype},
+        batched=True,
+    )
+
+
+def _orthogonalize(u, w, matrices, option, kept, shared, *, triples, dtype):
+    return polar_factor(u, matrices, triples, shared[0], dtype), kept
