@@ -31,6 +31,7 @@ from normopt.registry import make as make
 from normopt.registry import names as names
 from normopt.rules import by_path as by_path
 from normopt.rules import output_channels as output_channels
+from normopt.rules import whole_leaves as whole_leaves
 from normopt.schedules import WarmRestarts as WarmRestarts
 from normopt.schedules import WarmRestartsState as WarmRestartsState
 from normopt.schedules import cosine_restarts as cosine_restarts
@@ -38,10 +39,14 @@ from normopt.schedules import current_eta as current_eta
 from normopt.schedules import normalized_decay as normalized_decay
 from normopt.schedules import restart as restart
 from normopt.sharding import state_sharding as state_sharding
+from normopt.starting import centered as centered
+from normopt.starting import on_sphere as on_sphere
 from normopt.transforms import AverageGradientsState as AverageGradientsState
 from normopt.transforms import BlockNumbers as BlockNumbers
+from normopt.transforms import BoundRelativeStepState as BoundRelativeStepState
 from normopt.transforms import CompensateRoundingState as CompensateRoundingState
 from normopt.transforms import FollowedState as FollowedState
+from normopt.transforms import RetractToSphereState as RetractToSphereState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms import ScaleByBlockRmsState as ScaleByBlockRmsState
 from normopt.transforms import ScaleByNadamState as ScaleByNadamState
@@ -49,9 +54,14 @@ from normopt.transforms import ScheduledState as ScheduledState
 from normopt.transforms import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms import add_decay as add_decay
 from normopt.transforms import average_gradients as average_gradients
+from normopt.transforms import bound_relative_step as bound_relative_step
+from normopt.transforms import brake_radial as brake_radial
+from normopt.transforms import cautious as cautious
+from normopt.transforms import center_blocks as center_blocks
 from normopt.transforms import clip_blocks as clip_blocks
 from normopt.transforms import compensate_rounding as compensate_rounding
 from normopt.transforms import decay_weights as decay_weights
+from normopt.transforms import keep_norm as keep_norm
 from normopt.transforms import normalize_blocks as normalize_blocks
 from normopt.transforms import orthogonalize as orthogonalize
 from normopt.transforms import project_if_invariant as project_if_invariant

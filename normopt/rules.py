@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from normopt.checks import is_scalar
+from normopt.checks import check_integer, is_scalar
 from normopt.paths import Place, all_places, compiled, places, unboxed
 
 PerLeaf = Any  # a plain value, {pattern: value}, or params -> tree of values
@@ -93,6 +93,35 @@ def output_channels(axis: int = -1) -> Callable[[Any], Any]:
     def choose(params: Any) -> Any:
         check_is_params("output_channels(...)", params)
         return jax.tree.map(lambda w: (axis,) if np.ndim(w) >= 2 else None, params)
+
+    return choose
+
+
+def whole_leaves(min_ndim: int = 2) -> Callable[[Any], Any]:
+    """Makes one block of every leaf that has enough dimensions.
+
+    Args:
+      min_ndim: the least number of dimensions; 2 leaves biases and scales out.
+
+    Returns:
+      A callable for `channel_axes`: params to a tree of `()`, and of `None` for leaves
+      of fewer dimensions.
+
+    Raises:
+      TypeError: if `min_ndim` is not an integer.
+      ValueError: if it is negative.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)}
+      >>> normopt.whole_leaves()(params)
+      {'bias': None, 'kernel': ()}
+    """
+    check_integer("min_ndim", min_ndim, 0)
+
+    def choose(params: Any) -> Any:
+        _check_is_params("whole_leaves(...)", params)
+        return jax.tree.map(lambda w: () if np.ndim(w) >= min_ndim else None, params)
 
     return choose
 

@@ -25,6 +25,7 @@ def adamp(
     nesterov: bool = False,
     channel_axes: PerLeaf = EACH_CHANNEL,
     layer_axes: PerLeaf = (),
+    cautious: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam whose direction loses its radial part where the gradient has none.
@@ -49,6 +50,8 @@ def adamp(
         torch layouts.
       layer_axes: those of them that index the layers of a stack, each of which is
         tested by itself, per leaf: `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether elements of the direction that the gradient disagrees with are
+        left out; see `project_if_invariant`.
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
@@ -81,7 +84,7 @@ def adamp(
     moments = scale_by_block_adam(b1, b2, eps, nesterov=nesterov, mu_dtype=mu_dtype)
     chain = optax.chain(
         project_if_invariant(
-            moments, weight_decay, delta, wd_ratio, channel_axes, layer_axes
+            moments, weight_decay, delta, wd_ratio, channel_axes, layer_axes, cautious
         ),
         scale_by_rate(learning_rate),
     )
@@ -99,6 +102,7 @@ def sgdp(
     nesterov: bool = False,
     channel_axes: PerLeaf = EACH_CHANNEL,
     layer_axes: PerLeaf = (),
+    cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum SGD whose direction loses its radial part where the gradient has none.
 
@@ -123,6 +127,8 @@ def sgdp(
         torch layouts.
       layer_axes: those of them that index the layers of a stack, each of which is
         tested by itself, per leaf: `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether elements of the direction that the gradient disagrees with are
+        left out; see `project_if_invariant`.
 
     Returns:
       An optimizer that needs `params` where a leaf is tested or decays; its state is
@@ -155,7 +161,9 @@ def sgdp(
     trace = trace_on_tangent(momentum, dampening, nesterov=nesterov)
     decay = scaled(weight_decay, 1 / (1 - momentum))
     chain = optax.chain(
-        project_if_invariant(trace, decay, delta, wd_ratio, channel_axes, layer_axes),
+        project_if_invariant(
+            trace, decay, delta, wd_ratio, channel_axes, layer_axes, cautious
+        ),
         scale_by_rate(learning_rate),
     )
     return say_once(chain)

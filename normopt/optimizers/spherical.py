@@ -14,7 +14,7 @@ from normopt.checks import (
 from normopt.leafwise import say_once
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.decaying import add_decay
-from normopt.transforms.moments import scale_by_block_adam
+from normopt.transforms.moments import has_first_moment, scale_by_block_adam
 from normopt.transforms.multiplying import scale_by_block_size
 from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.sphere import retract_to_sphere
@@ -300,7 +300,8 @@ def adamg(
         scale_by_block_adam(b1, b2, eps, channel_axes, mu_dtype=mu_dtype),
         scale_by_rate(learning_rate),
     )
-    return say_once(retract_to_sphere(inner, channel_axes, moment="mu"))
+    moment = "mu" if has_first_moment(b1) else None
+    return say_once(retract_to_sphere(inner, channel_axes, moment=moment))
 
 
 def _off_the_sphere(weight_decay: PerLeaf, channel_axes: PerLeaf) -> PerLeaf:

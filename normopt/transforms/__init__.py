@@ -3,6 +3,8 @@
 from normopt.keeping import BlockNumbers as BlockNumbers
 from normopt.transforms.block_rms import ScaleByBlockRmsState as ScaleByBlockRmsState
 from normopt.transforms.block_rms import scale_by_block_rms as scale_by_block_rms
+from normopt.transforms.caution import cautious as cautious
+from normopt.transforms.centering import center_blocks as center_blocks
 from normopt.transforms.decaying import add_decay as add_decay
 from normopt.transforms.decaying import decay_weights as decay_weights
 from normopt.transforms.moments import ScaleByBlockAdamState as ScaleByBlockAdamState
@@ -26,7 +28,14 @@ from normopt.transforms.rounding import (
 from normopt.transforms.rounding import compensate_rounding as compensate_rounding
 from normopt.transforms.scheduling import FollowedState as FollowedState
 from normopt.transforms.scheduling import ScheduledState as ScheduledState
+from normopt.transforms.sphere import RetractToSphereState as RetractToSphereState
+from normopt.transforms.sphere import brake_radial as brake_radial
 from normopt.transforms.sphere import retract_to_sphere as retract_to_sphere
+from normopt.transforms.step_lengths import (
+    BoundRelativeStepState as BoundRelativeStepState,
+)
+from normopt.transforms.step_lengths import bound_relative_step as bound_relative_step
+from normopt.transforms.step_lengths import keep_norm as keep_norm
 from normopt.transforms.tangent import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms.tangent import project_tangent as project_tangent
 from normopt.transforms.tangent import trace_on_tangent as trace_on_tangent

@@ -37,7 +37,7 @@ class ScaleByBlockAdamState(NamedTuple):
     """State of `scale_by_block_adam`."""
 
     count: jax.Array  # int32 scalar: updates done
-    mu: Any  # params' structure and shapes, in `mu_dtype`
+    mu: Any  # params' structure and shapes, in `mu_dtype`; None where b1 is a plain 0
     nu: BlockNumbers  # v, of each block or element, float32 at least
     nu_max: BlockNumbers | None = None  # with amsgrad: the largest v, at that |w|
     length: Any = None  # when tangent: {"path@axes": |w| at the last update, 0 if lost}
@@ -78,7 +78,7 @@ def scale_by_block_adam(
     :math:`\|g\|^2` alone.
 
     Args:
-      b1: decay of the first moment, in [0, 1).
+      b1: decay of the first moment, in [0, 1); for a plain 0 none is kept.
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of a sum over the block, in the unit of the gradient; at
         least 0. With 0, too, a block that never had a gradient is not moved.
@@ -143,8 +143,9 @@ def scale_by_block_adam(
         return b1, 1 - b1, b2, 1 - b2, scale, step_eps, correction
 
     second = PerBlock()
+    has_mu = has_first_moment(b1)
     kept = {
-        "mu": PerElement(moment_dtype(mu_dtype)),
+        "mu": PerElement(moment_dtype(mu_dtype)) if has_mu else None,
         "nu": second,
         "nu_max": second if amsgrad else None,
         "length": OfBlocks() if tangent else None,
@@ -156,29 +157,37 @@ def scale_by_block_adam(
         resolve=resolve_proper_axes,
         reads_weights=lambda leaf: tangent and leaf.has_blocks,
         state=ScaleByBlockAdamState,
-        optional={"nu_max": "amsgrad", "length": "tangent"},
-        start=lambda: {"count": jnp.zeros([], jnp.int32)},
+        optional={"mu": "b1", "nu_max": "amsgrad", "length": "tangent"},
+        start=lambda: (
+            {"count": jnp.zeros([], jnp.int32)} | ({} if has_mu else {"mu": None})
+        ),
         keeps={name: keep for name, keep in kept.items() if keep is not None},
         share=share,
-        static={"amsgrad": amsgrad, "nesterov": nesterov},
+        static={"has_mu": has_mu, "amsgrad": amsgrad, "nesterov": nesterov},
     )
 
 
-def _step(g, w, axes, option, kept, shared, *, amsgrad, nesterov):
+def has_first_moment(b1: Any) -> bool:
+    """Tells whether a first moment is kept: not for a plain 0, which never changes."""
+    return not (isinstance(b1, int | float) and b1 == 0)
+
+
+def _step(g, w, axes, option, kept, shared, *, has_mu, amsgrad, nesterov):
     """Takes the direction and the moments of one leaf; with `w`, on the tangent."""
     b1, b1_rest, b2, b2_rest, scale, eps, correction = shared
-    mu, nu, *rest = kept
-    past = b1 * mu
+    mu, nu, *rest = kept if has_mu else (None, *kept)
+    past = b1 * mu if has_mu else 0
     if w is not None and axes is not None:
         length, last = bounded_sqrt(squared_length(w, axes)), rest[-1]
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
         has_length = length > 2 * smallest_root(length.dtype)
-        radial = block_dot(mu, w, axes, keepdims=False) / length / length
-        is_known = has_length & (length < largest_root(length.dtype))
-        radial = select(is_known & jnp.isfinite(radial), radial, 0)
-        past = mu - across_block(radial, axes, g.ndim) * w
-        past = across_block(select(has_length, b1, 0), axes, g.ndim) * past
+        if has_mu:
+            radial = block_dot(mu, w, axes, keepdims=False) / length / length
+            is_known = has_length & (length < largest_root(length.dtype))
+            radial = select(is_known & jnp.isfinite(radial), radial, 0)
+            past = mu - across_block(radial, axes, g.ndim) * w
+            past = across_block(select(has_length, b1, 0), axes, g.ndim) * past
         b2_rest = select(has_length, b2_rest, correction)
         r = select(last > 0, last, length) / length
         nu = select(has_length, nu * r * r, 0)
@@ -190,5 +199,6 @@ def _step(g, w, axes, option, kept, shared, *, amsgrad, nesterov):
         rest[0] = second = larger(rest[0], nu)
     mu = past + b1_rest * g
     ahead = b1 * mu + b1_rest * g if nesterov else mu
+    firsts = (mu,) if has_mu else ()
     factor = across_block(scale / (positive_sqrt(second) + eps), axes, g.ndim)
-    return ahead * factor, (mu, nu, *rest)
+    return ahead * factor, (*firsts, nu, *rest)

@@ -1,6 +1,6 @@
 """AdamP's link: tests whether a leaf looks scale-invariant, and projects if it does."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,19 @@ from normopt.blocks import (
     reduce_blocks,
     resolve_axes,
 )
-from normopt.checks import check_not_negative, check_number, is_zero
+from normopt.checks import check_flag, check_not_negative, check_number, is_zero
 from normopt.leafwise import Option, around
 from normopt.numerics import safe_quotient, safe_sqrt
 from normopt.paths import places
 from normopt.rules import PerLeaf, output_channels
+from normopt.transforms.caution import agreeing
 
 # The default. Asked for by a user, (-1,) must be found on one leaf at least; nobody
 # asked for the default, which also takes params that are all scalars.
 EACH_CHANNEL: PerLeaf = (-1,)
+
+# What the share of the elements that are kept is divided by at least, under `cautious`.
+LEAST_SHARE = 1e-3
 
 
 def project_if_invariant(
@@ -33,6 +37,7 @@ def project_if_invariant(
     wd_ratio: float = 0.1,
     channel_axes: PerLeaf = EACH_CHANNEL,
     layer_axes: PerLeaf = (),
+    cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Projects inner's direction, and decays less, where the gradient is tangent.
 
@@ -51,6 +56,11 @@ def project_if_invariant(
         + \mathrm{wd\_ratio} \, \lambda w_b
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
+    With `cautious`, p keeps only the elements that have the sign of the gradient, over
+    their share of the leaf, before the decay is added. Where p was projected, it is the
+    sign of the gradient without its radial part, and what is left of p is projected
+    once more.
+
     The decay is times the learning rate, which stands after this link. The gradient is
     gone after inner's moments; that is why the link wraps them. It has no eps: the
     cosine of a block of zeros is 0, and so it is where the square of the gradient or
@@ -67,6 +77,8 @@ def project_if_invariant(
       layer_axes: those of them that index layers, per leaf: each layer of a stack is
         tested by itself. `channel_axes=(0, -1), layer_axes=(0,)` does to a stack what
         (-1,) does to each layer of it.
+      cautious: whether elements of p that the gradient disagrees with are left out, as
+        above, of all leaves; shares below 1e-3 count as that.
 
     Returns:
       A link that needs `params` where a leaf is tested or decays; its state is that of
@@ -97,8 +109,10 @@ def project_if_invariant(
     References:
       Heo, Chun, Oh, Han, Yun, Kim, Uh, Ha, "AdamP: Slowing Down the Slowdown for
       Momentum Optimizers on Scale-invariant Weights", 2021, arXiv 2006.08217,
-      Algorithms 1 and 2.
+      Algorithms 1 and 2. Liang, Chen, Liu, Liu, "Cautious Optimizers", 2024, arXiv
+      2411.16085, as pytorch-image-models joins the two.
     """
+    check_flag("cautious", cautious)
     check_number("delta", delta, 0)
     check_number("wd_ratio", wd_ratio, 0)
     check_channel_axes(layer_axes, "layer_axes")
@@ -107,48 +121,79 @@ def project_if_invariant(
         inner,
         _project,
         channel_axes=channel_axes,
-        resolve=lambda channels, tree: _resolve_tested(channels, layer_axes, tree),
+        resolve=lambda channels, tree: _resolve_tested(
+            channels, layer_axes, cautious, tree
+        ),
         options={"weight_decay": Option(weight_decay, 0.0, check_not_negative)},
-        acts=lambda leaf: leaf.has_blocks or not is_zero(leaf.option[0]),
-        reads_weights=lambda leaf: True,
+        acts=lambda leaf: cautious or leaf.has_blocks or not is_zero(leaf.option[0]),
+        reads_weights=lambda leaf: leaf.has_blocks or not is_zero(leaf.option[0]),
         share=lambda state: (delta, wd_ratio),
+        static={"cautious": cautious},
     )
 
 
-def _project(g, p, w, axes, option, kept, shared):
+def _project(g, p, w, both, option, kept, shared, *, cautious):
     (decay,), (delta, wd_ratio) = option, shared
+    axes, layers = both or (None, ())
     if axes is None:
-        return p + decay * w, kept
-    radial, is_invariant = _radial_part(p, g, w, axes, delta)
-    pull = decay * jnp.where(is_invariant, wd_ratio, 1) - radial
+        p = agreeing(p, g, layers, LEAST_SHARE) if cautious else p
+        return p if w is None else p + decay * w, kept
+    gw, gg, ww, pw = _sums(both, (g, w), (g, g), (w, w), (p, w))
+    passed = _test(gw, gg, ww, g.shape, both, delta)
+    radial = passed.radial(pw)
+    if cautious:
+        p = agreeing(p - radial * w, g - passed.radial(gw) * w, layers, LEAST_SHARE)
+        (pw,) = _sums(both, (p, w))
+        radial = passed.radial(pw)
+    pull = decay * jnp.where(passed.by_block | passed.by_layer, wd_ratio, 1) - radial
     return p + pull * w, kept
 
 
-def _radial_part(
-    p: jax.Array,
-    g: jax.Array,
-    w: jax.Array,
-    both: tuple[tuple[int, ...], tuple[int, ...]],
-    delta: Any,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns by block what to take of `w` from `p`, and by layer whether it passed."""
+class _Sum(NamedTuple):
+    """A sum over each block, and over each layer."""
+
+    of_block: jax.Array
+    of_layer: jax.Array
+
+
+class _Passed(NamedTuple):
+    """Which layers passed the test, and |w|^2 of what passed."""
+
+    by_block: jax.Array
+    by_layer: jax.Array
+    square: jax.Array
+
+    def radial(self, dot: _Sum) -> jax.Array:
+        """Gives what is radial, as a multiple of `w`, of what has this dot with it."""
+        of_layer = jnp.where(self.by_layer, dot.of_layer, 0)
+        return radial_quotient(
+            jnp.where(self.by_block, dot.of_block, of_layer), self.square
+        )
+
+
+def _sums(both: tuple[Any, Any], *pairs: tuple[jax.Array, jax.Array]) -> list[_Sum]:
     axes, layers = both
-    pairs = ((g, w), (g, g), (w, w), (p, w))
-    gw, gg, ww, pw = (block_dot(a, b, axes) for a, b in pairs)
     # The sums of a layer follow from those of its blocks; without the barrier XLA
     # takes them from the leaf again, of products that it stores.
-    all_gw, all_gg, all_ww, all_pw = (
-        reduce_blocks(jnp.sum, one, layers)
-        for one in jax.lax.optimization_barrier((gw, gg, ww, pw))
+    dots = tuple(block_dot(a, b, axes) for a, b in pairs)
+    whole = jax.lax.optimization_barrier(dots)
+    return [
+        _Sum(dot, reduce_blocks(jnp.sum, one, layers))
+        for dot, one in zip(dots, whole, strict=True)
+    ]
+
+
+def _test(
+    gw: _Sum, gg: _Sum, ww: _Sum, shape: tuple[int, ...], both: Any, delta: Any
+) -> _Passed:
+    layers = both[1]
+    tangent, by_layer = (
+        _is_tangent(*sums, block_size(shape, own), delta)
+        for sums, own in zip(zip(gw, gg, ww, strict=True), both, strict=True)
     )
-    size, layer_size = block_size(g.shape, axes), block_size(g.shape, layers)
-    tangent = _is_tangent(gw, gg, ww, size, delta)
-    blocks_pass = reduce_blocks(jnp.all, tangent, layers)
-    layer_passes = _is_tangent(all_gw, all_gg, all_ww, layer_size, delta)
-    is_invariant = blocks_pass | layer_passes
-    dot = jnp.where(blocks_pass, pw, jnp.where(layer_passes, all_pw, 0))
-    radial = radial_quotient(dot, jnp.where(blocks_pass, ww, all_ww))
-    return radial, is_invariant
+    by_block = reduce_blocks(jnp.all, tangent, layers)
+    square = jnp.where(by_block, ww.of_block, ww.of_layer)
+    return _Passed(by_block, by_layer, square)
 
 
 def _is_tangent(
@@ -159,11 +204,16 @@ def _is_tangent(
     return cosine < delta / size**0.5
 
 
-def _resolve_tested(channel_axes: PerLeaf, layer_axes: PerLeaf, tree: Any) -> list[Any]:
+def _resolve_tested(
+    channel_axes: PerLeaf, layer_axes: PerLeaf, cautious: bool, tree: Any
+) -> list[Any]:
     """Reads both axes of layers of two or more dimensions: kernels, not biases.
 
-    A leaf whose blocks have one element, with a cosine of 1, is tested by layer.
+    A leaf whose blocks have one element, with a cosine of 1, is tested by layer. With
+    caution the layers of what is not tested matter, too.
     """
+    if cautious:
+        resolve_axes((), tree)  # which refuses pieces of any leaf in `jax.shard_map`
     if channel_axes is EACH_CHANNEL:
         channel_axes = output_channels()
     tested: list[Any] = []
@@ -175,7 +225,7 @@ def _resolve_tested(channel_axes: PerLeaf, layer_axes: PerLeaf, tree: Any) -> li
     ):
         layers = layers or ()
         if axes is None or np.ndim(place.leaf) - len(layers) < 2:
-            tested.append(None)
+            tested.append((None, layers) if cautious and layers else None)
             continue
         if not set(layers) <= set(axes):
             raise ValueError(

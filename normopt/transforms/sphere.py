@@ -1,27 +1,46 @@
-"""A link that brings weights back to the sphere after any optimizer's step."""
+"""What the length of a block becomes: back to a sphere, or some of its growth.
 
-from collections.abc import Callable
-from typing import Any
+Both links change a whole step: the length of a block after it is a function of the
+lengths before and after the step that an inner optimizer takes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from normopt.blocks import block_length, resolve_proper_axes
-from normopt.checks import check_number
-from normopt.leafwise import Lens, around
-from normopt.numerics import safe_quotient, widened
+from normopt.blocks import (
+    Axes,
+    across_block,
+    block_length,
+    per_block,
+    resolve_proper_axes,
+)
+from normopt.checks import check_flag, check_number
+from normopt.keeping import OfBlocks
+from normopt.leafwise import Lens, Option, around
+from normopt.numerics import safe_quotient, select, widened
 from normopt.paths import check_distinct, places
-from normopt.rules import PerLeaf
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.tangent import tangent_part
+
+
+class RetractToSphereState(NamedTuple):
+    """State of `retract_to_sphere` where a radius may be the initial length."""
+
+    radius: Any  # {"path@axes": |w| of each block before the first step}
+    inner: Any  # of the optimizer
 
 
 def retract_to_sphere(
     inner: optax.GradientTransformation,
     channel_axes: PerLeaf,
-    radius: float = 1.0,
+    radius: PerLeaf = 1.0,
     *,
     moment: str | Callable[[Any], Any] | None = None,
+    stretch: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Brings each block of the weights back to a sphere after a whole step of `inner`.
 
@@ -31,27 +50,149 @@ def retract_to_sphere(
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
     The first moment m of `inner` is carried along where `moment` says which it is: what
-    it has along the new weights is removed. This is the last link of a chain, with the
-    learning rate inside, since what comes after it would leave the sphere. A block that
-    stands at zero and does not move stays there.
+    it has along the new weights is removed, and, with `stretch`, it grows as the step
+    does that is undone. This is the last link of a chain, with the learning rate
+    inside, since what comes after it would leave the sphere. A block that stands at
+    zero and does not move stays there. One whose radius is its length, and is zero,
+    takes inner's step.
 
     Weights are on the sphere from the first step on, up to the rounding of that step:
     where it has to undo a length L, it is off by up to L / radius times the eps of
     their dtype, in length until the second step, in direction for good (at 30 radii in
-    bfloat16, by 1 % and 2 degrees). Weights on the sphere from the start avoid this.
-    `normalize_blocks`, given weights for updates, brings them to radius 1 (blocks of
-    one element, too, which here are left alone). For weights of less than 32 bits,
-    `compensate_rounding` around this link avoids it as well.
+    bfloat16, by 1 % and 2 degrees). `on_sphere`, which puts weights there before the
+    start, avoids this. For weights of less than 32 bits, `compensate_rounding` around
+    this link avoids it as well.
 
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
         blocks, and with blocks of one element, take inner's step as it is.
-      radius: of the sphere, in the unit of the weights, above 0.
+      radius: of the sphere, per leaf: a number above 0 in the unit of the weights;
+        `"initial"`, the length that a block has at init, which the state keeps, so that
+        it does not drift in low precision; `"present"`, the length before the step;
+        None, as for leaves that no pattern matches, where inner's step stays.
       moment: where in inner's state the first moment is: the name of a field, `mu` in
         Adam's, `trace` in momentum's; or a function of inner's state that returns the
         moment, like the params whole or in part, and a function from another one to the
         state with it. None carries nothing along.
+      stretch: whether the moment is multiplied by :math:`\|w'\| / \|w\|`, too.
+
+    Returns:
+      An optimizer that needs `params` where a leaf has blocks. Its state is that of
+      `inner`, in a `RetractToSphereState` if a radius is `"initial"` or `radius` is a
+      callable. Updates keep structure and shapes, in the wider dtype of update and
+      param.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, for a radius that is not positive or another word; at
+        init, if no field or several fields of inner's state have the name `moment`, or
+        it does not hold something like the params, and for an axis that does not exist
+        or a pattern that matches no path; at update, without `params` or with params of
+        another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.retract_to_sphere(optax.adam(0.1), (), "initial")
+      >>> params = jnp.array([3.0, 4.0])
+      >>> updates, _ = tx.update(jnp.array([1.0, 0.0]), tx.init(params), params)
+      >>> round(float(normopt.block_norms(optax.apply_updates(params, updates))), 6)
+      5.0
+
+    References:
+      Cho and Lee, "Riemannian approach to batch normalization", 2017, arXiv 1709.09603
+      (Adam-G), as implemented beside Roburin, de Mont-Marin, Bursuc, Marlet, Pérez,
+      Aubry, "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
+      2006.13382. Without the stretch: AdamHR of the marin project.
+    """
+    if not (moment is None or isinstance(moment, str) or callable(moment)):
+        raise TypeError(
+            "`moment` must be the name of a field of inner's state, a function of that "
+            f"state or None, got moment={moment!r}"
+        )
+    check_flag("stretch", stretch)
+    return around(
+        "retract_to_sphere",
+        inner,
+        _retract,
+        lens=None if moment is None else _checked(moment),
+        static={"stretch": stretch, "carries": moment is not None},
+        **_spheres(channel_axes, radius),
+    )
+
+
+def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
+    axes, wanted = sphere.axes, _wanted(sphere, option, kept, w.ndim)
+    if carries and kept[-1] is not None:
+        m, new = kept[-1], w + u
+        growth = jnp.ones([])
+        if stretch:
+            growth = safe_quotient(block_length(new, axes), block_length(w, axes))
+        carried = tangent_part(widened(m), new, axes)
+        kept = (*kept[:-1], _stretched(carried, growth, m.dtype))
+    return resized(u, w, axes, wanted), kept
+
+
+def hold_on_sphere(
+    optimizer: str, links: optax.GradientTransformation, channel_axes: PerLeaf
+) -> optax.GradientTransformationExtraArgs:
+    """Lets links remake the steps of blocks, and keeps the blocks' initial lengths.
+
+    It stands behind a complete optimizer. Leaves without blocks, and blocks that had no
+    length at init, take the step of that optimizer as it comes.
+
+    Args:
+      optimizer: the name of the whole, for messages.
+      links: from the optimizer's steps to others; they see leaves with blocks alone.
+      channel_axes: the axes that index a leaf's blocks, per leaf.
+    """
+
+    def has_blocks(tree: Any) -> Any:
+        axes = resolve_proper_axes(channel_axes, tree)
+        return jax.tree.structure(tree).unflatten(own is not None for own in axes)
+
+    return around(
+        optimizer,
+        optax.masked(links, has_blocks),
+        _hold,
+        **_spheres(channel_axes, "initial"),
+    )
+
+
+def _hold(own, u, w, sphere, option, kept, shared):
+    held = resized(u, w, sphere.axes, _wanted(sphere, option, kept, w.ndim))
+    return jnp.where(across_block(kept[0], sphere.axes, w.ndim) > 0, held, own), kept
+
+
+def brake_radial(
+    inner: optax.GradientTransformation,
+    channel_axes: PerLeaf,
+    outward: float = 0.5,
+    inward: float = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes only a part of what a whole step of `inner` changes of a block's length.
+
+    .. math::
+      w' = w + u, \qquad
+      u \leftarrow \frac{\|w\| + s (\|w'\| - \|w\|)}{\|w'\|} w' - w, \qquad
+      s = \begin{cases}
+        \mathrm{outward} & \|w'\| \ge \|w\| \\
+        \mathrm{inward} & \|w'\| < \|w\|
+      \end{cases}
+
+    The direction is that of inner's step. With 1 and 1 nothing is changed, with 0 and 0
+    the length is kept as by `retract_to_sphere(..., radius="present")`. A block without
+    length takes the step of `inner` as it is. This is the last link of a chain, with
+    the learning rate inside.
+
+    Args:
+      inner: an optimizer, learning rate included.
+      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
+        blocks, and with blocks of one element, take inner's step as it is.
+      outward: the part of a growth that is taken, at least 0.
+      inward: the part of a shrinking that is taken, at least 0. A block shrinks to
+        zero at most.
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks; its state is that of
@@ -60,55 +201,180 @@ def retract_to_sphere(
 
     Raises:
       TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
-      ValueError: when built, for a radius that is not positive; at init, if no field or
-        several fields of inner's state have the name `moment`, or it does not hold
-        something like the params, and for an axis that does not exist or a pattern that
-        matches no path; at update, without `params` or with params of another shape.
+      ValueError: when built, for a negative number; at init, for an axis that does not
+        exist or a pattern that matches no path; at update, without `params` or with
+        params of another shape.
 
     Examples:
+      Half of the growth from 3 to 5 is taken:
+
       >>> import jax.numpy as jnp
       >>> import optax
-      >>> tx = normopt.retract_to_sphere(optax.adam(0.1), ())
-      >>> params = jnp.array([3.0, 4.0])
-      >>> updates, _ = tx.update(jnp.array([1.0, 0.0]), tx.init(params), params)
+      >>> tx = normopt.brake_radial(optax.sgd(1.0), ())
+      >>> params = jnp.array([3.0, 0.0])
+      >>> updates, _ = tx.update(jnp.array([0.0, -4.0]), tx.init(params), params)
       >>> round(float(normopt.block_norms(optax.apply_updates(params, updates))), 6)
-      1.0
+      4.0
 
     References:
-      Cho and Lee, "Riemannian approach to batch normalization", 2017, arXiv 1709.09603
-      (Adam-G), as implemented beside Roburin, de Mont-Marin, Bursuc, Marlet, Pérez,
-      Aubry, "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
-      2006.13382.
+      The radial brake of NVIDIA-NeMo/Emerging-Optimizers.
     """
-    check_number("radius", radius, above=0)
-    if not (moment is None or isinstance(moment, str) or callable(moment)):
-        raise TypeError(
-            "`moment` must be the name of a field of inner's state, a function of that "
-            f"state or None, got moment={moment!r}"
-        )
+    check_number("outward", outward, 0)
+    check_number("inward", inward, 0)
     return around(
-        "retract_to_sphere",
+        "brake_radial",
         inner,
-        _retract,
+        _brake,
         channel_axes=channel_axes,
         resolve=resolve_proper_axes,
         acts=lambda leaf: leaf.has_blocks,
         reads_weights=lambda leaf: True,
-        share=lambda state: (radius,),
-        lens=None if moment is None else _checked(moment),
+        share=lambda state: (outward, inward),
     )
 
 
-def _retract(g, u, w, axes, option, kept, shared):
+def _brake(g, u, w, axes, option, kept, shared):
+    outward, inward = shared
+
+    def braked(before, after):
+        part = select(after < before, inward, outward)
+        length = jnp.maximum(before + part * (after - before), 0)
+        return select(before > 0, length, after)
+
+    return resized(u, w, axes, braked), kept
+
+
+def resized(
+    u: jax.Array,
+    w: jax.Array,
+    axes: tuple[int, ...],
+    wanted: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Changes a step so that each block is as long after it as wanted.
+
+    The new weights keep the direction that the step gives them; where that has no
+    length the step stays as it is.
+
+    Args:
+      u: the step of a leaf.
+      w: its weights.
+      axes: its channel axes.
+      wanted: from the lengths of the blocks before and after the step to others.
+    """
     new = w + u
-    length = block_length(new, axes)
-    # A block that stands at zero has no direction to be retracted along.
-    on_sphere = jnp.where(length > 0, new * safe_quotient(shared[0], length), new)
-    if kept and kept[0] is not None:
-        (m,), dtype = kept, kept[0].dtype
-        stretch = safe_quotient(length, block_length(w, axes))
-        kept = (_stretched(tangent_part(widened(m), new, axes), stretch, dtype),)
-    return on_sphere - w, kept
+    before, after = block_length(w, axes), block_length(new, axes)
+    # The division stands last, as in `safe_quotient`.
+    moves = after > 0
+    length = select(moves, wanted(before, after), 1)
+    return new * (length / select(moves, after, 1)) - w
+
+
+class _Sphere(NamedTuple):
+    """What the program of a leaf depends on."""
+
+    axes: tuple[int, ...]
+    kind: str  # of its radius: "initial", "present", or "" for a number
+
+
+def _spheres(channel_axes: PerLeaf, radius: PerLeaf) -> dict[str, Any]:
+    """Gives what `around` is told of spheres with these radii."""
+    check_per_leaf("radius", radius, _check_radius)
+
+    def resolve(channel_axes: PerLeaf, tree: Any) -> list[_Sphere | None]:
+        radii = per_leaf("radius", radius, tree, None, _check_radius)
+        return [
+            None
+            if axes is None or own is None
+            else _Sphere(axes, own if isinstance(own, str) else "")
+            for axes, own in zip(
+                resolve_proper_axes(channel_axes, tree), radii, strict=True
+            )
+        ]
+
+    given = radius.values() if isinstance(radius, Mapping) else [radius]
+    keeps = any(
+        callable(one) or isinstance(one, str) and one == "initial" for one in given
+    )
+    return {
+        "channel_axes": channel_axes,
+        "resolve": resolve,
+        "options": {"radius": Option(_numbers_of(radius), 0.0, _check_radius)},
+        "acts": lambda leaf: leaf.has_blocks,
+        "reads_weights": lambda leaf: True,
+        "keeps": {"radius": _InitialLengths()} if keeps else {},
+        "state": RetractToSphereState if keeps else optax.EmptyState,
+    }
+
+
+def _wanted(
+    sphere: _Sphere, option: Sequence[Any], kept: Sequence[Any], ndim: int
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Gives the radius as a function of the lengths before and after a step."""
+
+    def wanted(before: jax.Array, after: jax.Array) -> jax.Array:
+        radius = before if sphere.kind == "present" else option[0]
+        if sphere.kind == "initial":
+            radius = across_block(kept[0], sphere.axes, ndim)
+        # A block that has no length to be kept goes where the step takes it.
+        return select(radius > 0, radius, after)
+
+    return wanted
+
+
+class _InitialLengths(OfBlocks):
+    """Keeps the lengths that the blocks with an initial radius have at init."""
+
+    def zeros(self, params: Any, axes: Sequence[_Sphere | None]) -> Any:
+        """Takes the lengths before the first step."""
+        kept = super().zeros(params, _initial(axes))
+        lengths = [
+            None if own is None else per_block(block_length(w, own), own)
+            for w, own in zip(jax.tree.leaves(params), _initial(axes), strict=True)
+        ]
+        return self.pack(lengths, kept, params, axes)
+
+    def unpack(self, kept: Any, tree: Any, axes: Sequence[_Sphere | None]) -> Any:
+        """Lists the lengths of the blocks of each leaf."""
+        return super().unpack(kept, tree, _initial(axes))
+
+    def pack(
+        self, values: Any, kept: Any, tree: Any, axes: Sequence[_Sphere | None]
+    ) -> Any:
+        """Undoes `unpack`."""
+        return super().pack(values, kept, tree, _initial(axes))
+
+
+def _initial(spheres: Sequence[_Sphere | None]) -> list[Axes]:
+    """Gives the channel axes of leaves with an initial radius."""
+    return [
+        None if one is None or one.kind != "initial" else one.axes for one in spheres
+    ]
+
+
+def _numbers_of(radius: PerLeaf) -> PerLeaf:
+    """Puts a number in the place of words and of None, in any form of an option."""
+
+    def number(one: Any) -> Any:
+        return 1.0 if one is None or isinstance(one, str) else one
+
+    if isinstance(radius, Mapping):
+        return {pattern: number(one) for pattern, one in radius.items()}
+    if callable(radius):
+        return lambda tree: jax.tree.map(
+            number, radius(tree), is_leaf=lambda x: x is None
+        )
+    return number(radius)
+
+
+def _check_radius(option: str, value: Any, where: str) -> None:
+    if isinstance(value, str) and value not in ("initial", "present"):
+        place = f" at {where!r}" if where else ""
+        raise ValueError(
+            f'`{option}` must be a number above 0, "initial", "present" or None, got '
+            f"{option}={value!r}{place}"
+        )
+    if value is not None and not isinstance(value, str):
+        check_number(option, value, above=0, where=where)
 
 
 def _stretched(m: jax.Array, stretch: jax.Array, dtype: Any) -> jax.Array:

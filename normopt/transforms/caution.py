@@ -1,0 +1,95 @@
+"""A link that keeps of a step what the gradient of the moment agrees with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.blocks import block_size, block_sum
+from normopt.checks import check_number
+from normopt.leafwise import around
+from normopt.rules import PerLeaf
+
+
+def cautious(
+    inner: optax.GradientTransformation,
+    channel_axes: PerLeaf = (),
+    *,
+    floor: float = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps the elements of inner's step that go down the present gradient.
+
+    .. math::
+      k_i = [u_i g_i < 0], \qquad u_i \leftarrow
+        \frac{k_i \, u_i}{\max(\mathrm{share}_b, \mathrm{floor})}, \qquad
+      \mathrm{share}_b = \frac{1}{d} \sum_{i \in b} k_i
+
+    The step u is that of a complete optimizer, its sign included, and g the gradient
+    that it was given: momentum that has turned against it waits. What is left is made
+    longer, so that as much is stepped in all. Elements of zero, of either, are not
+    kept. A weight decay inside `inner` would be part of the step that is judged;
+    `decay_weights` after this link is not.
+
+    Args:
+      inner: an optimizer, learning rate included.
+      channel_axes: the axes that index a leaf's blocks, per leaf, over which the share
+        is taken: `()` for the whole leaf, as in the paper. Leaves without blocks take
+        inner's step as it is.
+      floor: the least share that is divided by, above 0.
+
+    Returns:
+      An optimizer whose state is that of `inner`. Updates keep structure and shapes, in
+      the dtype of inner's step.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, for a floor that is not positive; at init, for an axis
+        that does not exist or a pattern that matches no path; at update, with params of
+        another shape.
+
+    Examples:
+      The second gradient has turned in its first element, whose momentum waits:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.cautious(optax.sgd(1.0, momentum=0.5))
+      >>> params = jnp.zeros(2)
+      >>> state = tx.init(params)
+      >>> for grads in (jnp.array([4.0, 4.0]), jnp.array([-1.0, 4.0])):
+      ...     updates, state = tx.update(grads, state, params)
+      ...     print(updates.tolist())
+      [-4.0, -4.0]
+      [0.0, -12.0]
+
+    References:
+      Liang, Chen, Liu, Liu, "Cautious Optimizers: Improving Training with One Line of
+      Code", 2024, arXiv 2411.16085; the floor is that of pytorch-image-models.
+    """
+    check_number("floor", floor, above=0)
+    return around(
+        "cautious",
+        inner,
+        _keep_what_descends,
+        channel_axes=channel_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        share=lambda state: (floor,),
+    )
+
+
+def _keep_what_descends(g, u, w, axes, option, kept, shared):
+    return agreeing(u, -g, axes, shared[0]), kept
+
+
+def agreeing(
+    u: jax.Array, g: jax.Array, axes: tuple[int, ...], floor: Any
+) -> jax.Array:
+    """Keeps the elements of `u` that have the sign of `g`, over their share of a block.
+
+    Of complex elements, those less than a right angle from that of `g`.
+    """
+    # Of the signs, as the product of the two could underflow.
+    agrees = jnp.real(jnp.sign(u) * jnp.conj(jnp.sign(g))) > 0
+    counted = agrees.astype(jnp.real(u).dtype)
+    share = block_sum(counted, axes) / block_size(u.shape, axes)
+    return jnp.where(agrees, u, 0) * (1 / jnp.maximum(share, floor))

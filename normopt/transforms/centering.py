@@ -1,0 +1,62 @@
+"""A link that keeps the mean of a block out of the updates."""
+
+import jax
+import optax
+
+from normopt.blocks import block_size, block_sum, resolve_proper_axes
+from normopt.leafwise import leafwise
+from normopt.rules import PerLeaf
+
+
+def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArgs:
+    r"""Takes the mean of each block off the updates.
+
+    .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
+
+    A normalization layer does not see what all inputs of a channel have in common where
+    these are centered themselves. Weights that start with a mean of zero, see
+    `centered`, keep it.
+
+    Args:
+      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
+        blocks, and with blocks of one element, stay as they are.
+
+    Returns:
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param.
+
+    Raises:
+      TypeError: when built, if the axes have the wrong type.
+      ValueError: at init, for an axis that does not exist or a pattern that matches no
+        path; at update, with params of another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> link = normopt.center_blocks((-1,))
+      >>> grads = jnp.array([[1.0, 2.0], [5.0, 2.0]])
+      >>> updates, _ = link.update(grads, link.init(grads))
+      >>> updates.tolist()
+      [[-2.0, 0.0], [2.0, 0.0]]
+
+    References:
+      Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
+      Learning Across Neural Networks", 2024, arXiv 2305.17212. Yong, Huang, Hua, Zhang,
+      "Gradient Centralization", 2020, arXiv 2004.01461.
+    """
+    return leafwise(
+        "center_blocks",
+        _center,
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        acts=lambda leaf: leaf.has_blocks,
+    )
+
+
+def _center(u, w, axes, option, kept, shared):
+    return without_mean(u, axes), kept
+
+
+def without_mean(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Takes from each block its mean."""
+    # Divided before it is summed, as a sum of large numbers may leave the range.
+    return x - block_sum(x / block_size(x.shape, axes), axes)

@@ -1,0 +1,167 @@
+"""Links that say how long the step of a block is, whatever an optimizer made of it."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from normopt.checks import check_number
+from normopt.leafwise import around, leafwise
+from normopt.norms import block_norm
+from normopt.numerics import safe_quotient
+from normopt.rules import PerLeaf
+
+
+class BoundRelativeStepState(NamedTuple):
+    """State of `bound_relative_step` where a bound is a schedule."""
+
+    count: jax.Array  # int32 scalar: updates done
+
+
+def bound_relative_step(
+    channel_axes: PerLeaf = (),
+    floor: optax.ScalarOrSchedule = 0.0,
+    ceiling: optax.ScalarOrSchedule = math.inf,
+    *,
+    min_norm: float = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Bounds the length of each block's step by parts of the length of its weights.
+
+    .. math::
+      u_b \leftarrow \frac{u_b}{\|u_b\|} \min(\max(\|u_b\|, \mathrm{floor} \, n_b),
+        \mathrm{ceiling} \, n_b), \qquad n_b = \max(\|w_b\|, \mathrm{min\_norm})
+
+    It stands after the learning rate. With floor = ceiling it is the length of every
+    step, relative to the weights. A step of zero has no direction and stays zero; where
+    the floor is above the ceiling, the ceiling holds.
+
+    Args:
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`.
+      floor: the least length of a step relative to the weights, at least 0: a number or
+        a schedule of the step count.
+      ceiling: the greatest, likewise; infinity for none.
+      min_norm: the length that a shorter block is taken to have, in the unit of the
+        weights, at least 0; above 0 it lets blocks leave zero.
+
+    Returns:
+      A link that needs `params` where a leaf has blocks. Its state is a
+      `BoundRelativeStepState` if a bound is a schedule, else there is none. Updates
+      keep structure and shapes, in the wider dtype of update and param.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a negative number; at init, for an axis that does not
+        exist or a pattern that matches no path; at update, without `params` or with
+        params of another shape.
+
+    Examples:
+      No step turns a block by more than a hundredth of a radian or so:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = optax.chain(optax.sgd(1.0), normopt.bound_relative_step(ceiling=0.01))
+      >>> params = jnp.array([30.0, 40.0])
+      >>> for grads in (jnp.array([3.0, 4.0]), jnp.array([0.0, 0.3])):
+      ...     updates, _ = tx.update(grads, tx.init(params), params)
+      ...     print(round(float(normopt.block_norms(updates)), 4))
+      0.5
+      0.3
+
+    References:
+      With floor = ceiling, the relative update of NVIDIA-NeMo/Emerging-Optimizers.
+    """
+    if not callable(floor):
+        check_number("floor", floor, 0)
+    if not callable(ceiling):
+        check_number("ceiling", ceiling, 0, finite=False)
+    check_number("min_norm", min_norm, 0)
+    bounds: tuple[Any, ...] = (floor, ceiling)
+    follows = any(map(callable, bounds))
+
+    def share(state: Any) -> tuple[Any, ...]:
+        # The count is already that of this step; a schedule begins at 0.
+        now = (one(state.count - 1) if callable(one) else one for one in bounds)
+        return (*now, min_norm)
+
+    return leafwise(
+        "bound_relative_step",
+        _bound,
+        channel_axes=channel_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
+        state=BoundRelativeStepState if follows else optax.EmptyState,
+        start=lambda: {"count": jnp.zeros([], jnp.int32)} if follows else {},
+        share=share,
+    )
+
+
+def _bound(u, w, axes, option, kept, shared):
+    floor, ceiling, min_norm = shared
+    length = block_norm("l2", u, axes)
+    unit = jnp.maximum(block_norm("l2", w, axes), min_norm)
+    # An infinite bound of weights without length would be 0 times infinity.
+    least = jnp.where(floor > 0, floor * unit, 0)
+    most = jnp.where(ceiling < jnp.inf, ceiling * unit, jnp.inf)
+    wanted = jnp.minimum(jnp.maximum(length, least), most)
+    bounded = u * safe_quotient(1, length) * wanted
+    return jnp.where(wanted == length, u, bounded), kept
+
+
+def keep_norm(
+    inner: optax.GradientTransformation, channel_axes: PerLeaf = ()
+) -> optax.GradientTransformationExtraArgs:
+    r"""Lets `inner` change the direction of each block of the updates, not its length.
+
+    .. math:: u_b = \mathrm{inner}(g)_b, \qquad
+      u_b \leftarrow \frac{\|g_b\|}{\|u_b\|} u_b
+
+    So a link that scales the parts of a block against each other leaves the block as
+    long as it was. What `inner` makes zero stays zero.
+
+    Args:
+      inner: an optimizer or a link.
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`. Leaves without blocks are as `inner` makes them.
+
+    Returns:
+      A transformation whose state is that of `inner`. Updates keep structure and
+      shapes, in the dtype of what `inner` makes.
+
+    Raises:
+      TypeError: when built, if `inner` is no transformation or the axes have the wrong
+        type.
+      ValueError: at init, for an axis that does not exist or a pattern that matches no
+        path; at update, with params of another shape.
+
+    Examples:
+      Columns of one length each, in a matrix that is as long as before:
+
+      >>> import jax.numpy as jnp
+      >>> columns = normopt.normalize_blocks(channel_axes=(-1,), eps=0.0)
+      >>> link = normopt.keep_norm(columns)
+      >>> grads = jnp.array([[3.0, 0.0], [0.0, 4.0]])
+      >>> updates, _ = link.update(grads, link.init(grads))
+      >>> [round(float(n), 4) for n in normopt.block_norms(updates, (-1,))]
+      [3.5355, 3.5355]
+      >>> round(float(normopt.block_norms(updates)), 4)
+      5.0
+
+    References:
+      Li et al., "NorMuon: Making Muon more efficient and scalable", 2025, arXiv
+      2510.05491, which normalizes the rows of an orthogonal matrix in this way.
+    """
+    return around(
+        "keep_norm",
+        inner,
+        _keep_norm,
+        channel_axes=channel_axes,
+        acts=lambda leaf: leaf.has_blocks,
+    )
+
+
+def _keep_norm(g, u, w, axes, option, kept, shared):
+    unit = u * safe_quotient(1, block_norm("l2", u, axes))
+    return unit * block_norm("l2", g, axes), kept
