@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from normopt.blocks import check_channel_axes, resolve_axes
+from normopt.checks import check_not_negative
 from normopt.rules import PerLeaf, check_is_params, check_per_leaf, per_leaf
 
 
@@ -137,3 +138,56 @@ def _check(option: str, value: Any, where: str) -> None:
     union = sum(map(_axes, value), ())
     if len(set(union)) < len(union):
         raise ValueError(f"`{option}` names an axis twice: {value!r}{place}")
+
+
+def shape_factors(scale: PerLeaf, matrices: PerLeaf) -> Callable[[Any], Any]:
+    """Gives the factor of each leaf that a `scale` names; 1 for leaves without.
+
+    Args:
+      scale: "shape", "rms", "spectral", None for 1, or a number of at least 0; per
+        leaf.
+      matrices: the axes, per leaf.
+
+    Returns:
+      A callable for a per-leaf option: params to a tree of factors.
+
+    Raises:
+      TypeError: for a scale of another type.
+      ValueError: for a name that is not known, or a negative number.
+    """
+    check_per_leaf("scale", scale, _check_scale)
+
+    def read(params: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
+        scales = per_leaf("scale", scale, params, None, _check_scale)
+        found = resolve_matrices(matrices, params)
+        return treedef.unflatten(
+            1.0 if one is None else _factor(of_leaf, *one.sizes(np.shape(leaf)))
+            for leaf, of_leaf, one in zip(leaves, scales, found, strict=True)
+        )
+
+    return read
+
+
+_FACTORS: dict[str, Callable[[int, int], float]] = {
+    "shape": lambda inputs, outputs: max(1, outputs / inputs) ** 0.5,
+    "rms": lambda inputs, outputs: 0.2 * max(inputs, outputs) ** 0.5,
+    "spectral": lambda inputs, outputs: (outputs / inputs) ** 0.5,
+}
+
+
+def _factor(scale: Any, inputs: int, outputs: int) -> Any:
+    if scale is None:
+        return 1.0
+    return _FACTORS[scale](inputs, outputs) if isinstance(scale, str) else scale
+
+
+def _check_scale(option: str, scale: Any, where: str) -> None:
+    if isinstance(scale, str) and scale not in _FACTORS:
+        place = f" at {where!r}" if where else ""
+        raise ValueError(
+            f"`{option}` must be one of {', '.join(_FACTORS)}, a number or None, got "
+            f"{option}={scale!r}{place}"
+        )
+    if scale is not None and not isinstance(scale, str):
+        check_not_negative(option, scale, where)

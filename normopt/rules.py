@@ -120,7 +120,7 @@ def whole_leaves(min_ndim: int = 2) -> Callable[[Any], Any]:
     check_integer("min_ndim", min_ndim, 0)
 
     def choose(params: Any) -> Any:
-        _check_is_params("whole_leaves(...)", params)
+        check_is_params("whole_leaves(...)", params)
         return jax.tree.map(lambda w: () if np.ndim(w) >= min_ndim else None, params)
 
     return choose

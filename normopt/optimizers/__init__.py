@@ -8,6 +8,8 @@ from normopt.optimizers.decoupled import sgdw as sgdw
 from normopt.optimizers.layerwise import novograd as novograd
 from normopt.optimizers.projected import adamp as adamp
 from normopt.optimizers.projected import sgdp as sgdp
+from normopt.optimizers.spectral import muon as muon
+from normopt.optimizers.spectral import normuon as normuon
 from normopt.optimizers.spherical import adamg as adamg
 from normopt.optimizers.spherical import adams as adams
 from normopt.optimizers.spherical import adamsrt as adamsrt

@@ -1,0 +1,246 @@
+"""Muon and NorMuon: steps of matrices whose singular values are all alike."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from normopt.checks import check_inner, check_learning_rate, check_number
+from normopt.matrices import (
+    Matrices,
+    check_matrices,
+    output_matrices,
+    resolve_matrices,
+    shape_factors,
+)
+from normopt.paths import places
+from normopt.rules import PerLeaf
+from normopt.transforms.decaying import add_decay
+from normopt.transforms.moments import scale_by_block_adam
+from normopt.transforms.multiplying import scale_by_path
+from normopt.transforms.orthogonalizing import orthogonalize
+from normopt.transforms.scheduling import scale_by_rate
+from normopt.transforms.step_lengths import keep_norm
+from normopt.transforms.tangent import trace_on_tangent
+
+# The default: of Flax kernels.
+OUTPUT_MATRICES: PerLeaf = output_matrices()
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.95,
+    *,
+    nesterov: bool = True,
+    weight_decay: PerLeaf = 0.0,
+    matrices: PerLeaf = OUTPUT_MATRICES,
+    steps: int = 5,
+    coefficients: Any = "quintic",
+    eps: float = 1e-7,
+    scale: PerLeaf = "shape",
+    rest: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Momentum SGD whose steps are orthogonal matrices: descent in the spectral norm.
+
+    The weight decay is times the learning rate, as in every Muon, and not in the
+    momentum.
+
+    The chain is `trace_on_tangent -> orthogonalize -> scale -> add_decay -> learning
+    rate`. Of a matrix of n inputs and k outputs,
+
+    .. math::
+      m &\leftarrow \beta m + g \\
+      w &\leftarrow w - \eta \left( c \, \mathrm{orthogonalize}(g + \beta m)
+        + \lambda w \right)
+
+    with m for :math:`g + \beta m` without `nesterov`, and eps beside the norm of it:
+    see `orthogonalize`. All singular values of a step are near :math:`\eta c`.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule. With `scale="rms"` it is
+        that of Adam.
+      momentum: its decay :math:`\beta`, in [0, 1).
+      nesterov: whether the step looks one momentum ahead.
+      weight_decay: :math:`\lambda`, per leaf, at least 0.
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
+        default takes all leaves of two or more dimensions: embeddings, heads and
+        stacked biases too, which rules by path leave to `rest`.
+      steps: of the iteration, at least 1.
+      coefficients: of the iteration; see `orthogonalize`.
+      eps: added to the norm of the momentum, in the unit of its sum; at least 0. Of an
+        implementation whose momentum is an average by :math:`\beta`, it is the eps
+        there over :math:`1 - \beta`.
+      scale: c, per leaf: "shape" for :math:`\sqrt{\max(1, k / n)}`, "rms" for
+        :math:`0.2 \sqrt{\max(n, k)}`, which makes elements as large as Adam's,
+        "spectral" for :math:`\sqrt{k / n}`, None for 1, or a number.
+      rest: the optimizer of all leaves without matrices, such as `optax.adamw(3e-4)`.
+
+    Returns:
+      An optimizer that needs `params` where a matrix decays; its state is the momentum
+      and that of `rest`.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist, a pattern that matches no path, and, without `rest`, for leaves
+        without matrices.
+
+    Examples:
+      A step turns and stretches nothing more than anything else:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.muon(0.1, coefficients="polar_express", steps=8,
+      ...                   rest=optax.adam(1e-3))
+      >>> params = {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}
+      >>> grads = {"kernel": jnp.diag(jnp.array([9.0, 0.1])), "bias": jnp.ones(2)}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> bool(jnp.allclose(updates["kernel"], -0.1 * jnp.eye(2), atol=1e-3))
+      True
+
+    References:
+      Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: An optimizer for
+      hidden layers in neural networks", 2024. Liu et al., "Muon is Scalable for LLM
+      Training", 2025, arXiv 2502.16982 ("rms").
+    """
+    check_learning_rate(learning_rate)
+    check_number("momentum", momentum, 0, below=1)
+    chain = optax.chain(
+        trace_on_tangent(momentum, nesterov=nesterov),
+        orthogonalize(matrices, steps=steps, coefficients=coefficients, eps=eps),
+        scale_by_path(shape_factors(scale, matrices)),
+        add_decay(weight_decay),
+        scale_by_rate(learning_rate),
+    )
+    return _beside(rest, chain, matrices, "muon")
+
+
+def normuon(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.95,
+    b2: float = 0.95,
+    *,
+    nesterov: bool = True,
+    weight_decay: PerLeaf = 0.0,
+    matrices: PerLeaf = OUTPUT_MATRICES,
+    steps: int = 5,
+    coefficients: Any = "quintic",
+    eps: float = 1e-7,
+    scale: PerLeaf = "shape",
+    rest: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Muon with a second moment for each output of a matrix.
+
+    The weight decay is times the learning rate, as in every Muon, and not in the
+    momentum.
+
+    The chain is that of `muon` with `keep_norm(scale_by_block_adam)` after
+    `orthogonalize`: with :math:`O` what that gives, and sums over the inputs of one
+    output,
+
+    .. math::
+      v &\leftarrow b_2 v + (1 - b_2) \|O\|^2 \\
+      O &\leftarrow \frac{O}{\sqrt{v}}, \text{ made as long as it was as a whole,}
+
+    so that no output turns more than others. There is no eps beside the root.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      momentum: its decay, in [0, 1).
+      b2: decay of the second moment, in [0, 1).
+      nesterov: whether the step looks one momentum ahead.
+      weight_decay: per leaf, at least 0.
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
+      steps: of the iteration, at least 1.
+      coefficients: of the iteration; see `orthogonalize`.
+      eps: added to the norm of the momentum, in the unit of its sum; at least 0.
+      scale: per leaf; see `muon`.
+      rest: the optimizer of all leaves without matrices.
+
+    Returns:
+      An optimizer that needs `params` where a matrix decays; its state is the momentum,
+      one number for each output, and that of `rest`.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist, a pattern that matches no path, and, without `rest`, for leaves
+        without matrices.
+
+    Examples:
+      The first step moves all outputs by the same length:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> tx = normopt.normuon(0.1)
+      >>> params = jnp.ones((2, 3))
+      >>> grads = jax.random.normal(jax.random.key(0), (2, 3))
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> lengths = normopt.block_norms(updates, (-1,))
+      >>> bool(jnp.allclose(lengths, lengths[0]))
+      True
+
+    References:
+      Li et al., "NorMuon: Making Muon more efficient and scalable", 2025, arXiv
+      2510.05491, Algorithm 1, without its eps.
+    """
+    check_learning_rate(learning_rate)
+    check_number("momentum", momentum, 0, below=1)
+    check_number("b2", b2, 0, below=1)
+    each_output = scale_by_block_adam(0, b2, 0.0, _blocks(matrices, Matrices.rows))
+    chain = optax.chain(
+        trace_on_tangent(momentum, nesterov=nesterov),
+        orthogonalize(matrices, steps=steps, coefficients=coefficients, eps=eps),
+        keep_norm(each_output, _blocks(matrices, Matrices.stack)),
+        scale_by_path(shape_factors(scale, matrices)),
+        add_decay(weight_decay),
+        scale_by_rate(learning_rate),
+    )
+    return _beside(rest, chain, matrices, "normuon")
+
+
+def _blocks(matrices: PerLeaf, axes_of: Any) -> PerLeaf:
+    """Gives the channel axes that matrices have: of each of them, or of their rows."""
+
+    def read(params: Any) -> Any:
+        leaves, treedef = jax.tree.flatten(params)
+        found = resolve_matrices(matrices, params)
+        return treedef.unflatten(
+            None if one is None else axes_of(one, np.ndim(leaf))
+            for one, leaf in zip(found, leaves, strict=True)
+        )
+
+    return read
+
+
+def _beside(
+    rest: optax.GradientTransformation | None,
+    chain: optax.GradientTransformationExtraArgs,
+    matrices: PerLeaf,
+    optimizer: str,
+) -> optax.GradientTransformationExtraArgs:
+    """Hands leaves without matrices to `rest`, or refuses them at init."""
+    check_matrices(matrices)
+
+    def labels(params: Any) -> Any:
+        found = resolve_matrices(matrices, params)
+        return jax.tree.structure(params).unflatten(
+            "rest" if one is None else "matrices" for one in found
+        )
+
+    if rest is not None:
+        check_inner(f"{optimizer}(rest=...)", rest)
+        return optax.partition({"matrices": chain, "rest": rest}, labels)
+
+    def init_fn(params: optax.Params) -> Any:
+        found = zip(places(params), resolve_matrices(matrices, params), strict=True)
+        if lone := [place.path for place, one in found if one is None]:
+            raise ValueError(
+                f"`{optimizer}` steps matrices, and these leaves have none: "
+                f"{', '.join(map(repr, lone))}. Give the optimizer that takes them, "
+                "such as rest=optax.adamw(3e-4)"
+            )
+        return chain.init(params)
+
+    return optax.GradientTransformationExtraArgs(init_fn, chain.update)
