@@ -12,6 +12,7 @@ from normopt.norms import block_angles as block_angles
 from normopt.norms import block_norms as block_norms
 from normopt.norms import norm_names as norm_names
 from normopt.norms import register_norm as register_norm
+from normopt.norms import spectral as spectral
 from normopt.optimizers import adamg as adamg
 from normopt.optimizers import adamp as adamp
 from normopt.optimizers import adams as adams
@@ -23,6 +24,7 @@ from normopt.optimizers import nadamw as nadamw
 from normopt.optimizers import normalized as normalized
 from normopt.optimizers import normuon as normuon
 from normopt.optimizers import novograd as novograd
+from normopt.optimizers import scion as scion
 from normopt.optimizers import sgdmrt as sgdmrt
 from normopt.optimizers import sgdp as sgdp
 from normopt.optimizers import sgdw as sgdw
@@ -69,12 +71,14 @@ from normopt.transforms import orthogonalize as orthogonalize
 from normopt.transforms import project_if_invariant as project_if_invariant
 from normopt.transforms import project_tangent as project_tangent
 from normopt.transforms import retract_to_sphere as retract_to_sphere
+from normopt.transforms import retract_to_stiefel as retract_to_stiefel
 from normopt.transforms import scale_by_block_adam as scale_by_block_adam
 from normopt.transforms import scale_by_block_rms as scale_by_block_rms
 from normopt.transforms import scale_by_block_size as scale_by_block_size
 from normopt.transforms import scale_by_nadam as scale_by_nadam
 from normopt.transforms import scale_by_param_norm as scale_by_param_norm
 from normopt.transforms import scale_by_path as scale_by_path
+from normopt.transforms import steepest as steepest
 from normopt.transforms import trace_on_tangent as trace_on_tangent
 
 try:

@@ -77,6 +77,10 @@ def output_matrices(axis: int = -1) -> Callable[[Any], Any]:
     return read
 
 
+# A default of options: the layout of Flax.
+OUTPUT_MATRICES: PerLeaf = output_matrices()
+
+
 def check_matrices(matrices: PerLeaf) -> None:
     """Raises at build time if `matrices` cannot be the axes of any leaf."""
     check_per_leaf("matrices", matrices, _check)
@@ -155,11 +159,11 @@ def shape_factors(scale: PerLeaf, matrices: PerLeaf) -> Callable[[Any], Any]:
       TypeError: for a scale of another type.
       ValueError: for a name that is not known, or a negative number.
     """
-    check_per_leaf("scale", scale, _check_scale)
+    check_per_leaf("scale", scale, check_scale)
 
     def read(params: Any) -> Any:
         leaves, treedef = jax.tree.flatten(params)
-        scales = per_leaf("scale", scale, params, None, _check_scale)
+        scales = per_leaf("scale", scale, params, None, check_scale)
         found = resolve_matrices(matrices, params)
         return treedef.unflatten(
             1.0 if one is None else _factor(of_leaf, *one.sizes(np.shape(leaf)))
@@ -182,7 +186,8 @@ def _factor(scale: Any, inputs: int, outputs: int) -> Any:
     return _FACTORS[scale](inputs, outputs) if isinstance(scale, str) else scale
 
 
-def _check_scale(option: str, scale: Any, where: str) -> None:
+def check_scale(option: str, scale: Any, where: str) -> None:
+    """Raises unless `scale` is None, a name or a number of at least 0."""
     if isinstance(scale, str) and scale not in _FACTORS:
         place = f" at {where!r}" if where else ""
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How long: the named norms of a block, and the registry that holds them.
+"""How long, and which way is down: norms of a block, and the registry of their names.
 
 A built-in norm is written once, on a whole leaf, in sums per block. All of them are
 homogeneous, norm(c x) = c norm(x) for c > 0, which is what lets `block_norm` measure
@@ -6,6 +6,7 @@ homogeneous, norm(c x) = c norm(x) for c > 0, which is what lets `block_norm` me
 the block divided by its largest element, and multiplies back.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from normopt.blocks import (
-    Axes,
     block_size,
     block_sum,
     check_channel_axes,
@@ -23,7 +23,15 @@ from normopt.blocks import (
     reduce_blocks,
     resolve_axes,
 )
-from normopt.numerics import safe_sqrt, widened
+from normopt.checks import check_moment_dtype
+from normopt.matrices import (
+    OUTPUT_MATRICES,
+    Matrices,
+    check_matrices,
+    resolve_matrices,
+)
+from normopt.numerics import safe_quotient, safe_sqrt, widened
+from normopt.orthogonal import largest_stretch, polar_factor, triples_of
 from normopt.paths import params_like
 from normopt.rules import PerLeaf
 
@@ -31,7 +39,111 @@ BlockAxes = tuple[int, ...]
 LeafNorm = Callable[[jax.Array, BlockAxes], jax.Array]
 
 
-def register_norm(name: str, fn: Callable[[jax.Array], jax.Array]) -> None:
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    r"""A norm of the blocks of a leaf, and where it has one, its dual.
+
+    The dual of a block g is the direction d of steepest ascent: of all d with
+    :math:`\mathrm{norm}(d) \le 1` one with the largest :math:`\langle g, d \rangle`.
+
+    Attributes:
+      measure: from a leaf and its channel axes to one number for each block, with the
+        dimensions of the leaf.
+      dual: from a leaf, its channel axes and an eps, which is added to what the leaf is
+        divided by, to a leaf of the same shape; zero for blocks of zeros. None for a
+        norm without.
+      needs_two: whether blocks of one element have no such length at all, and leaves of
+        them count as leaves without blocks.
+      batched: whether leaves of one shape are worked on together.
+    """
+
+    measure: Callable[[jax.Array, Any], jax.Array]
+    dual: Callable[[jax.Array, Any, Any], jax.Array] | None = None
+    needs_two: bool = False
+    batched: bool = False
+
+    def resolve(self, channel_axes: PerLeaf, tree: Any) -> list[Any]:
+        """Reads the axes of each leaf, None for leaves without blocks."""
+        resolved = resolve_axes(channel_axes, tree)
+        if not self.needs_two:
+            return resolved
+        return [
+            None if axes is None or block_size(np.shape(leaf), axes) == 1 else axes
+            for axes, leaf in zip(resolved, jax.tree.leaves(tree), strict=True)
+        ]
+
+    def indices(self, axes: Any, ndim: int) -> BlockAxes:
+        """Gives the axes of a leaf that index what `measure` measures."""
+        del ndim
+        return axes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spectral(Norm):
+    """The norm of matrices; see `spectral`."""
+
+    matrices: PerLeaf = None
+
+    def resolve(self, channel_axes: PerLeaf, tree: Any) -> list[Any]:
+        """Reads the axes of the matrices, of leaves whose channel axes are not None."""
+        axes = resolve_axes(channel_axes, tree)
+        found = resolve_matrices(self.matrices, tree)
+        return [
+            None if own is None else one for own, one in zip(axes, found, strict=True)
+        ]
+
+    def indices(self, axes: Matrices, ndim: int) -> BlockAxes:
+        """Gives the axes that index the matrices."""
+        return axes.stack(ndim)
+
+
+def spectral(
+    matrices: PerLeaf = OUTPUT_MATRICES,
+    *,
+    steps: int = 5,
+    coefficients: Any = "quintic",
+    dtype: Any = None,
+) -> Norm:
+    r"""Gives the spectral norm of matrices: by how much they stretch a vector at most.
+
+    .. math::
+      \mathrm{norm}(W) = \max_x \frac{\|W x\|}{\|x\|}, \qquad
+        \mathrm{dual}(U S V^T) = U V^T
+
+    The dual is that of `orthogonalize`, an approximation.
+
+    Args:
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. They
+        decide what a block is; of `channel_axes` beside this norm only None counts,
+        which leaves a leaf alone.
+      steps: of the iteration; see `orthogonalize`.
+      coefficients: likewise.
+      dtype: likewise.
+
+    Returns:
+      A norm for `norm=`. Its name "spectral" stands for the default options.
+
+    Raises:
+      TypeError: if an option has the wrong type.
+      ValueError: as `orthogonalize` does.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> kernel = jnp.diag(jnp.array([3.0, 4.0]))
+      >>> normopt.block_norms(kernel, norm=normopt.spectral()).item()
+      4.0
+
+    References:
+      Bernstein and Newhouse, "Old Optimizer, New Norm: An Anthology", 2024, arXiv
+      2409.20325, Proposition 5.
+    """
+    check_matrices(matrices)
+    check_moment_dtype("dtype", dtype)
+    dual = _polar_dual(triples_of(steps, coefficients), dtype)
+    return _Spectral(largest_stretch, dual, batched=True, matrices=matrices)
+
+
+def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> None:
     r"""Makes a norm of one's own known by name, to links, optimizers and `make`.
 
     Args:
@@ -39,11 +151,13 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array]) -> None:
         built-in one cannot be.
       fn: maps one block, a float32 (or wider) array of any shape without its channel
         axes, to a scalar. It is applied to all blocks with `jax.vmap`. Complex
-        leaves are handed over complex.
+        leaves are handed over complex. Or a norm as an object, such as
+        `spectral(...)`, with a method `measure(x, channel_axes)` for a whole leaf and,
+        if it has a dual, `dual(x, channel_axes, eps)`.
 
     Raises:
-      TypeError: if `name` is not a string or `fn` not callable; where the norm is
-        first used, if `fn` does not return one real number.
+      TypeError: if `name` is not a string or `fn` neither callable nor a norm; where
+        the norm is first used, if `fn` does not return one real number.
       ValueError: if `name` is the name of a built-in norm.
 
     Examples:
@@ -52,7 +166,7 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array]) -> None:
       >>> normopt.block_norms(jnp.array([1.0, -2.0, 9.0]), norm="median").item()
       2.0
     """
-    if not isinstance(name, str) or not callable(fn):
+    if not isinstance(name, str) or not (callable(fn) or _is_norm(fn)):
         raise TypeError(
             f"register_norm needs a name and a function, got {name!r} and {fn!r}"
         )
@@ -73,31 +187,50 @@ def norm_names() -> list[str]:
     return [*_BUILT_IN, *_CUSTOM]
 
 
-def measure_of(norm: str) -> LeafNorm:
-    """Gives what measures each block of a leaf: from a leaf and its axes to norms.
+def norm_of(norm: Any, option: str = "norm") -> Norm:
+    """Gives the norm of a name, or a norm itself.
 
-    It is the same function for the same norm, also of one registered under its name
-    before, so that programs that hold it are found again.
+    It is the same for the same name, also of one registered before, so that programs
+    that hold its functions are found again.
 
     Raises:
-      ValueError: with the names that are known, if `norm` is none of them. Registered
-        norms live in the process: one that reads a configuration with a custom norm has
-        to call `register_norm` first.
+      TypeError: if `norm` is neither a name nor a norm.
+      ValueError: with the names that are known, if it is a name and none of them.
+        Registered norms live in the process: one that reads a configuration with a
+        custom norm has to call `register_norm` first.
     """
-    if norm not in norm_names():
-        raise ValueError(
-            f"unknown norm {norm!r}; known are {', '.join(norm_names())}. A norm of "
-            "your own has to be registered with normopt.register_norm(name, fn) "
-            "before the optimizer is built"
+    if isinstance(norm, str):
+        if norm not in norm_names():
+            raise ValueError(
+                f"unknown norm {norm!r}; known are {', '.join(norm_names())}. A norm "
+                "of your own has to be registered with normopt.register_norm(name, fn) "
+                "before the optimizer is built"
+            )
+        return _named(norm, _CUSTOM.get(norm))
+    if not _is_norm(norm):
+        raise TypeError(
+            f"`{option}` must be a name of norm_names() or a norm with a method "
+            f"`measure(x, channel_axes)`, got {option}={norm!r}"
         )
-    return _measure(norm, _CUSTOM.get(norm))
+    if isinstance(norm, Norm):
+        return norm
+    return Norm(norm.measure, getattr(norm, "dual", None))
+
+
+def _is_norm(norm: Any) -> bool:
+    return callable(getattr(norm, "measure", None)) and not isinstance(norm, type)
 
 
 @functools.cache
-def _measure(norm: str, fn: Callable[[jax.Array], jax.Array] | None) -> LeafNorm:
-    if fn is None:
-        return functools.partial(block_norm, norm)
-    return functools.partial(_custom_norm, norm, fn)
+def _named(norm: str, custom: Any) -> Norm:
+    if custom is None and norm == "spectral":
+        return spectral()
+    if custom is None:
+        measure = functools.partial(block_norm, norm)
+        return Norm(measure, _DUALS.get(norm), needs_two=norm == "std")
+    if _is_norm(custom):
+        return norm_of(custom)
+    return Norm(functools.partial(_custom_norm, norm, custom))
 
 
 def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
@@ -136,21 +269,6 @@ def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
     return jax.lax.cond(jnp.all(in_range), lambda: plain, scaled)
 
 
-def resolve_measured(norm: str, channel_axes: PerLeaf, tree: Any) -> list[Axes]:
-    """Reads `channel_axes` as `resolve_axes` does, for links that divide by a norm.
-
-    Under `std` a block of one element has no deviation, whatever it is: leaves of such
-    blocks count as leaves without blocks.
-    """
-    axes = resolve_axes(channel_axes, tree)
-    if norm != "std":
-        return axes
-    return [
-        None if own is None or block_size(np.shape(leaf), own) == 1 else own
-        for own, leaf in zip(axes, jax.tree.leaves(tree), strict=True)
-    ]
-
-
 def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
     r"""Measures the length of every block of a tree.
 
@@ -184,12 +302,14 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       al., "Block-Normalized Gradient Method: An Empirical Study for Training Deep
       Neural Network", 2017, arXiv 1707.04822.
     """
-    measure = measure_of(norm)
+    found = norm_of(norm)
     check_channel_axes(channel_axes)
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(
-        None if axes is None else per_block(measure(x, axes), axes)
-        for x, axes in zip(leaves, resolve_axes(channel_axes, tree), strict=True)
+        None
+        if axes is None
+        else per_block(found.measure(x, axes), found.indices(axes, x.ndim))
+        for x, axes in zip(leaves, found.resolve(channel_axes, tree), strict=True)
     )
 
 
@@ -329,7 +449,43 @@ def _std(x: jax.Array, axes: BlockAxes) -> jax.Array:
     return jnp.where(deviation <= rounding, 0, deviation)
 
 
-_BUILT_IN: dict[str, LeafNorm] = {
+def _dual_l1(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:
+    del eps
+    size = jnp.abs(x)
+    largest = (size == reduce_blocks(jnp.max, size, axes)) & (size > 0)
+    return jnp.where(
+        largest, jnp.sign(x) * safe_quotient(1, block_sum(largest, axes)), 0
+    )
+
+
+def _dual_avg_l1(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:
+    return _dual_l1(x, axes, eps) * block_size(x.shape, axes)
+
+
+def _dual_l2(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:
+    length = block_norm("l2", x, axes)
+    return x * safe_quotient(1, jnp.where(length > 0, length + eps, 0))
+
+
+def _dual_avg_l2(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:
+    length = block_norm("avg_l2", x, axes)
+    return x * safe_quotient(1, jnp.where(length > 0, length + eps, 0))
+
+
+def _dual_max(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:
+    del axes, eps
+    return jnp.sign(x)
+
+
+@functools.cache
+def _polar_dual(triples: Any, dtype: Any) -> Callable[..., jax.Array]:
+    def dual(x: jax.Array, axes: Matrices, eps: Any) -> jax.Array:
+        return polar_factor(x, axes, triples, eps, dtype)
+
+    return dual
+
+
+_BUILT_IN: dict[str, Callable[[jax.Array, Any], jax.Array]] = {
     "l1": _l1,
     "l2": _l2,
     "l1_l2": _l1_l2,
@@ -340,5 +496,14 @@ _BUILT_IN: dict[str, LeafNorm] = {
     "linf": _max,
     "min_max": _min_max,
     "std": _std,
+    "spectral": largest_stretch,
 }
-_CUSTOM: dict[str, Callable[[jax.Array], jax.Array]] = {}
+_DUALS: dict[str, Callable[[jax.Array, BlockAxes, Any], jax.Array]] = {
+    "l1": _dual_l1,
+    "l2": _dual_l2,
+    "avg_l1": _dual_avg_l1,
+    "avg_l2": _dual_avg_l2,
+    "max": _dual_max,
+    "linf": _dual_max,
+}
+_CUSTOM: dict[str, Any] = {}

@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from normopt.blocks import across_block, block_length, reduce_blocks
 from normopt.checks import check_integer, check_number
 from normopt.matrices import Matrices
-from normopt.norms import block_norm
-from normopt.numerics import safe_quotient
+from normopt.numerics import safe_quotient, widened
 
 Triple = tuple[float, float, float]
 
@@ -142,7 +142,10 @@ def polar_factor(
 
     full = jax.lax.Precision.HIGHEST if dtype is None else None
     product = functools.partial(jnp.einsum, precision=full)
-    y = x * safe_quotient(1, block_norm("l2", x, stack) + eps)
+    # Divided by the largest element before, whose square could leave the range.
+    largest = reduce_blocks(jnp.max, jnp.abs(x), stack)
+    y = x * safe_quotient(1, largest)
+    y = y * safe_quotient(1, block_length(y, stack) + eps * safe_quotient(1, largest))
     y = y if dtype is None else y.astype(dtype)
     for a, b, c in triples:
         gram = product(f"{whole(0)},{whole(1)}->{z}{side(0)}{side(1)}", y.conj(), y)
@@ -155,3 +158,16 @@ def polar_factor(
             f"{whole(0)},{z}{side(0)}{side(1)}->{whole(1)}", y, correction
         )
     return y.astype(x.dtype)
+
+
+def largest_stretch(x: jax.Array, matrices: Matrices) -> jax.Array:
+    """Takes the largest singular value of each matrix of a leaf, exactly.
+
+    The result has the dimensions of the leaf, the axes of a matrix of length 1.
+    """
+    stack = matrices.stack(x.ndim)
+    moved = jnp.transpose(widened(x), (*stack, *matrices.inputs, *matrices.outputs))
+    sizes = [x.shape[axis] for axis in stack]
+    flat = moved.reshape(*sizes, *matrices.sizes(x.shape))
+    values = jnp.linalg.svd(flat, compute_uv=False)[..., 0]
+    return across_block(values, stack, x.ndim)

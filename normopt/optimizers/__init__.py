@@ -14,3 +14,4 @@ from normopt.optimizers.spherical import adamg as adamg
 from normopt.optimizers.spherical import adams as adams
 from normopt.optimizers.spherical import adamsrt as adamsrt
 from normopt.optimizers.spherical import sgdmrt as sgdmrt
+from normopt.optimizers.steepest import scion as scion

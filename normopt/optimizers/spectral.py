@@ -1,20 +1,21 @@
 """Muon and NorMuon: steps of matrices whose singular values are all alike."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from normopt.checks import check_inner, check_learning_rate, check_number
+from normopt.checks import check_learning_rate, check_number
 from normopt.matrices import (
+    OUTPUT_MATRICES,
     Matrices,
     check_matrices,
-    output_matrices,
     resolve_matrices,
     shape_factors,
 )
-from normopt.paths import places
+from normopt.optimizers.resting import beside
 from normopt.rules import PerLeaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.moments import scale_by_block_adam
@@ -23,9 +24,6 @@ from normopt.transforms.orthogonalizing import orthogonalize
 from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.step_lengths import keep_norm
 from normopt.transforms.tangent import trace_on_tangent
-
-# The default: of Flax kernels.
-OUTPUT_MATRICES: PerLeaf = output_matrices()
 
 
 def muon(
@@ -113,7 +111,7 @@ def muon(
         add_decay(weight_decay),
         scale_by_rate(learning_rate),
     )
-    return _beside(rest, chain, matrices, "muon")
+    return beside(rest, chain, _has_matrices(matrices), "muon")
 
 
 def normuon(
@@ -197,7 +195,7 @@ def normuon(
         add_decay(weight_decay),
         scale_by_rate(learning_rate),
     )
-    return _beside(rest, chain, matrices, "normuon")
+    return beside(rest, chain, _has_matrices(matrices), "normuon")
 
 
 def _blocks(matrices: PerLeaf, axes_of: Any) -> PerLeaf:
@@ -214,33 +212,8 @@ def _blocks(matrices: PerLeaf, axes_of: Any) -> PerLeaf:
     return read
 
 
-def _beside(
-    rest: optax.GradientTransformation | None,
-    chain: optax.GradientTransformationExtraArgs,
-    matrices: PerLeaf,
-    optimizer: str,
-) -> optax.GradientTransformationExtraArgs:
-    """Hands leaves without matrices to `rest`, or refuses them at init."""
+def _has_matrices(matrices: PerLeaf) -> Callable[[Any], list[bool]]:
     check_matrices(matrices)
-
-    def labels(params: Any) -> Any:
-        found = resolve_matrices(matrices, params)
-        return jax.tree.structure(params).unflatten(
-            "rest" if one is None else "matrices" for one in found
-        )
-
-    if rest is not None:
-        check_inner(f"{optimizer}(rest=...)", rest)
-        return optax.partition({"matrices": chain, "rest": rest}, labels)
-
-    def init_fn(params: optax.Params) -> Any:
-        found = zip(places(params), resolve_matrices(matrices, params), strict=True)
-        if lone := [place.path for place, one in found if one is None]:
-            raise ValueError(
-                f"`{optimizer}` steps matrices, and these leaves have none: "
-                f"{', '.join(map(repr, lone))}. Give the optimizer that takes them, "
-                "such as rest=optax.adamw(3e-4)"
-            )
-        return chain.init(params)
-
-    return optax.GradientTransformationExtraArgs(init_fn, chain.update)
+    return lambda params: [
+        one is not None for one in resolve_matrices(matrices, params)
+    ]

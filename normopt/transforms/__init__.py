@@ -7,6 +7,7 @@ from normopt.transforms.caution import cautious as cautious
 from normopt.transforms.centering import center_blocks as center_blocks
 from normopt.transforms.decaying import add_decay as add_decay
 from normopt.transforms.decaying import decay_weights as decay_weights
+from normopt.transforms.descending import steepest as steepest
 from normopt.transforms.moments import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms.moments import scale_by_block_adam as scale_by_block_adam
 from normopt.transforms.multiplying import (
@@ -36,6 +37,7 @@ from normopt.transforms.step_lengths import (
 )
 from normopt.transforms.step_lengths import bound_relative_step as bound_relative_step
 from normopt.transforms.step_lengths import keep_norm as keep_norm
+from normopt.transforms.stiefel import retract_to_stiefel as retract_to_stiefel
 from normopt.transforms.tangent import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms.tangent import project_tangent as project_tangent
 from normopt.transforms.tangent import trace_on_tangent as trace_on_tangent

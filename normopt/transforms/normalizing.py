@@ -1,6 +1,5 @@
 """Links that set or bound the length of a block of the updates."""
 
-import functools
 import math
 from typing import Any
 
@@ -9,7 +8,7 @@ import optax
 
 from normopt.checks import check_number
 from normopt.leafwise import Option, leafwise
-from normopt.norms import measure_of, resolve_measured
+from normopt.norms import norm_of
 from normopt.numerics import safe_quotient
 from normopt.rules import PerLeaf
 
@@ -63,16 +62,16 @@ def normalize_blocks(
       Empirical Study for Training Deep Neural Network", 2017, arXiv 1707.04822,
       Algorithm 1.
     """
-    measure = measure_of(norm)
+    found = norm_of(norm)
     check_number("eps", eps, 0)
     return leafwise(
         "normalize_blocks",
         _normalize,
         channel_axes=channel_axes,
-        resolve=functools.partial(resolve_measured, norm),
+        resolve=found.resolve,
         acts=lambda leaf: leaf.has_blocks,
         share=lambda state: (eps,),
-        static={"measure": measure},
+        static={"measure": found.measure},
     )
 
 
@@ -130,17 +129,17 @@ def clip_blocks(
       The ClippedOptimizer of the block-normalized gradient method's Keras
       implementation: each variable by its own norm, never by a global one.
     """
-    measure = measure_of(norm)
+    found = norm_of(norm)
     check_number("eps", eps, 0)
     return leafwise(
         "clip_blocks",
         _clip,
         channel_axes=channel_axes,
-        resolve=functools.partial(resolve_measured, norm),
+        resolve=found.resolve,
         options={"max_norm": Option(max_norm, math.inf, _check_max_norm)},
         acts=lambda leaf: leaf.has_blocks,
         share=lambda state: (eps,),
-        static={"measure": measure},
+        static={"measure": found.measure},
     )
 
 

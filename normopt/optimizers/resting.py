@@ -1,0 +1,51 @@
+"""The optimizer of the rest: of leaves that another one has no step for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from normopt.checks import check_inner
+from normopt.paths import places
+
+
+def beside(
+    rest: optax.GradientTransformation | None,
+    chain: optax.GradientTransformationExtraArgs,
+    is_its: Callable[[Any], list[bool]],
+    optimizer: str,
+) -> optax.GradientTransformationExtraArgs:
+    """Hands the leaves that are not an optimizer's own to `rest`.
+
+    Args:
+      rest: an optimizer, or None, with which there must be no such leaves.
+      chain: the optimizer.
+      is_its: from params to whether each leaf is its own.
+      optimizer: its name, for messages.
+
+    Raises:
+      TypeError: when built, if `rest` is no optimizer.
+      ValueError: at init, with the paths of the leaves that nobody takes.
+    """
+    if rest is not None:
+        check_inner(f"{optimizer}(rest=...)", rest)
+
+        def labels(params: Any) -> Any:
+            own = is_its(params)
+            return jax.tree.structure(params).unflatten(
+                optimizer if one else "rest" for one in own
+            )
+
+        return optax.partition({optimizer: chain, "rest": rest}, labels)
+
+    def init_fn(params: optax.Params) -> Any:
+        found = zip(places(params), is_its(params), strict=True)
+        if lone := [place.path for place, own in found if not own]:
+            raise ValueError(
+                f"`{optimizer}` has no step for {', '.join(map(repr, lone))}. Give the "
+                "optimizer that takes the rest, such as rest=optax.adamw(3e-4)"
+            )
+        return chain.init(params)
+
+    return optax.GradientTransformationExtraArgs(init_fn, chain.update)

@@ -1,0 +1,100 @@
+"""Scion: steepest descent in a norm of one's choice for each leaf."""
+
+from typing import Any
+
+import optax
+
+from normopt.checks import check_flag, check_learning_rate, check_number
+from normopt.optimizers.resting import beside
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.transforms.decaying import add_decay
+from normopt.transforms.descending import check_dual, steepest
+from normopt.transforms.multiplying import scale_by_path
+from normopt.transforms.scheduling import scale_by_rate
+from normopt.transforms.tangent import trace_on_tangent
+
+
+def scion(
+    learning_rate: optax.ScalarOrSchedule,
+    momentum: float = 0.9,
+    *,
+    norms: PerLeaf,
+    radii: PerLeaf = 1.0,
+    eps: float = 1e-8,
+    constrained: bool = False,
+    rest: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Steps of one size in a norm of one's choice, along an average of the gradients.
+
+    The weight decay of `constrained` is 1 times the learning rate, no more and no less:
+    it keeps the weights inside the ball of the radius.
+
+    The chain is `trace_on_tangent -> steepest -> radii -> add_decay(1) if constrained
+    -> learning rate`:
+
+    .. math::
+      m &\leftarrow \beta m + (1 - \beta) g \\
+      w &\leftarrow w - \eta \, r \, \mathrm{dual}(m) \quad\text{or}\quad
+        w \leftarrow (1 - \eta) w - \eta \, r \, \mathrm{dual}(m)
+
+    The second, `constrained`, is a Frank-Wolfe step: weights that start in the ball of
+    radius r stay there, where :math:`\eta \le 1`.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      momentum: its decay :math:`\beta`, in [0, 1). The authors' code calls
+        :math:`1 - \beta` the momentum.
+      norms: a norm with a dual for each leaf, per leaf; see `steepest`. The authors
+        take "spectral" for hidden layers, "avg_l2" for biases, and "max" for the
+        first and last layer of a language model.
+      radii: r, per leaf, at least 0: any factor. The authors take for the spectral norm
+        :math:`\sqrt{\mathrm{out} / \mathrm{in}}`, for "max" 1 / columns.
+      eps: added to what a block is divided by; at least 0. See `steepest`.
+      constrained: whether the weights stay within the radius.
+      rest: the optimizer of all leaves without a norm, such as `optax.adamw(3e-4)`.
+
+    Returns:
+      An optimizer that needs `params` when constrained; its state is the average and
+      that of `rest`.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a number out of its range or a norm without a dual; at
+        init, for an axis that does not exist, a pattern that matches no path, and,
+        without `rest`, for leaves without a norm.
+
+    Examples:
+      Constrained, the weights never leave the ball of radius 2:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.scion(0.1, norms="max", radii=2.0, constrained=True)
+      >>> params = jnp.array([0.5, -1.0])
+      >>> state = tx.init(params)
+      >>> for _ in range(100):
+      ...     updates, state = tx.update(jnp.array([1.0, -3.0]), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      >>> params.round(3).tolist()
+      [-2.0, 2.0]
+
+    References:
+      Pethick, Xie, Antonakopoulos, Zhu, Silveti-Falls, Cevher, "Training Deep Learning
+      Models with Norm-Constrained LMOs", 2025, arXiv 2502.07529, Algorithms 1 and 2.
+    """
+    check_learning_rate(learning_rate)
+    check_number("momentum", momentum, 0, below=1)
+    check_flag("constrained", constrained)
+    check_per_leaf("norms", norms, check_dual)
+    chain = optax.chain(
+        trace_on_tangent(momentum, dampening=momentum),
+        steepest(norms, eps=eps),
+        scale_by_path(radii),
+        add_decay(1.0 if constrained else 0.0),
+        scale_by_rate(learning_rate),
+    )
+
+    def has_norm(params: Any) -> list[bool]:
+        found = per_leaf("norms", norms, params, None, check_dual)
+        return [one is not None for one in found]
+
+    return beside(rest, chain, has_norm, "scion")

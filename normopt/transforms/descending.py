@@ -1,0 +1,145 @@
+"""The link of steepest descent: the direction that a norm's dual gives."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from normopt.blocks import check_channel_axes, resolve_axes
+from normopt.checks import check_number
+from normopt.leafwise import leafwise
+from normopt.norms import Norm, norm_of
+from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+
+
+def steepest(
+    norm: PerLeaf, channel_axes: PerLeaf = (), *, eps: float = 1e-7
+) -> optax.GradientTransformationExtraArgs:
+    r"""Replaces each block of the updates by the steepest direction in a norm.
+
+    .. math::
+      g_b \leftarrow d_b, \qquad d_b = \arg\max \{ \langle g_b, d \rangle :
+        \mathrm{norm}(d) \le 1 \}
+
+    Of a block of d elements that is
+
+    ==========  =============================================================
+    norm        direction
+    ==========  =============================================================
+    l2          :math:`g / (\|g\| + \epsilon)`, as `normalize_blocks` gives
+    avg_l2      :math:`g / (\|g\| / \sqrt{d} + \epsilon)`, elements of size 1
+    max, linf   :math:`\mathrm{sign}(g)`
+    l1          the sign of the largest element, others 0
+    avg_l1      that times d
+    spectral    :math:`U V^T` of :math:`g = U S V^T`; see `orthogonalize`
+    ==========  =============================================================
+
+    A block of zeros stays zero. Other norms of `norm_names()` have no such direction.
+
+    Args:
+      norm: a name, a norm such as `spectral(...)`, or a pair of one of these and the
+        channel axes that it goes with, such as ("avg_l2", (0,)); per leaf. None leaves
+        a leaf alone.
+      channel_axes: the axes that index a leaf's blocks, per leaf; see
+        `normalize_blocks`. The spectral norm has its `matrices` instead.
+      eps: added to what a block is divided by; at least 0.
+
+    Returns:
+      A link without state. Updates keep structure and shapes, in the wider dtype of
+      update and param.
+
+    Raises:
+      TypeError: when built, if an option has the wrong type.
+      ValueError: when built, for a norm that is not known or has no dual; at init, for
+        an axis that does not exist or a pattern that matches no path.
+
+    Examples:
+      What is gained along it is the dual norm of the gradient, for `max` the l1 norm:
+
+      >>> import jax.numpy as jnp
+      >>> grads = jnp.array([3.0, -4.0])
+      >>> for norm in ("l2", "max", "l1"):
+      ...     link = normopt.steepest(norm, eps=0.0)
+      ...     updates, _ = link.update(grads, link.init(grads))
+      ...     print(norm, round(float(grads @ updates), 4))
+      l2 5.0
+      max 7.0
+      l1 4.0
+
+    References:
+      Bernstein and Newhouse, "Old Optimizer, New Norm: An Anthology", 2024, arXiv
+      2409.20325.
+    """
+    check_per_leaf("norm", norm, check_dual)
+    check_channel_axes(channel_axes)
+    check_number("eps", eps, 0)
+    given = norm.values() if isinstance(norm, Mapping) else [norm]
+    given = [] if callable(norm) else given
+    return leafwise(
+        "steepest",
+        _descend,
+        channel_axes=channel_axes,
+        resolve=lambda axes, tree: _resolve(norm, axes, tree),
+        acts=lambda leaf: leaf.has_blocks,
+        share=lambda state: (eps,),
+        batched=any(one is not None and _norm_in(one).batched for one in given),
+    )
+
+
+def check_dual(option: str, norm: Any, where: str) -> None:
+    """Raises unless `norm` is None, or one with a dual and perhaps channel axes."""
+    if norm is None:
+        return
+    if _is_pair(norm):
+        check_channel_axes(norm[1])
+        norm = norm[0]
+    if norm_of(norm, option).dual is None:
+        place = f" at {where!r}" if where else ""
+        raise ValueError(
+            f"`{option}` must have a direction of steepest descent: l1, avg_l1, l2, "
+            "avg_l2, max, spectral, or a norm of your own with a method "
+            f"`dual(x, channel_axes, eps)`; got {option}={norm!r}{place}"
+        )
+
+
+class _Descent(NamedTuple):
+    """What the program of a leaf depends on."""
+
+    dual: Any
+    axes: Any
+
+
+def _descend(g, w, descent, option, kept, shared):
+    return descent.dual(g, descent.axes, shared[0]), kept
+
+
+def _resolve(norm: PerLeaf, channel_axes: PerLeaf, tree: Any) -> list[Any]:
+    """Reads for each leaf the dual of its norm, and the axes for that."""
+    norms = per_leaf("norm", norm, tree, None, check_dual)
+    axes = [
+        one[1] if _is_pair(one) else own
+        for one, own in zip(norms, resolve_axes(channel_axes, tree), strict=True)
+    ]
+    resolved: list[Any] = [None] * len(norms)
+    for found in _distinct([_norm_in(one) for one in norms if one is not None]):
+        mine = [one is not None and _norm_in(one) == found for one in norms]
+        values = jax.tree.structure(tree).unflatten(
+            own if is_mine else None for own, is_mine in zip(axes, mine, strict=True)
+        )
+        for position, read in enumerate(found.resolve(lambda _, v=values: v, tree)):
+            if read is not None:
+                resolved[position] = _Descent(found.dual, read)
+    return resolved
+
+
+def _distinct(norms: list[Norm]) -> list[Norm]:
+    return [one for position, one in enumerate(norms) if one not in norms[:position]]
+
+
+def _is_pair(norm: Any) -> bool:
+    return isinstance(norm, tuple | list) and len(norm) == 2
+
+
+def _norm_in(norm: Any) -> Norm:
+    return norm_of(norm[0] if _is_pair(norm) else norm)

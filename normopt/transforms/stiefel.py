@@ -1,0 +1,97 @@
+"""A link that brings matrices back to orthogonal ones after any optimizer's step."""
+
+from typing import Any
+
+import optax
+
+from normopt.checks import check_number
+from normopt.leafwise import Option, around
+from normopt.matrices import (
+    check_matrices,
+    check_scale,
+    resolve_matrices,
+    shape_factors,
+)
+from normopt.orthogonal import polar_factor, triples_of
+from normopt.rules import PerLeaf
+
+
+def retract_to_stiefel(
+    inner: optax.GradientTransformation,
+    matrices: PerLeaf,
+    *,
+    scale: PerLeaf = 1.0,
+    steps: int = 5,
+    coefficients: Any = "quintic",
+    eps: float = 1e-7,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Brings matrices back to orthogonal ones after a whole step of `inner`.
+
+    .. math::
+      w' = w + u, \qquad u \leftarrow c \, \mathrm{orthogonalize}(w') - w
+
+    The new weights are c times the polar factor of what `inner` makes of them, up to
+    what the iteration leaves: all their singular values are near c. This is the last
+    link of a chain, with the learning rate inside. A matrix that stands at zero and
+    does not move stays there.
+
+    Args:
+      inner: an optimizer, learning rate included.
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
+        Leaves without matrices take inner's step as it is.
+      scale: c, per leaf: a number of at least 0, or a name that `muon` knows; a leaf
+        that no pattern matches has 1.
+      steps: of the iteration, at least 1.
+      coefficients: of the iteration; see `orthogonalize`.
+      eps: added to the Frobenius norm of the weights, in their unit; at least 0.
+
+    Returns:
+      An optimizer that needs `params` where a leaf has matrices; its state is that of
+      `inner`. Updates keep structure and shapes, in the wider dtype of update and
+      param.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, for a number out of its range or an unknown name; at init,
+        for an axis that does not exist or a pattern that matches no path; at update,
+        without `params` or with params of another shape.
+
+    Examples:
+      Whatever the step was, rows and columns stay orthogonal:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.retract_to_stiefel(optax.sgd(0.1), ((0,), (1,)), steps=8,
+      ...                                 coefficients="polar_express")
+      >>> params = jnp.eye(3)
+      >>> grads = jax.random.normal(jax.random.key(0), (3, 3))
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> params = optax.apply_updates(params, updates)
+      >>> bool(jnp.allclose(params @ params.T, jnp.eye(3), atol=1e-2))
+      True
+
+    References:
+      SPEL, 2026, arXiv 2601.21487, Algorithm 1. Bernstein and Newhouse, "Modular
+      Duality in Deep Learning", 2024, arXiv 2410.21265, of which `scale="spectral"` is
+      the projection of linear layers.
+    """
+    check_matrices(matrices)
+    check_number("eps", eps, 0)
+    return around(
+        "retract_to_stiefel",
+        inner,
+        _retract,
+        resolve=lambda _, tree: resolve_matrices(matrices, tree),
+        options={"scale": Option(shape_factors(scale, matrices), 1.0, check_scale)},
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
+        share=lambda state: (eps,),
+        static={"triples": triples_of(steps, coefficients)},
+        batched=True,
+    )
+
+
+def _retract(g, u, w, matrices, option, kept, shared, *, triples):
+    (scale,), (eps,) = option, shared
+    return scale * polar_factor(w + u, matrices, triples, eps) - w, kept
