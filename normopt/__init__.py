@@ -49,6 +49,7 @@ from normopt.transforms import AverageGradientsState as AverageGradientsState
 from normopt.transforms import BlockNumbers as BlockNumbers
 from normopt.transforms import BoundRelativeStepState as BoundRelativeStepState
 from normopt.transforms import CompensateRoundingState as CompensateRoundingState
+from normopt.transforms import DecoupleLengthState as DecoupleLengthState
 from normopt.transforms import FollowedState as FollowedState
 from normopt.transforms import RetractToSphereState as RetractToSphereState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
@@ -65,6 +66,7 @@ from normopt.transforms import center_blocks as center_blocks
 from normopt.transforms import clip_blocks as clip_blocks
 from normopt.transforms import compensate_rounding as compensate_rounding
 from normopt.transforms import decay_weights as decay_weights
+from normopt.transforms import decouple_length as decouple_length
 from normopt.transforms import keep_norm as keep_norm
 from normopt.transforms import normalize_blocks as normalize_blocks
 from normopt.transforms import orthogonalize as orthogonalize

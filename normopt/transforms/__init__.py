@@ -7,6 +7,8 @@ from normopt.transforms.caution import cautious as cautious
 from normopt.transforms.centering import center_blocks as center_blocks
 from normopt.transforms.decaying import add_decay as add_decay
 from normopt.transforms.decaying import decay_weights as decay_weights
+from normopt.transforms.decoupling import DecoupleLengthState as DecoupleLengthState
+from normopt.transforms.decoupling import decouple_length as decouple_length
 from normopt.transforms.descending import steepest as steepest
 from normopt.transforms.moments import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms.moments import scale_by_block_adam as scale_by_block_adam
