@@ -17,9 +17,11 @@ from normopt.optimizers import adams as adams
 from normopt.optimizers import adamsrt as adamsrt
 from normopt.optimizers import adamw as adamw
 from normopt.optimizers import clipped as clipped
+from normopt.optimizers import hyperball as hyperball
 from normopt.optimizers import nadamw as nadamw
 from normopt.optimizers import normalized as normalized
 from normopt.optimizers import novograd as novograd
+from normopt.optimizers import rotational as rotational
 from normopt.optimizers import sgdmrt as sgdmrt
 from normopt.optimizers import sgdp as sgdp
 from normopt.optimizers import sgdw as sgdw
