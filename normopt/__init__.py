@@ -5,6 +5,8 @@ from types import ModuleType as _ModuleType
 
 from normopt.checks import LargeDecayWarning as LargeDecayWarning
 from normopt.describing import describe as describe
+from normopt.equilibria import Equilibrium as Equilibrium
+from normopt.equilibria import equilibrium as equilibrium
 from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.leafwise import NoBlocksWarning as NoBlocksWarning
 from normopt.norms import block_angles as block_angles
