@@ -5,6 +5,8 @@ from types import ModuleType as _ModuleType
 
 from normopt.checks import LargeDecayWarning as LargeDecayWarning
 from normopt.describing import describe as describe
+from normopt.equilibria import Equilibrium as Equilibrium
+from normopt.equilibria import equilibrium as equilibrium
 from normopt.invariance import find_scale_invariance as find_scale_invariance
 from normopt.leafwise import NoBlocksWarning as NoBlocksWarning
 from normopt.matrices import output_matrices as output_matrices
@@ -19,11 +21,13 @@ from normopt.optimizers import adams as adams
 from normopt.optimizers import adamsrt as adamsrt
 from normopt.optimizers import adamw as adamw
 from normopt.optimizers import clipped as clipped
+from normopt.optimizers import hyperball as hyperball
 from normopt.optimizers import muon as muon
 from normopt.optimizers import nadamw as nadamw
 from normopt.optimizers import normalized as normalized
 from normopt.optimizers import normuon as normuon
 from normopt.optimizers import novograd as novograd
+from normopt.optimizers import rotational as rotational
 from normopt.optimizers import scion as scion
 from normopt.optimizers import sgdmrt as sgdmrt
 from normopt.optimizers import sgdp as sgdp

@@ -19,18 +19,20 @@ from jax.core import Tracer
 
 from normopt import optimizers, transforms
 from normopt.checks import check_learning_rate, is_scalar
-from normopt.rules import by_path
+from normopt.rules import by_path, output_channels, whole_leaves
 from normopt.schedules import WarmRestarts, cosine_restarts
 
 _SCHEDULES = {build.__name__: build for build in (cosine_restarts, WarmRestarts)}
+_RULES = {build.__name__: build for build in (output_channels, whole_leaves)}
 
 
 def names() -> list[str]:
     """Lists the optimizers of normopt that `make` knows by name.
 
     Configurations may also name the links of normopt, `cosine_restarts`,
-    `WarmRestarts`, `{"name": "chain", "links": [...]}`, and optax's optimizers,
-    transformations and schedules, e.g. `sgd`, `clip_by_global_norm`, `scale_by_adam`,
+    `WarmRestarts`, `output_channels` and `whole_leaves` for channel axes,
+    `{"name": "chain", "links": [...]}`, and optax's optimizers, transformations and
+    schedules, e.g. `sgd`, `clip_by_global_norm`, `scale_by_adam`,
     `add_decayed_weights`, `exponential_decay`, `join_schedules`; where both have a
     name, it means normopt's. A mask of optax is a mapping `{pattern: True or False}`,
     False for leaves that no pattern matches.
@@ -183,6 +185,7 @@ def _ours() -> dict[str, Callable[..., Any]]:
     return (
         functions
         | _SCHEDULES
+        | _RULES
         | {build.__name__: build for build in (chain, join_schedules)}
     )
 

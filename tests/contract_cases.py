@@ -24,6 +24,7 @@ COLUMNS = {"(kernel|weight)$": (-1,)}
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.05}
 SGD = {"momentum": 0.8, "dampening": 0.2, "weight_decay": 0.05}
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
+STEADY = {**MOMENTUM, "learning_rate": 0.05}
 
 
 def unchanged(build):
@@ -53,6 +54,7 @@ class Case:
     name: str
     options: Mapping[str, Any]  # beside the learning rate
     inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
+    wraps: Mapping[str, Any] | None = None  # of optax, with a learning rate of its own
     restarts: Mapping[str, Any] | None = None  # of the WarmRestarts in its state
     chain: Callable[..., Any] | None = None  # of a link and the learning rate
     needs_params: str = ""  # the link that refuses an update without params
@@ -89,6 +91,8 @@ class Case:
             return self.chain(build(**options), scale)
         if self.restarts is not None:
             options["schedule"] = normopt.WarmRestarts(**self.restarts)
+        if self.wraps is not None:
+            options["inner"] = normopt.make(**self.wraps)
         return build(learning_rate=rate, **options)
 
     def scaled(self, axes, factor=1.0, rate=2.0**-4, **options):
@@ -141,6 +145,8 @@ class Case:
         given = {"learning_rate": RATE}
         if self.inner is not None:
             given = {"inner": {**self.inner, **given}}
+        if self.wraps is not None:
+            given["inner"] = self.wraps
         if self.restarts is not None:
             given["schedule"] = {"name": "WarmRestarts", **self.restarts}
         return {"name": self.name, **given, **self.options}
@@ -212,6 +218,14 @@ CASES = [
         mechanized={"inner": optax.sgd(1.0), "max_norm": 1.0},
     ),
     Case(
+        "hyperball",
+        {"channel_axes": COLUMNS},
+        wraps=STEADY,
+        needs_params="hyperball",
+        blocks_alone=True,
+        tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
+    ),
+    Case(
         "nadamw",
         {**ADAM, **DECAYS, "momentum_decay": 0.05},
         **DECAYED,
@@ -233,6 +247,15 @@ CASES = [
         ruled=("weight_decay", 0.2, 0.1),
         tasks=(Task({"learning_rate": 1e-3}),),
         mechanized={"learning_rate": 1.0},
+    ),
+    Case(
+        "rotational",
+        {"channel_axes": COLUMNS, "b2": 0.8, "eps": 1e-3},
+        wraps=STEADY,
+        needs_params="rotational",
+        second_moments=PER_BLOCK,
+        blocks_alone=True,
+        tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
     ),
     Case(
         "sgdmrt",
@@ -284,6 +307,27 @@ LINKS = [
         linear=True,
     ),
     Case(
+        "bound_relative_step",
+        {**BY_COLUMN, "floor": 0.09, "ceiling": 0.11, "min_norm": 1.5},
+        chain=link_last,
+        needs_params="bound_relative_step",
+        linear=True,
+    ),
+    Case(
+        "brake_radial",
+        {**BY_COLUMN, "outward": 0.5, "inward": 0.25},
+        inner=MOMENTUM,
+        needs_params="brake_radial",
+        linear=True,
+    ),
+    Case(
+        "cautious",
+        {**BY_COLUMN, "floor": 0.8},
+        inner=MOMENTUM,
+        linear=True,
+    ),
+    Case("center_blocks", BY_COLUMN, **FIRST, linear=True),
+    Case(
         "clip_blocks",
         {"max_norm": 0.5, **BY_COLUMN, "eps": 1e-3},
         **FIRST,
@@ -306,6 +350,12 @@ LINKS = [
         chain=link_last,
         needs_params="decay_weights",
         ruled=("weight_decay", 0.2, 0.1),
+        linear=True,
+    ),
+    Case(
+        "keep_norm",
+        {"inner": optax.trace(0.8), **BY_COLUMN},
+        **FIRST,
         linear=True,
     ),
     Case(

@@ -78,7 +78,7 @@ def test_imports_point_one_way():
     rank = {"checks": 1, "mapping": 0, "numerics": 0, "paths": 0, "rules": 1}
     rank |= {"sharding": 1, "blocks": 2, "norms": 3, "keeping": 3, "describing": 3}
     rank |= {"matrices": 3, "orthogonal": 3, "invariance": 3, "leafwise": 4}
-    rank |= {"transforms": 5, "schedules": 6, "starting": 6}
+    rank |= {"transforms": 5, "schedules": 6, "starting": 6, "equilibria": 8}
     rank |= {"optimizers": 6, "registry": 7}
     root = Path(normopt.__file__).parent
     for file in root.rglob("*.py"):

@@ -15,3 +15,5 @@ from normopt.optimizers.spherical import adams as adams
 from normopt.optimizers.spherical import adamsrt as adamsrt
 from normopt.optimizers.spherical import sgdmrt as sgdmrt
 from normopt.optimizers.steepest import scion as scion
+from normopt.optimizers.turning import hyperball as hyperball
+from normopt.optimizers.turning import rotational as rotational

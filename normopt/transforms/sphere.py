@@ -135,16 +135,20 @@ def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
 
 
 def hold_on_sphere(
-    optimizer: str, links: optax.GradientTransformation, channel_axes: PerLeaf
+    optimizer: str,
+    inner: optax.GradientTransformation,
+    links: optax.GradientTransformation,
+    channel_axes: PerLeaf,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets links remake the steps of blocks, and keeps the blocks' initial lengths.
+    """Lets links remake inner's steps of blocks, and keeps the blocks' initial lengths.
 
-    It stands behind a complete optimizer. Leaves without blocks, and blocks that had no
-    length at init, take the step of that optimizer as it comes.
+    Leaves without blocks, and blocks that had no length at init, take the step of
+    `inner` as it comes.
 
     Args:
       optimizer: the name of the whole, for messages.
-      links: from the optimizer's steps to others; they see leaves with blocks alone.
+      inner: a complete optimizer.
+      links: from its steps to others; they see leaves with blocks alone.
       channel_axes: the axes that index a leaf's blocks, per leaf.
     """
 
@@ -152,11 +156,17 @@ def hold_on_sphere(
         axes = resolve_proper_axes(channel_axes, tree)
         return jax.tree.structure(tree).unflatten(own is not None for own in axes)
 
+    spheres = _spheres(channel_axes, "initial")
+    held = around(optimizer, optax.masked(links, has_blocks), _hold, **spheres)
+    # Around both, so that params that are none are refused before inner sees them.
     return around(
         optimizer,
-        optax.masked(links, has_blocks),
-        _hold,
-        **_spheres(channel_axes, "initial"),
+        optax.chain(inner, held),
+        lambda g, u, w, axes, option, kept, shared: (u, kept),
+        channel_axes=channel_axes,
+        resolve=resolve_proper_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
     )
 
 

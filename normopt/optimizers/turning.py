@@ -1,0 +1,183 @@
+"""Optimizers that decide how far blocks turn, around any that says in which direction.
+
+Both give the steps of a complete optimizer the length that the learning rate says,
+relative to the weights, and bring these back to the length that they had at init.
+"""
+
+import optax
+
+from normopt.checks import check_flag, check_inner, check_learning_rate
+from normopt.leafwise import say_once
+from normopt.rules import PerLeaf, output_channels, whole_leaves
+from normopt.transforms.centering import center_blocks
+from normopt.transforms.moments import scale_by_block_adam
+from normopt.transforms.multiplying import scale_by_param_norm
+from normopt.transforms.normalizing import normalize_blocks
+from normopt.transforms.scheduling import scale_by_rate
+from normopt.transforms.sphere import hold_on_sphere
+from normopt.transforms.tangent import project_tangent
+
+# The defaults, as a configuration writes them: `optax.inject_hyperparams` would call
+# the callables that they stand for with the step count.
+WHOLE_LEAVES: PerLeaf = {"name": "whole_leaves", "min_ndim": 2}
+OUTPUT_CHANNELS: PerLeaf = {"name": "output_channels", "axis": -1}
+
+
+def hyperball(
+    inner: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    channel_axes: PerLeaf = WHOLE_LEAVES,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Steps by a part of the weights' length, and keeps that length as it was at init.
+
+    A weight decay, as part of inner's step, turns that step towards zero and shortens
+    nothing.
+
+    .. math::
+      w \leftarrow R \, \frac{w + \eta R \, u / \|u\|}{\|w + \eta R \, u / \|u\|\|},
+      \qquad R = \|w_\mathrm{init}\|
+
+    with the step u of `inner`, its sign included, and the learning rate
+    :math:`\eta`, over each block. Of u only the direction matters; inner's learning
+    rate does where u is taken as it is: on leaves without blocks, and on blocks that
+    have no length at init, which so leave zero. A u of zero leaves a block where it is.
+
+    The chain is `inner -> normalize_blocks(eps=0) -> scale_by_param_norm -> learning
+    rate`, of which `retract_to_sphere` with the radius `"initial"` keeps the length.
+    **That radius is no number**: `radius=1.0` would make every block one unit long.
+
+    Args:
+      inner: a complete optimizer, such as `optax.adam(3e-4)`.
+      learning_rate: the length of a step over that of the weights, a number of at least
+        0 or a schedule.
+      channel_axes: the axes that index a leaf's blocks, per leaf; unless told
+        `whole_leaves()`, which makes a block of each leaf of two or more dimensions.
+
+    Returns:
+      An optimizer that needs `params` where a leaf has blocks. Its state is that of
+      `inner` and R, one float for each block.
+
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, for a negative learning rate; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      A step of a tenth of the length turns by atan(0.1), and the length stays:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.hyperball(optax.sgd(1.0), 0.1)
+      >>> params, grads = jnp.array([[30.0, 40.0]]), jnp.array([[-4e-6, 3e-6]])
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> after = optax.apply_updates(params, updates)
+      >>> round(float(normopt.block_norms(after)), 4)
+      50.0
+      >>> round(float(normopt.block_angles(params, after)), 4)
+      0.0997
+
+    References:
+      AdamH and MuonH of the marin project; the hyperball hook of
+      NVIDIA-NeMo/Emerging-Optimizers; Wen et al., "Hyperball Optimization", 2025.
+    """
+    check_inner("hyperball", inner)
+    check_learning_rate(learning_rate)
+    if channel_axes is WHOLE_LEAVES:
+        channel_axes = whole_leaves()
+    step = optax.chain(
+        normalize_blocks(channel_axes=channel_axes, eps=0.0),
+        scale_by_param_norm(channel_axes, min_norm=0.0),
+        scale_by_rate(learning_rate, flip_sign=False),
+    )
+    return say_once(hold_on_sphere("hyperball", inner, step, channel_axes))
+
+
+def rotational(
+    inner: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    channel_axes: PerLeaf = OUTPUT_CHANNELS,
+    *,
+    b2: float = 0.9,
+    eps: float = 1e-8,
+    center: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Turns each block by the learning rate in radians, on average over the steps.
+
+    A weight decay has nothing left to do: what it would come to in the end, a length
+    and an angle per step, is set from the start. `equilibrium` tells the angle of a run
+    with decay.
+
+    .. math::
+      d &= P(C(u)), \qquad s \leftarrow b_2 s + (1 - b_2) \|d\|^2 \\
+      w &\leftarrow R \, \frac{w'}{\|w'\|}, \qquad
+      w' = w + \eta R \, \frac{d}{\sqrt{s / (1 - b_2^t)} + \epsilon}, \qquad
+      R = \|w_\mathrm{init}\|
+
+    with the step u of `inner`, its sign included, C that takes the mean of the block
+    off, P that removes what is radial at w, and the learning rate :math:`\eta`. The
+    length of u matters only beside its average over some steps: a step longer than
+    usual turns further. Inner's learning rate, best a constant, is that of leaves
+    without blocks and of blocks that have no length at init, which take u as it is.
+
+    The chain is `inner -> center_blocks -> project_tangent -> scale_by_block_adam(b1=0)
+    -> scale_by_param_norm -> learning rate`, of which `retract_to_sphere` with the
+    radius `"initial"` keeps the length. Start from `centered` weights if it centers.
+
+    Args:
+      inner: a complete optimizer, such as `optax.adam(1e-3)`.
+      learning_rate: the angle in radians that a block turns in a step, a number of at
+        least 0 or a schedule.
+      channel_axes: the axes that index a leaf's blocks, per leaf; unless told
+        `output_channels()`, of all leaves of two or more dimensions.
+      b2: decay of the average of squared lengths, in [0, 1).
+      eps: added to its root, in the unit of inner's steps; at least 0.
+      center: whether steps lose the mean of their block.
+
+    Returns:
+      An optimizer that needs `params` where a leaf has blocks. Its state is that of
+      `inner`, a count, and s and R, two floats for each block.
+
+    Warns:
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
+        more dimensions could have some.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, for a number out of its range; at init, for an axis that
+        does not exist or a pattern that matches no path; at update, without `params`.
+
+    Examples:
+      The radial half of the gradient turns nothing and lengthens nothing:
+
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.rotational(optax.sgd(1.0), 0.01, center=False)
+      >>> params, grads = jnp.array([[2.0], [0.0]]), jnp.array([[5.0], [5.0]])
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> after = optax.apply_updates(params, updates)
+      >>> round(float(normopt.block_norms(after)), 4)
+      2.0
+      >>> round(float(normopt.block_angles(params, after)), 4)
+      0.01
+
+    References:
+      Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
+      Learning Across Neural Networks", 2024, arXiv 2305.17212, Algorithm 1.
+    """
+    check_inner("rotational", inner)
+    check_learning_rate(learning_rate)
+    check_flag("center", center)
+    if channel_axes is OUTPUT_CHANNELS:
+        channel_axes = output_channels()
+    step = optax.chain(
+        center_blocks(channel_axes) if center else optax.identity(),
+        project_tangent(channel_axes),
+        scale_by_block_adam(0.0, b2, eps, channel_axes),
+        scale_by_param_norm(channel_axes, min_norm=0.0),
+        scale_by_rate(learning_rate, flip_sign=False),
+    )
+    return say_once(hold_on_sphere("rotational", inner, step, channel_axes))
