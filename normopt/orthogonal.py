@@ -51,15 +51,6 @@ COEFFICIENTS: dict[str, tuple[tuple[Triple, ...], bool]] = {
         ),
         False,
     ),
-    "aol": (
-        (
-            (4.0098, -7.0585, 2.4635),
-            (3.4585, -5.5479, 2.5959),
-            (2.7573, -3.2939, 1.4254),
-            (2.7215, -3.0494, 1.3169),
-        ),
-        True,
-    ),
 }
 
 
@@ -122,8 +113,8 @@ def polar_factor(
       matrices: its axes.
       triples: the coefficients of each step.
       eps: added to the Frobenius norm, by which each matrix is divided before.
-      dtype: in which matrices are multiplied; None for that of `x`, and then in its
-        full precision also on a TPU or a GPU, which would take less.
+      dtype: in which matrices of real numbers are multiplied; None for that of `x`,
+        in its full precision also on a TPU or a GPU, which would take less.
     """
     stack, names = matrices.stack(x.ndim), string.ascii_letters
     inputs, outputs = matrices.sizes(x.shape)
@@ -146,7 +137,8 @@ def polar_factor(
     largest = reduce_blocks(jnp.max, jnp.abs(x), stack)
     y = x * safe_quotient(1, largest)
     y = y * safe_quotient(1, block_length(y, stack) + eps * safe_quotient(1, largest))
-    y = y if dtype is None else y.astype(dtype)
+    if dtype is not None and not jnp.iscomplexobj(y):
+        y = y.astype(dtype)
     for a, b, c in triples:
         gram = product(f"{whole(0)},{whole(1)}->{z}{side(0)}{side(1)}", y.conj(), y)
         square = product(

@@ -20,10 +20,12 @@ import normopt
 
 RATE = 0.1
 PER_BLOCK, PER_ELEMENT, PER_LAYER = "per block", "per element", "per layer"
+PER_OUTPUT = "per output of a matrix"
 COLUMNS = {"(kernel|weight)$": (-1,)}
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.05}
 SGD = {"momentum": 0.8, "dampening": 0.2, "weight_decay": 0.05}
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
+SIGNS = {"name": "sign_sgd", "learning_rate": 0.05}
 STEADY = {**MOMENTUM, "learning_rate": 0.05}
 
 
@@ -54,7 +56,9 @@ class Case:
     name: str
     options: Mapping[str, Any]  # beside the learning rate
     inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
-    wraps: Mapping[str, Any] | None = None  # of optax, with a learning rate of its own
+    wraps: Mapping[str, Any] | None = (
+        None  # optimizers with rates of their own, by option
+    )
     restarts: Mapping[str, Any] | None = None  # of the WarmRestarts in its state
     chain: Callable[..., Any] | None = None  # of a link and the learning rate
     needs_params: str = ""  # the link that refuses an update without params
@@ -91,8 +95,7 @@ class Case:
             return self.chain(build(**options), scale)
         if self.restarts is not None:
             options["schedule"] = normopt.WarmRestarts(**self.restarts)
-        if self.wraps is not None:
-            options["inner"] = normopt.make(**self.wraps)
+        options |= {name: normopt.make(**own) for name, own in self.wrapped.items()}
         return build(learning_rate=rate, **options)
 
     def scaled(self, axes, factor=1.0, rate=2.0**-4, **options):
@@ -120,6 +123,11 @@ class Case:
         assert_close(actual, expected, 1e-5 if self.dtype == "float32" else 0.05)
 
     @property
+    def wrapped(self) -> dict[str, Any]:
+        """The optimizers that it is given, by the option."""
+        return dict(self.wraps or {})
+
+    @property
     def own_rate(self) -> bool:
         """Whether the learning rate is its own, and not a link of optax."""
         return self.inner is None and self.chain is None
@@ -145,8 +153,7 @@ class Case:
         given = {"learning_rate": RATE}
         if self.inner is not None:
             given = {"inner": {**self.inner, **given}}
-        if self.wraps is not None:
-            given["inner"] = self.wraps
+        given |= self.wrapped
         if self.restarts is not None:
             given["schedule"] = {"name": "WarmRestarts", **self.restarts}
         return {"name": self.name, **given, **self.options}
@@ -154,6 +161,12 @@ class Case:
 
 DECAYED = {"ruled": ("weight_decay", 0.2, 0.1), "needs_params": "decay_weights"}
 DECAYS = {"weight_decay": 0.015, "l1": 0.01, "lr_multipliers": 0.7}
+
+BY_MATRIX = {"matrices": ((-2,), (-1,))}
+OF_MATRICES = {
+    "needs_params": "add_decay",
+    "ruled": ("matrices", ((-1,), (-2,)), ((-2,), (-1,))),
+}
 
 WHOLE = {"channel_axes": ()}
 TRAINS = {"learning_rate": 1e-3, "momentum": 0.9}
@@ -220,10 +233,16 @@ CASES = [
     Case(
         "hyperball",
         {"channel_axes": COLUMNS},
-        wraps=STEADY,
+        wraps={"inner": STEADY},
         needs_params="hyperball",
         blocks_alone=True,
         tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
+    ),
+    Case(
+        "muon",
+        {"momentum": 0.8, "weight_decay": 0.05, "eps": 1e-3, **BY_MATRIX},
+        wraps={"rest": SIGNS},
+        **OF_MATRICES,
     ),
     Case(
         "nadamw",
@@ -240,6 +259,13 @@ CASES = [
         tasks=(Task({"inner": optax.sgd(1e-3)}),),
     ),
     Case(
+        "normuon",
+        {"momentum": 0.8, "b2": 0.9, "weight_decay": 0.05, "eps": 1e-3, **BY_MATRIX},
+        wraps={"rest": SIGNS},
+        second_moments=PER_OUTPUT,
+        **OF_MATRICES,
+    ),
+    Case(
         "novograd",
         {**ADAM, "grad_averaging": True, "amsgrad": True},
         needs_params="add_decay",
@@ -251,11 +277,16 @@ CASES = [
     Case(
         "rotational",
         {"channel_axes": COLUMNS, "b2": 0.8, "eps": 1e-3},
-        wraps=STEADY,
+        wraps={"inner": STEADY},
         needs_params="rotational",
         second_moments=PER_BLOCK,
         blocks_alone=True,
         tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
+    ),
+    Case(
+        "scion",
+        {"momentum": 0.8, "norms": {"": "max"}, "radii": 0.5, "eps": 1e-3},
+        ruled=("radii", 0.2, 0.1),
     ),
     Case(
         "sgdmrt",
@@ -365,6 +396,12 @@ LINKS = [
         blocks_alone=True,
     ),
     Case(
+        "orthogonalize",
+        {**BY_MATRIX, "eps": 1e-3},
+        **FIRST,
+        ruled=OF_MATRICES["ruled"],
+    ),
+    Case(
         "project_if_invariant",
         {"weight_decay": 0.05, "delta": 1.0, "wd_ratio": 0.1},
         inner=MOMENTUM,
@@ -384,6 +421,14 @@ LINKS = [
         {**BY_COLUMN, "radius": 2.0, "moment": "trace"},
         inner=MOMENTUM,
         needs_params="retract_to_sphere",
+        linear=True,
+    ),
+    Case(
+        "retract_to_stiefel",
+        {**BY_MATRIX, "eps": 1e-3},
+        inner=MOMENTUM,
+        needs_params="retract_to_stiefel",
+        ruled=OF_MATRICES["ruled"],
         linear=True,
     ),
     Case(
@@ -428,6 +473,11 @@ LINKS = [
         linear=True,
     ),
     Case(
+        "steepest",
+        {"norm": "avg_l2", **BY_COLUMN, "eps": 1e-3},
+        **FIRST,
+    ),
+    Case(
         "trace_on_tangent",
         {"decay": 0.8, "dampening": 0.2, **BY_COLUMN, "nesterov": True},
         **FIRST,
@@ -464,6 +514,7 @@ BLOCKS = {
     PER_BLOCK: {
         f"{path}@{axis}" for path, axis in zip(KERNELS, (1, 3, 1), strict=True)
     },
+    PER_OUTPUT: {"dense/kernel@1", "convs/0/kernel@0,1,3", "pair/0/kernel@1"},
     PER_LAYER: {f"{p}@" for p in (*KERNELS, "dense/bias", "pair/1/kernel", "scale")},
 }
 

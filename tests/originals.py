@@ -21,7 +21,9 @@ class NotFollowed(Exception):
 
 def rebuilt(meta: Mapping[str, Any]) -> optax.GradientTransformation:
     """Builds the optimizer of a recorded run."""
-    for system, classes, build in BUILDERS:
+    from tests import originals_of_matrices
+
+    for system, classes, build in (*BUILDERS, *originals_of_matrices.BUILDERS):
         if meta["system"] == system and re.fullmatch(classes, meta["class"]):
             return build(meta)
     raise NotFollowed(f"nothing here follows {meta['class']} of {meta['system']}")
@@ -125,7 +127,9 @@ def plain(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
 # Hyperball: marin's levanter, HeavyBall.
 
 
-def adamh(meta: Mapping[str, Any]) -> optax.GradientTransformation:
+def adamh(
+    meta: Mapping[str, Any], others: Mapping[str, Any] | None = None
+) -> optax.GradientTransformation:
     given = settings(meta)
     numbers = {
         ours: given.get(theirs, given.get(ours))
@@ -135,6 +139,7 @@ def adamh(meta: Mapping[str, Any]) -> optax.GradientTransformation:
     parts = {
         "adamh": normopt.hyperball(adam, rate_of(meta), rows_of_stacks),
         "adam": optax.chain(adam, optax.scale_by_schedule(adam_rate(meta))),
+        **(others or {}),
     }
     if given.get("max_grad_norm"):
         # Of each group by itself.
@@ -189,11 +194,13 @@ def heavyball(meta: Mapping[str, Any]) -> optax.GradientTransformation:
 # Hooks: NVIDIA-NeMo/Emerging-Optimizers.
 
 
-def hooked(meta: Mapping[str, Any]) -> optax.GradientTransformation:
+def hooked(
+    meta: Mapping[str, Any], own: optax.GradientTransformation | None = None
+) -> optax.GradientTransformation:
     given, hook = settings(meta), meta["hook_kwargs"]
     rate = rate_of(meta)
     average = averaged(given["momentum"], given["nesterov"])
-    inner = optax.chain(average, optax.scale(-1.0))
+    inner = own or optax.chain(average, optax.scale(-1.0))
     if meta["base"] == "adam":
         adam = optax.adam(1.0, **betas(given), eps=given["adam_eps"])
         inner = optax.chain(average, adam) if given["momentum"] else adam

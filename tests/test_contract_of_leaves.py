@@ -150,7 +150,9 @@ def test_the_params_are_asked_for_where_they_are_needed(case):
     params, optimizer = tree(SMALL), case.make()
     state = optimizer.init(params)
     if case.needs_params:
-        message = f"`{case.needs_params}` needs the parameters, 'body/bias' first"
+        message = (
+            f"`{case.needs_params}` needs the parameters, 'body/(bias|kernel)' first"
+        )
         with pytest.raises(ValueError, match=message):
             optimizer.update(params, state)
     else:

@@ -24,6 +24,7 @@ from normopt.numerics import safe_quotient
 from tests.contract_cases import CASES, LINKS, every_case, gradients, tree
 
 ROOT = Path(__file__).parents[1]
+EMPTY = inspect.Parameter.empty
 SQUARE = {"kernel": (4, 4), "bias": (4,)}
 
 
@@ -270,6 +271,11 @@ def test_without_blocks_and_decay_no_params_are_needed(case):
         tx = case.build(inner=optax.sgd(0.1), **case.options)
     elif "channel_axes" in case.rules("", ""):
         tx = case.build(0.1, channel_axes=None)
+    elif case.wrapped or "norms" in case.options:
+        kinds = inspect.signature(case.build).parameters
+        given = {name: normopt.make(**own) for name, own in case.wrapped.items()}
+        given |= {k: v for k, v in case.options.items() if kinds[k].default is EMPTY}
+        tx = case.build(0.1, **given)
     else:
         tx = case.build(0.1)
     params = tree(SQUARE)
@@ -283,7 +289,7 @@ def test_what_follows_eps_is_named(case):
     kinds = inspect.signature(case.build).parameters
     if "learning_rate" in kinds:
         by_place = [n for n, p in kinds.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        assert by_place[-1] in ("eps", "momentum")
+        assert by_place[-1] in ("eps", "momentum", "b2")
 
 
 # Warnings.

@@ -9,11 +9,15 @@ from tests.trajectories import FOLDER, deviation, read
 
 SYSTEMS = {
     "F_rotational": 8,
-    "G_hyperball": 8,
-    "J_brake_relative": 4,
+    "G_hyperball": 12,
+    "H_muon": 8,
+    "I_scion": 5,
+    "J_brake_relative": 6,
     "K_cautious": 9,
     "L_ngpt": 3,
-    "N_oblique_stiefel": 4,
+    "N_oblique_stiefel": 5,
+    "O_muown": 3,
+    "P_modula": 3,
 }
 # One of each system's kinds; what they compile is what takes the time.
 QUICK = {
@@ -23,6 +27,11 @@ QUICK = {
     "cadamp",
     "ngpt_wd",
     "oblique_sgd_dim1_wd_offmanifold",
+    "kellerjordan_wd",
+    "dion_normuon",
+    "scion_groups_init",
+    "muown",
+    "dualize_project",
 }
 PATHS = [path for system in SYSTEMS for path in sorted((FOLDER / system).glob("*.npz"))]
 
@@ -51,8 +60,8 @@ def test_follows_the_original(path):
 
 
 def test_a_run_that_nothing_follows_says_so():
-    meta = {"system": "G_hyperball", "class": "MuonHyperball"}
-    with pytest.raises(NotFollowed, match="nothing here follows MuonHyperball"):
+    meta = {"system": "H_muon", "class": "AdaptiveMuon"}
+    with pytest.raises(NotFollowed, match="nothing here follows AdaptiveMuon"):
         rebuilt(meta)
 
 

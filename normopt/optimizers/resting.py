@@ -7,7 +7,7 @@ import jax
 import optax
 
 from normopt.checks import check_inner
-from normopt.paths import places
+from normopt.paths import params_like, places
 
 
 def beside(
@@ -37,7 +37,19 @@ def beside(
                 optimizer if one else "rest" for one in own
             )
 
-        return optax.partition({optimizer: chain, "rest": rest}, labels)
+        parts = optax.partition({optimizer: chain, "rest": rest}, labels)
+
+        def update_fn(
+            updates: optax.Updates,
+            state: Any,
+            params: optax.Params | None = None,
+            **extra_args: Any,
+        ) -> tuple[optax.Updates, Any]:
+            # Where the trees are not alike, optax's own error names no path.
+            params_like(updates, params, optimizer, needed=False)
+            return parts.update(updates, state, params, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(parts.init, update_fn)
 
     def init_fn(params: optax.Params) -> Any:
         found = zip(places(params), is_its(params), strict=True)

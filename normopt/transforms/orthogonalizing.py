@@ -39,13 +39,13 @@ def orthogonalize(
         without matrices stay as they are.
       steps: of the iteration, at least 1.
       coefficients: "simple", the one triple of the first Muon; "quintic" (five, then
-        again from the first), "polar_express" (eight, the last repeated), "aol" (four,
-        then again); or triples (a, b, c), one a step, the last repeated.
+        again from the first), "polar_express" (eight, the last repeated); or triples
+        (a, b, c), one a step, the last repeated.
       eps: added to the Frobenius norm, in the unit of the updates; at least 0. With 0,
         too, a matrix of zeros stays one.
-      dtype: in which matrices are multiplied, such as "bfloat16", half the time or less
-        on GPU and TPU; None for the dtype of the leaf, float32 at least, in its full
-        precision.
+      dtype: in which matrices of real numbers are multiplied, such as "bfloat16", half
+        the time or less on GPU and TPU; None for the dtype of the leaf, float32 at
+        least, in its full precision.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of
@@ -71,8 +71,8 @@ def orthogonalize(
     References:
       Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: An optimizer for
       hidden layers in neural networks", 2024 ("simple"). Amsel, Persson, Musco, Gower,
-      "The Polar Express", 2025, arXiv 2505.16932. The sets "quintic", "polar_express"
-      and "aol" have the numbers that Levanter and Emerging-Optimizers use.
+      "The Polar Express", 2025, arXiv 2505.16932. The sets "quintic" and
+      "polar_express" have the numbers that Levanter and Emerging-Optimizers use.
     """
     check_matrices(matrices)
     check_number("eps", eps, 0)
