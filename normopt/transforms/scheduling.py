@@ -128,22 +128,20 @@ def scale_by_eta(eta: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by_rate(
-    learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True
+    learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates by minus the learning rate, a number or a schedule.
 
     As `optax.scale_by_learning_rate` does, with its states; but in float32 at least,
     and without raising the dtype of the updates to that of a rate that is an array, as
-    an injected one is. Without `flip_sign` it is plus the learning rate, for what is a
-    step already.
+    an injected one is.
     """
-    sign = -1 if flip_sign else 1
     if not callable(learning_rate):
         rate: Any = learning_rate
         return leafwise(
             "scale_by_rate",
             _scale,
-            share=lambda state: (sign * rate,),
+            share=lambda state: (-rate,),
             also_integers=True,
         )
     schedule: Any = learning_rate
@@ -153,7 +151,7 @@ def scale_by_rate(
         state=optax.ScaleByScheduleState,
         start=lambda: {"count": jnp.zeros([], jnp.int32)},
         # The count is already that of this step; a schedule begins at 0.
-        share=lambda state: (sign * schedule(state.count - 1),),
+        share=lambda state: (-schedule(state.count - 1),),
         also_integers=True,
     )
 
