@@ -19,14 +19,14 @@ from normopt.blocks import (
     block_sum,
     per_block,
     radial_quotient,
+    reduce_blocks,
     resolve_proper_axes,
 )
 from normopt.keeping import OfBlocks
 from normopt.leafwise import around, leafwise
-from normopt.norms import block_norm
 from normopt.numerics import positive_sqrt, safe_quotient, saturated, select, squared
 from normopt.rules import PerLeaf
-from normopt.transforms.sphere import InitialLengths, resized
+from normopt.transforms.sphere import InitialLengths
 
 
 class HyperballState(NamedTuple):
@@ -49,10 +49,18 @@ def step_relatively(
 
 
 def _step_relatively(u, w, axes, option, kept, shared):
+    """Takes w' - w as a sum of w and u, each times a number of the block.
+
+    So a leaf is read once for the sums and once for the step, and w' is never stored.
+    """
     radius = across_block(kept[0], axes, u.ndim)
-    unit = u * safe_quotient(1, block_norm("l2", u, axes))
-    held = resized(shared[0] * radius * unit, w, axes, lambda before, after: radius)
-    return jnp.where(radius > 0, held, u), kept
+    length = _length(u, axes)
+    gain = radius * shared[0] * safe_quotient(1, length)
+    ww, uw = block_dot(w, w, axes), block_dot(u, w, axes)
+    after = _root(ww + gain * (2 * uw + gain * length * length))
+    back = radius * safe_quotient(1, after)
+    step = (back - 1) * w + (back * gain) * u
+    return jnp.where(radius > 0, step, u), kept
 
 
 class RotationalState(NamedTuple):
@@ -102,7 +110,7 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     numbers are in the unit of |u|, is never stored.
     """
     radius, nu = (across_block(one, axes, u.ndim) for one in kept)
-    length, size = block_norm("l2", u, axes), block_size(u.shape, axes)
+    length, size = _length(u, axes), block_size(u.shape, axes)
     unit = safe_quotient(1, length)
     uw, ww, mean, square = block_dot(u, w, axes) * unit, block_dot(w, w, axes), 0, 1
     if center:
@@ -118,12 +126,26 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     gain = radius * shared.rate * shared.root
     gain = gain / (positive_sqrt(nu) + shared.eps * shared.root)
     gain = select(is_turned, gain, 0)
-    after = jnp.sqrt(saturated(ww + (gain * d) ** 2))
+    after = _root(ww + (gain * d) ** 2)
     back = radius * safe_quotient(1, after)
     of_w = back * (1 - gain * length * radial) - 1
     step = of_w * w + (back * gain) * u - back * gain * length * mean
     kept = tuple(per_block(one, axes) for one in (radius, nu))
     return jnp.where(radius > 0, step, u), kept
+
+
+def _length(u: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Takes |u| of each block, right from 1e-30 to 1e30.
+
+    Without the branch of `block_norm`, for which XLA would store u as it is then.
+    """
+    largest = reduce_blocks(jnp.max, jnp.abs(u), axes)
+    scaled = u * safe_quotient(1, largest)
+    return jnp.sqrt(block_dot(u, u, axes))
+
+
+def _root(square: jax.Array) -> jax.Array:
+    return jnp.sqrt(saturated(jnp.maximum(square, 0)))
 
 
 def _held(state: Any, share: Callable[[Any], Any], **keeps: OfBlocks) -> dict[str, Any]:
