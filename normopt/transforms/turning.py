@@ -141,7 +141,7 @@ def _length(u: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """
     largest = reduce_blocks(jnp.max, jnp.abs(u), axes)
     scaled = u * safe_quotient(1, largest)
-    return jnp.sqrt(block_dot(u, u, axes))
+    return largest * jnp.sqrt(block_dot(scaled, scaled, axes))
 
 
 def _root(square: jax.Array) -> jax.Array:
