@@ -24,7 +24,14 @@ from normopt.blocks import (
 )
 from normopt.keeping import OfBlocks
 from normopt.leafwise import around, leafwise
-from normopt.numerics import positive_sqrt, safe_quotient, saturated, select, squared
+from normopt.numerics import (
+    positive_sqrt,
+    safe_quotient,
+    safe_sqrt,
+    saturated,
+    select,
+    squared,
+)
 from normopt.rules import PerLeaf
 from normopt.transforms.sphere import InitialLengths
 
@@ -121,7 +128,7 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     square = square - radial * uw
     # What rounding leaves of a step along the weights is no direction.
     is_turned = (square > 32 * jnp.finfo(square.dtype).eps) & (length > 0)
-    d = length * jnp.sqrt(select(is_turned, square, 0))
+    d = length * safe_sqrt(select(is_turned, square, 0))
     nu = saturated(shared.b2 * nu + shared.b2_rest * d * d)
     gain = radius * shared.rate * shared.root
     gain = gain / (positive_sqrt(nu) + shared.eps * shared.root)
@@ -141,11 +148,11 @@ def _length(u: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """
     largest = reduce_blocks(jnp.max, jnp.abs(u), axes)
     scaled = u * safe_quotient(1, largest)
-    return largest * jnp.sqrt(block_dot(scaled, scaled, axes))
+    return largest * safe_sqrt(block_dot(scaled, scaled, axes))
 
 
 def _root(square: jax.Array) -> jax.Array:
-    return jnp.sqrt(saturated(jnp.maximum(square, 0)))
+    return safe_sqrt(saturated(jnp.maximum(square, 0)))
 
 
 def _held(state: Any, share: Callable[[Any], Any], **keeps: OfBlocks) -> dict[str, Any]:
