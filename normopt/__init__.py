@@ -55,7 +55,9 @@ from normopt.transforms import BoundRelativeStepState as BoundRelativeStepState
 from normopt.transforms import CompensateRoundingState as CompensateRoundingState
 from normopt.transforms import DecoupleLengthState as DecoupleLengthState
 from normopt.transforms import FollowedState as FollowedState
+from normopt.transforms import HyperballState as HyperballState
 from normopt.transforms import RetractToSphereState as RetractToSphereState
+from normopt.transforms import RotationalState as RotationalState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
 from normopt.transforms import ScaleByBlockRmsState as ScaleByBlockRmsState
 from normopt.transforms import ScaleByNadamState as ScaleByNadamState

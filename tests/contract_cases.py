@@ -279,7 +279,6 @@ CASES = [
         {"channel_axes": COLUMNS, "b2": 0.8, "eps": 1e-3},
         wraps={"inner": STEADY},
         needs_params="rotational",
-        second_moments=PER_BLOCK,
         blocks_alone=True,
         tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
     ),

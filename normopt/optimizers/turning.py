@@ -6,16 +6,15 @@ relative to the weights, and bring these back to the length that they had at ini
 
 import optax
 
-from normopt.checks import check_flag, check_inner, check_learning_rate
+from normopt.checks import (
+    check_flag,
+    check_inner,
+    check_learning_rate,
+    check_number,
+)
 from normopt.leafwise import say_once
 from normopt.rules import PerLeaf, output_channels, whole_leaves
-from normopt.transforms.centering import center_blocks
-from normopt.transforms.moments import scale_by_block_adam
-from normopt.transforms.multiplying import scale_by_param_norm
-from normopt.transforms.normalizing import normalize_blocks
-from normopt.transforms.scheduling import scale_by_rate
-from normopt.transforms.sphere import hold_on_sphere
-from normopt.transforms.tangent import project_tangent
+from normopt.transforms.turning import behind, step_relatively, turn_blocks
 
 # The defaults, as a configuration writes them: `optax.inject_hyperparams` would call
 # the callables that they stand for with the step count.
@@ -42,9 +41,10 @@ def hyperball(
     rate does where u is taken as it is: on leaves without blocks, and on blocks that
     have no length at init, which so leave zero. A u of zero leaves a block where it is.
 
-    The chain is `inner -> normalize_blocks(eps=0) -> scale_by_param_norm -> learning
-    rate`, of which `retract_to_sphere` with the radius `"initial"` keeps the length.
-    **That radius is no number**: `radius=1.0` would make every block one unit long.
+    On blocks that is the chain `inner -> normalize_blocks(eps=0) -> scale_by_param_norm
+    -> learning rate`, of which `retract_to_sphere` with the radius `"initial"` keeps
+    the length, in one link. **That radius is no number**: `radius=1.0` would make every
+    block one unit long, which is not this optimizer.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
@@ -55,7 +55,7 @@ def hyperball(
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner` and R, one float for each block.
+      `inner`, and a `HyperballState`: a count, and R, one float for each block.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
@@ -88,12 +88,8 @@ def hyperball(
     check_learning_rate(learning_rate)
     if channel_axes is WHOLE_LEAVES:
         channel_axes = whole_leaves()
-    step = optax.chain(
-        normalize_blocks(channel_axes=channel_axes, eps=0.0),
-        scale_by_param_norm(channel_axes, min_norm=0.0),
-        scale_by_rate(learning_rate, flip_sign=False),
-    )
-    return say_once(hold_on_sphere("hyperball", inner, step, channel_axes))
+    link = step_relatively(learning_rate, channel_axes)
+    return say_once(behind("hyperball", inner, link, channel_axes))
 
 
 def rotational(
@@ -123,9 +119,11 @@ def rotational(
     usual turns further. Inner's learning rate, best a constant, is that of leaves
     without blocks and of blocks that have no length at init, which take u as it is.
 
-    The chain is `inner -> center_blocks -> project_tangent -> scale_by_block_adam(b1=0)
-    -> scale_by_param_norm -> learning rate`, of which `retract_to_sphere` with the
-    radius `"initial"` keeps the length. Start from `centered` weights if it centers.
+    On blocks that is the chain `inner -> center_blocks -> project_tangent ->
+    scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate`, of which
+    `retract_to_sphere` with the radius `"initial"` keeps the length, in one link. Start
+    from `centered` weights if it centers. A step with less than a thousandth or so of
+    its length in d turns nothing: rounding would say where.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.
@@ -139,7 +137,7 @@ def rotational(
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, a count, and s and R, two floats for each block.
+      `inner`, and a `RotationalState`: a count, and s and R, two floats for each block.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
@@ -173,11 +171,7 @@ def rotational(
     check_flag("center", center)
     if channel_axes is OUTPUT_CHANNELS:
         channel_axes = output_channels()
-    step = optax.chain(
-        center_blocks(channel_axes) if center else optax.identity(),
-        project_tangent(channel_axes),
-        scale_by_block_adam(0.0, b2, eps, channel_axes),
-        scale_by_param_norm(channel_axes, min_norm=0.0),
-        scale_by_rate(learning_rate, flip_sign=False),
-    )
-    return say_once(hold_on_sphere("rotational", inner, step, channel_axes))
+    check_number("b2", b2, 0, below=1)
+    check_number("eps", eps, 0)
+    link = turn_blocks(learning_rate, channel_axes, b2, eps, center)
+    return say_once(behind("rotational", inner, link, channel_axes))

@@ -43,3 +43,5 @@ from normopt.transforms.stiefel import retract_to_stiefel as retract_to_stiefel
 from normopt.transforms.tangent import TraceOnTangentState as TraceOnTangentState
 from normopt.transforms.tangent import project_tangent as project_tangent
 from normopt.transforms.tangent import trace_on_tangent as trace_on_tangent
+from normopt.transforms.turning import HyperballState as HyperballState
+from normopt.transforms.turning import RotationalState as RotationalState

@@ -121,16 +121,14 @@ def scale_by_eta(eta: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def scale_by_rate(
-    learning_rate: optax.ScalarOrSchedule, *, flip_sign: bool = True
+    learning_rate: optax.ScalarOrSchedule,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies the updates by minus the learning rate, a number or a schedule.
 
     As `optax.scale_by_learning_rate` does, with its states; but in float32 at least,
     and without raising the dtype of the updates to that of a rate that is an array, as
-    an injected one is. Without `flip_sign` it is plus the learning rate, for what is a
-    step already.
+    an injected one is.
     """
-    sign = -1 if flip_sign else 1
     schedule: Any = learning_rate
     counted: dict[str, Any] = {}
     if callable(schedule):
@@ -139,7 +137,7 @@ def scale_by_rate(
 
     def share(state: Any) -> tuple[Any]:
         # The count is already that of this step; a schedule begins at 0.
-        return (sign * (schedule(state.count - 1) if counted else schedule),)
+        return (-schedule(state.count - 1) if counted else -schedule,)
 
     return leafwise("scale_by_rate", _scale, share=share, also_integers=True, **counted)
 

@@ -134,47 +134,6 @@ def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     return resized(u, w, axes, wanted), kept
 
 
-def hold_on_sphere(
-    optimizer: str,
-    inner: optax.GradientTransformation,
-    links: optax.GradientTransformation,
-    channel_axes: PerLeaf,
-) -> optax.GradientTransformationExtraArgs:
-    """Lets links remake inner's steps of blocks, and keeps the blocks' initial lengths.
-
-    Leaves without blocks, and blocks that had no length at init, take the step of
-    `inner` as it comes.
-
-    Args:
-      optimizer: the name of the whole, for messages.
-      inner: a complete optimizer.
-      links: from its steps to others; they see leaves with blocks alone.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
-    """
-
-    def has_blocks(tree: Any) -> Any:
-        axes = resolve_proper_axes(channel_axes, tree)
-        return jax.tree.structure(tree).unflatten(own is not None for own in axes)
-
-    spheres = _spheres(channel_axes, "initial")
-    held = around(optimizer, optax.masked(links, has_blocks), _hold, **spheres)
-    # Around both, so that params that are none are refused before inner sees them.
-    return around(
-        optimizer,
-        optax.chain(inner, held),
-        lambda g, u, w, axes, option, kept, shared: (u, kept),
-        channel_axes=channel_axes,
-        resolve=resolve_proper_axes,
-        acts=lambda leaf: leaf.has_blocks,
-        reads_weights=lambda leaf: True,
-    )
-
-
-def _hold(own, u, w, sphere, option, kept, shared):
-    held = resized(u, w, sphere.axes, _wanted(sphere, option, kept, w.ndim))
-    return jnp.where(across_block(kept[0], sphere.axes, w.ndim) > 0, held, own), kept
-
-
 def brake_radial(
     inner: optax.GradientTransformation,
     channel_axes: PerLeaf,
@@ -311,7 +270,7 @@ def _spheres(channel_axes: PerLeaf, radius: PerLeaf) -> dict[str, Any]:
         "options": {"radius": Option(_numbers_of(radius), 0.0, _check_radius)},
         "acts": lambda leaf: leaf.has_blocks,
         "reads_weights": lambda leaf: True,
-        "keeps": {"radius": _InitialLengths()} if keeps else {},
+        "keeps": {"radius": _InitialRadii()} if keeps else {},
         "state": RetractToSphereState if keeps else optax.EmptyState,
     }
 
@@ -331,25 +290,31 @@ def _wanted(
     return wanted
 
 
-class _InitialLengths(OfBlocks):
-    """Keeps the lengths that the blocks with an initial radius have at init."""
+class InitialLengths(OfBlocks):
+    """Keeps how long each block is at init."""
 
-    def zeros(self, params: Any, axes: Sequence[_Sphere | None]) -> Any:
+    def zeros(self, params: Any, axes: Sequence[Axes]) -> Any:
         """Takes the lengths before the first step."""
-        kept = super().zeros(params, _initial(axes))
+        kept = super().zeros(params, axes)
         lengths = [
             None if own is None else per_block(block_length(w, own), own)
-            for w, own in zip(jax.tree.leaves(params), _initial(axes), strict=True)
+            for w, own in zip(jax.tree.leaves(params), axes, strict=True)
         ]
         return self.pack(lengths, kept, params, axes)
 
-    def unpack(self, kept: Any, tree: Any, axes: Sequence[_Sphere | None]) -> Any:
+
+class _InitialRadii(InitialLengths):
+    """Keeps how long the blocks of leaves with an initial radius are at init."""
+
+    def zeros(self, params: Any, axes: Sequence[Any]) -> Any:
+        """Takes the lengths before the first step."""
+        return InitialLengths().zeros(params, _initial(axes))
+
+    def unpack(self, kept: Any, tree: Any, axes: Sequence[Any]) -> Any:
         """Lists the lengths of the blocks of each leaf."""
         return super().unpack(kept, tree, _initial(axes))
 
-    def pack(
-        self, values: Any, kept: Any, tree: Any, axes: Sequence[_Sphere | None]
-    ) -> Any:
+    def pack(self, values: Any, kept: Any, tree: Any, axes: Sequence[Any]) -> Any:
         """Undoes `unpack`."""
         return super().pack(values, kept, tree, _initial(axes))
 
