@@ -77,12 +77,27 @@ def _adamsrt(channel_axes: Any) -> Callable[[], optax.GradientTransformation]:
     return lambda: normopt.adamsrt(RATE, channel_axes=channel_axes)
 
 
+def _blocks(name: str) -> Callable[[], optax.GradientTransformation]:
+    return lambda: normopt.make(name=name, learning_rate=RATE, channel_axes=(-1,))
+
+
+def _around(
+    wrap: Callable[..., optax.GradientTransformation], **options: Any
+) -> Callable[[], optax.GradientTransformation]:
+    return lambda: wrap(optax.adam(RATE), channel_axes=(-1,), **options)
+
+
 CASES = {
     "optax.adamw": Case(lambda: optax.adamw(RATE)),
-    "novograd": Case(lambda: normopt.novograd(RATE), "optax.adamw", 1.3),
+    "novograd": Case(lambda: normopt.novograd(RATE), "optax.adamw", 1.1),
+    "adamw": Case(lambda: normopt.adamw(RATE), "optax.adamw", 1.1),
     "adamw+rules": Case(_adamw, "optax.adamw", 1.3),
-    "adamsrt": Case(_adamsrt((-1,)), "optax.adamw", 1.8),
+    "adams": Case(_blocks("adams"), "optax.adamw", 1.1),
+    "adamsrt": Case(_blocks("adamsrt"), "optax.adamw", 1.8),
     "adamsrt+rules": Case(_adamsrt(dict.fromkeys(PATTERNS, (-1,))), "adamsrt", 1.3),
+    "adamp": Case(_blocks("adamp"), "optax.adamw", 2.5),
+    "normalized": Case(_around(normopt.normalized), "optax.adamw", 2.5),
+    "clipped": Case(_around(normopt.clipped, max_norm=1.0), "optax.adamw", 2.5),
 }
 
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normopt.checks import is_scalar
+from normopt.copies import reduction
 from normopt.mapping import check_whole, manual_axes
 from normopt.numerics import safe_sqrt, saturated, squared, widened
 from normopt.paths import places
@@ -138,7 +139,7 @@ def reduce_blocks(
       An array with the dimensions of `x`, or with those of `axes` alone.
     """
     within = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    return reduce(x, axis=within, keepdims=keepdims)
+    return reduction(lambda: reduce(x, axis=within, keepdims=keepdims))
 
 
 def block_sum(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -38,6 +38,7 @@ import optax
 
 from normopt.blocks import check_channel_axes, has_numbers, resolve_axes
 from normopt.checks import check_inner, is_zero
+from normopt.copies import copied, remember, with_sums_of
 from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
 from normopt.numerics import real_dtype, wide_dtype, wider_dtype
 from normopt.paths import params_like, places
@@ -464,6 +465,7 @@ def _step_leaf(
     option: tuple[Any, ...],
     kept: Kept,
     shared: tuple[Any, ...],
+    copy: Any = None,
     *,
     step: Step,
     axes: Any,
@@ -471,7 +473,17 @@ def _step_leaf(
     number_kept: int,
     dtype: Any,
 ) -> tuple[jax.Array, Kept]:
-    """Takes the step of one leaf in float32 at least."""
+    """Takes the step of one leaf in float32 at least, its sums of a copy if given."""
+    if copy is not None:
+        once = functools.partial(
+            _step_leaf,
+            step=step,
+            axes=axes,
+            static=static,
+            number_kept=number_kept,
+            dtype=dtype,
+        )
+        return with_sums_of(copy, once, seen, option, kept, shared)
 
     def wide(x: jax.Array) -> jax.Array:
         is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
@@ -500,7 +512,17 @@ def _step_together(
     jitted = _call_step if program["number_kept"] else _inline_step
     step_leaf = functools.partial(jitted, **program)
     if len(inputs) == 1:
-        return [step_leaf(*inputs[0], shared)]
+        seen, option, kept = inputs[0]
+        # What leaves without blocks have no sums over needs no copy.
+        copy = None if program["axes"] is None else copied((seen, kept))
+        sees = None if copy is None else (copy[0], option, copy[1], shared)
+        own = (seen, option, kept, shared)
+        results = step_leaf(*own, sees)
+        is_cheap = program["axes"] is None and not program["number_kept"]
+        remember(
+            results[0], (lambda *own: step_leaf(*own)[0]) if is_cheap else None, *own
+        )
+        return [results]
     stacked = jax.tree.map(lambda *one: jnp.stack(one), *inputs)
     results = jax.vmap(step_leaf, in_axes=(0, 0, 0, None))(*stacked, shared)
     return [

@@ -53,7 +53,13 @@ def test_bars_are_those_of_the_design():
     bars = {name: (c.baseline, c.bar) for name, c in CASES.items() if c.bar is not None}
     assert bars == {
         "adams": ("optax.adamw", 0.95),
+        "adams+L2": ("optax.adamw", 1.05),
         "adamsrt": ("optax.adamw", 1.4),
+        "adamsrt+L2": ("optax.adamw", 1.45),
+        "adamg": ("optax.adamw", 2.5),
+        "adamp": ("optax.adamw", 2.3),
+        "normalized": ("optax.adamw", 1.45),
+        "clipped": ("optax.adamw", 1.45),
         "novograd": ("optax.novograd", 0.9),
         "sgdmrt": ("optax.sgd", 2.2),
     }
@@ -64,6 +70,7 @@ def test_bars_are_those_of_the_design():
 def test_blocks_are_the_channels_of_the_convolutions(name):
     """What the blocks save shows in the state: four numbers where Adam has 72."""
     two = ("optax.adamw", "optax.adam", "adamp", "adamw", "nadamw")
+    two += ("normalized", "clipped")
     state = jax.eval_shape(CASES[name].make().init, PARAMS)
     large = [leaf for leaf in jax.tree.leaves(state) if leaf.size >= 72]
     assert len(large) == (2 if name in two else 1)

@@ -40,6 +40,27 @@ def test_many_tiny_numbers_beside_a_larger_one():
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_norms_go_with_the_size_of_the_block(norm, size):
+    """They need no branch for it: a GPU would wait for its host at each."""
+    block = jax.random.normal(jax.random.key(4), (20, 3))
+    program = jax.jit(lambda x: normopt.block_norms(x, (-1,), norm))
+    np.testing.assert_allclose(program(block * size), size * program(block), rtol=1e-6)
+    assert "cond" not in str(jax.make_jaxpr(program)(block))
+
+
+def test_a_norm_is_rounded_as_the_plain_sum_is():
+    """What is scaled by anything but powers of two would be rounded once more."""
+    block = jax.random.normal(jax.random.key(4), (50, 30))
+    plain = jnp.sqrt(jnp.sum(block * block, 0))
+    np.testing.assert_array_equal(normopt.block_norms(block, (-1,)), plain)
+
+
+def test_a_block_with_an_infinite_element_is_infinitely_long():
+    assert normopt.block_norms(jnp.array([1.0, -jnp.inf])) == jnp.inf
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_zero_block_gives_a_zero_update_and_a_finite_derivative(norm):
     grads = {dtype: jnp.array([[0, 1], [0, -2]], dtype) for dtype in DTYPES}
     links = [
