@@ -1,6 +1,6 @@
 """Which leaves a loss is scale-invariant in, and in which slices of them."""
 
-import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -10,25 +10,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normopt.invariance.evidence import Evidence, Partition, evidence, partitions
-from normopt.invariance.judging import (
-    CANDIDATE,
-    FEWEST,
-    Pair,
-    holds,
-    may_hold,
-    typical,
-)
-from normopt.invariance.probing import Prober, gradient_of, numeric_leaves
+from normopt.invariance.deciding import ENOUGH, Claim, Decider
+from normopt.invariance.evidence import Partition, partitions
+from normopt.invariance.losses import compiled_loss, numeric_leaves
+from normopt.invariance.probing import Point, Probe
 
-# Strengths of the moves, relative to each leaf's size.
-STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)
-# Candidates are looked at again when they are this many times as large: first with
-# care, for candidates that are no invariances can ruin the network.
-FIRST_SCALE = 8.0
-LAST_SCALE = 1024.0
+# The root mean square of a candidate's measure, at most; 1 for random vectors. The loss
+# decides: this saves asking it about most leaves, and where moves of a large leaf
+# change the loss far more than to first order, what an epsilon breaks may be seen.
+CANDIDATE = 0.3
+# More rounding than this in the measure of one gradient, and it says nothing.
+HIDDEN_GRADIENT = 0.3
 
-Looks = list[list[dict[Partition, Evidence]] | None]  # by point, by leaf
+
+class Found(dict[str, Partition]):
+    """A dictionary `{pattern: axes}` that also knows of what it does not have."""
+
+    left_out: dict[str, str]  # path to why the leaf is not reported
 
 
 def find_scale_invariance(
@@ -127,108 +125,56 @@ def find_scale_invariance(
     if not leaves:
         return {}
     weights = [jnp.asarray(place.leaf) for _, place in leaves]
-    gradient = gradient_of(loss_fn, params, args, has_aux)
-    prober = Prober(gradient, weights, jax.random.key(0) if key is None else key)
-    found = _search(prober, [np.shape(w) for w in weights])
-    return {f"^{re.escape(paths[i])}$": axes for i, axes in sorted(found.items())}
+    value, gradient = compiled_loss(loss_fn, params, args, has_aux)
+    probe = Probe(value, gradient, weights, jax.random.key(0) if key is None else key)
+    found, reasons = _search(probe, [np.shape(w) for w in weights])
+    result = Found({f"^{re.escape(paths[i])}$": a for i, a in sorted(found.items())})
+    result.left_out = {paths[i]: reason for i, reason in sorted(reasons.items())}
+    return result
 
 
-def _search(prober: Prober, shapes: list[tuple[int, ...]]) -> dict[int, Partition]:
-    """Finds the finest partition that holds, for each leaf that has one."""
-    unscaled = _look(prober, [[1.0] * len(shapes)] * len(STRENGTHS))
-    candidates = {}
+def _search(
+    probe: Probe, shapes: list[tuple[int, ...]]
+) -> tuple[dict[int, Partition], dict[int, str]]:
+    """Finds the finest partition that holds for each leaf, or why there is none."""
+    points = probe.points()
+    candidates, reasons = {}, {}
     for i, shape in enumerate(shapes):
-        known = [
-            axes for axes in partitions(shape) if _life(unscaled, i, axes) >= FEWEST
-        ]
-        # A large epsilon may leave little of a fine partition at the leaf's own size.
-        # When scaled up it shows as well as the one that made the leaf a candidate.
-        if any(typical(_of(unscaled, i, axes)) < CANDIDATE for axes in known):
-            candidates[i] = known
-    for scale, judge in ((FIRST_SCALE, may_hold), (LAST_SCALE, holds)):
-        candidates = _survivors(prober, unscaled, candidates, scale, judge)
-    return {i: held[0] for i, held in candidates.items()}
+        claims = [_claim(points, i, axes) for axes in partitions(shape)]
+        candidates[i] = [claim for claim in claims if isinstance(claim, Claim)]
+        if not candidates[i]:
+            reasons[i] = str(claims[-1]) if claims else "it is no block: one element"
+    decider, found = Decider(probe, points), {}
+    while tried := {i: claims.pop(0) for i, claims in candidates.items() if claims}:
+        # The doubtful stand together, so that bisection leaves the others whole.
+        refuted = decider.refuted(sorted(tried.values(), key=lambda c: c.measure))
+        for i, claim in tried.items():
+            if i in refuted:
+                reasons[i] = refuted[i]
+            else:
+                found[i] = claim.axes
+                candidates[i] = []
+    return found, {i: why for i, why in reasons.items() if i not in found}
 
 
-def _survivors(
-    prober: Prober,
-    unscaled: Looks,
-    candidates: dict[int, list[Partition]],
-    scale: float,
-    judge: Callable[[list[Pair]], bool],
-) -> dict[int, list[Partition]]:
-    """Scales the candidates up, and drops them until all that are left hold.
+def _claim(points: list[Point], leaf: int, axes: Partition) -> Claim | str:
+    """Makes a claim of what the gradients say of a partition, or says what they say.
 
-    A true invariance does not change the network when it is scaled; a candidate that is
-    none can ruin it, and then nothing true is to be seen in the others. So candidates
-    that looked least invariant at their own size have to go first.
+    At one point they may say the opposite, see `ENOUGH`.
     """
-    while candidates := {i: some for i, some in candidates.items() if some}:
-        halves = _halves(list(candidates))
-        first, second = (
-            _look(
-                prober,
-                [
-                    [
-                        scale if i in halves and (n in halves[i]) == is_first else 1.0
-                        for i in range(prober.leaves)
-                    ]
-                    for n in range(len(STRENGTHS))
-                ],
-            )
-            for is_first in (True, False)
+    seen = {p.number: p.sights[leaf][axes] for p in points if axes in p.sights[leaf]}
+    told = {n: s for n, s in seen.items() if s.rounding < HIDDEN_GRADIENT}
+    if len(told) < ENOUGH:
+        return "its gradient is zero or rounding"
+    close = sorted(told.values(), key=lambda s: s.radial.measure)
+    close = close[: max(ENOUGH, len(close) - 1)]
+    measure, rounding = (
+        math.sqrt(np.mean(np.square(column)))
+        for column in zip(*((s.radial.measure, s.rounding) for s in close), strict=True)
+    )
+    if measure > CANDIDATE:
+        return (
+            f"its gradient is not orthogonal to it: {measure:.2g} where chance gives 1"
         )
-        held, doubt = {}, {}
-        for i, some in candidates.items():
-            scaled = [
-                (first if n in halves[i] else second)[n] for n in range(len(STRENGTHS))
-            ]
-            doubt[i] = min(typical(_of(unscaled, i, axes)) for axes in some)
-            held[i] = [
-                axes for axes in some if judge(_pairs(unscaled, scaled, i, axes))
-            ]
-        if all(held.values()):
-            return held
-        doubtful = {i for i in doubt if 3 * doubt[i] >= max(doubt.values())}
-        fallen = {i for i in doubtful if not held[i]} or doubtful
-        candidates = {i: some for i, some in candidates.items() if i not in fallen}
-    return {}
-
-
-def _halves(candidates: list[int]) -> dict[int, tuple[int, ...]]:
-    """Splits the points in two for each candidate: it is scaled up at one half first.
-
-    Not at the same one as another candidate: scaled together, the factors of a product
-    beside a constant (a low-rank update) look as if what they break fell with the
-    square of the scale. Two different halves differ in a point, and so do the others.
-    """
-    halves = list(itertools.combinations(range(len(STRENGTHS)), len(STRENGTHS) // 2))
-    # Steps of 7 through the 20 halves: neighbours get halves that differ more.
-    return {i: halves[7 * n % len(halves)] for n, i in enumerate(candidates)}
-
-
-def _look(prober: Prober, factors: list[list[float]]) -> Looks:
-    """Gathers the evidence at every point, with the leaves multiplied by factors."""
-    looks: Looks = []
-    for number, (strength, by_leaf) in enumerate(zip(STRENGTHS, factors, strict=True)):
-        point = prober.point(number, strength, by_leaf)
-        looks.append(None if point is None else evidence(point))
-    return looks
-
-
-def _of(looks: Looks, leaf: int, axes: Partition) -> list[Evidence]:
-    """Picks what the points say about one partition, where they say anything."""
-    return [look[leaf][axes] for look in looks if look and look[leaf][axes].live]
-
-
-def _life(looks: Looks, leaf: int, axes: Partition) -> int:
-    return sum(one.live for one in _of(looks, leaf, axes))
-
-
-def _pairs(unscaled: Looks, scaled: Looks, leaf: int, axes: Partition) -> list[Pair]:
-    """Pairs what the same points say before and after scaling."""
-    return [
-        (before[leaf][axes], after[leaf][axes])
-        for before, after in zip(unscaled, scaled, strict=True)
-        if before and after
-    ]
+    references = {n: s.radial.reference for n, s in seen.items()}
+    return Claim(leaf, axes, measure, rounding, references)
