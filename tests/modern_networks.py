@@ -361,7 +361,7 @@ SANDWICH = ("v", "o", "up", "down")
 MODERN_NETWORKS = [
     *(
         Network(
-            f"{name}_before_rms", before_rms(act), {"w2": ()}, quick=name != "celu"
+            f"{name}_before_rms", before_rms(act), {"w2": ()}, quick=name not in ("celu", "elu")
         )
         for name, act in SMOOTH.items()
     ),
@@ -473,7 +473,7 @@ MODERN_NETWORKS = [
         plain(
             lambda key: {
                 "layers": [
-                    1.4 * normal(k, w=(7, 7))["w"] for k in jax.random.split(key, 6)
+                    2.0 * normal(k, w=(7, 7))["w"] for k in jax.random.split(key, 6)
                 ],
                 "head": normal(key, head=(7, 4))["head"],
             },

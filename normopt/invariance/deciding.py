@@ -7,25 +7,26 @@ moves of the same blocks, as far in random directions.
 """
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from normopt.invariance.evidence import Partition
-from normopt.invariance.losses import Weights
-from normopt.invariance.moving import perturbed, scaled
+from normopt.invariance.moving import like, perturbed, scaled
 from normopt.invariance.probing import Point, Probe
 
 # Scaling changes the loss by at most this share of what other moves do.
 TOLERANCE = 0.015
+# So many times that at two points, and there is no need for more.
+CLEAR = 4.0
 # How often each point is scaled.
 DRAWS = 2
 # So many times what rounding changes in the loss is a change.
 NOISE = 3.0
 # Rounding that hides less than this share of what other moves change leaves the word
 # to the gradient, whose measure then has to be as small but for its own rounding.
-HIDDEN = 0.1
+HIDDEN = 0.3
 # One point of four may say the opposite: what comes before a block may be nearly dead
 # there, with a variance far below any epsilon.
 ENOUGH = 3
@@ -48,6 +49,7 @@ class Decider:
         """Keep what the points say about the rounding of the loss."""
         self._probe, self._points = probe, points
         self._losses: dict[int, float] = {}
+        self._known: dict[Any, float] = {}
         relative = [p.noise / abs(p.loss) for p in points if p.loss]
         self._noise = max(_size(relative), float(np.finfo(np.float32).eps))
         # No leaf changes the loss by more than all of them.
@@ -89,16 +91,20 @@ class Decider:
 
     def _reason(self, claim: Claim) -> str:
         """Says why one claim does not hold, or nothing if it does."""
-        ratios = []
+        ratios, against = [], 0
         for point in self._points:
             by_scale = _size(list(self._changes(point, [claim], scaled)))
             by_others = _size(list(self._changes(point, [claim], perturbed)))
             noise = NOISE * self._noise * abs(point.loss)
             if by_others > 0:
                 ratios.append((by_scale / by_others, noise / by_others))
-        ratios = sorted(ratios)[: max(ENOUGH, len(self._points) - 1)]
-        if len(ratios) < ENOUGH:
-            return "no move of it changes the loss"
+                against += by_scale > CLEAR * max(TOLERANCE * by_others, noise)
+            if len(self._points) - against < ENOUGH:
+                break
+        else:
+            ratios = sorted(ratios)[: max(ENOUGH, len(ratios) - 1)]
+            if len(ratios) < ENOUGH:
+                return "no move of it changes the loss"
         change, noise = (_size(list(column)) for column in zip(*ratios, strict=True))
         if change <= TOLERANCE:
             return ""
@@ -112,18 +118,33 @@ class Decider:
             f"{100 * change:.2g} % of what other moves as far do"
         )
 
-    def _changes(self, point: Point, claims: list[Claim], change) -> Iterator[float]:
+    def _changes(
+        self, point: Point, claims: list[Claim], change: Callable[..., np.ndarray]
+    ) -> Iterator[float]:
         """Gives the changes of the loss when the blocks of all claims are changed."""
+        for draw in range(DRAWS):
+            which = tuple((claim.leaf, claim.axes) for claim in claims)
+            known = point.number, which, change, draw
+            if known not in self._known:
+                self._known[known] = self._change(point, claims, change, draw)
+            yield self._known[known]
+
+    def _change(
+        self,
+        point: Point,
+        claims: list[Claim],
+        change: Callable[..., np.ndarray],
+        draw: int,
+    ) -> float:
         weights = self._probe.at(point.number, point.strength)
         if point.number not in self._losses:
             self._losses[point.number] = float(self._probe.value(weights))
-        for draw in range(DRAWS):
-            changed: Weights = list(weights)
-            for claim in claims:
-                seed = self._probe.seed(point.number, claim.leaf, draw, 1)
-                changed[claim.leaf] = change(weights[claim.leaf], seed, claim.axes)
-            loss = float(self._probe.value(changed)) - self._losses[point.number]
-            yield loss if math.isfinite(loss) else math.inf
+        for claim in claims:
+            rng = self._probe.random(point.number, claim.leaf, draw, 1)
+            w = weights[claim.leaf]
+            weights[claim.leaf] = like(change(w, rng, claim.axes), w)
+        loss = float(self._probe.value(weights)) - self._losses[point.number]
+        return loss if math.isfinite(loss) else math.inf
 
 
 def _size(changes: list[float]) -> float:

@@ -13,17 +13,17 @@ It is about 1 for random vectors of any size d_b, and 0 for an invariance.
 import functools
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from normopt.blocks import block_size, reduce_blocks
-from normopt.invariance.moving import uniform
-from normopt.numerics import widened
+from normopt.blocks import block_size
+from normopt.invariance.moving import in_units
 
 Partition = tuple[int, ...]  # the axes that index the blocks
+
+# So many elements of a gradient show how much of it is rounding.
+SAMPLE = 4096
 
 
 @functools.cache
@@ -62,89 +62,39 @@ class Summary(NamedTuple):
     """What one gradient says about a leaf as a whole."""
 
     length: float  # of the gradient
-    sketch: np.ndarray  # its sums with random signs, to compare it with another one
-    whole: Radial
+    sample: np.ndarray  # of its elements, to compare it with another one
+    chosen: np.ndarray  # where they are
 
     def rounding(self, other: "Summary") -> float:
-        """Gives the share of the gradient that is rounding, from a second one.
-
-        It changes the sketch in proportion to the gradient's length, as it changes the
-        gradient, of which no copy has to be kept.
-        """
-        if self.length == 0:
+        """Gives the share of the gradient that is rounding, from a second one."""
+        length = float(np.linalg.norm(self.sample))
+        if length == 0:
             return math.inf
-        return float(np.linalg.norm(self.sketch - other.sketch)) / self.length
+        return float(np.linalg.norm(self.sample - other.sample)) / length
 
 
-def summaries(
-    weights: list[jax.Array], grads: list[jax.Array], seeds: list[np.ndarray]
-) -> list[Summary]:
-    """Sums up the gradient of each leaf."""
-    told = [
-        _summary(w, g, seed) for w, g, seed in zip(weights, grads, seeds, strict=True)
-    ]
-    found = []
-    for tops, dot, squares, sketch in jax.device_get(told):
-        lengths = [
-            float(top) * math.sqrt(square)
-            for top, square in zip(tops, squares, strict=True)
-        ]
-        dots = np.float64(dot).reshape(1) * float(tops[0]) * float(tops[1])
-        size = math.sqrt(weights[len(found)].size)
-        whole = Radial(dots, lengths[0] * lengths[1] / size)
-        found.append(Summary(lengths[1], np.float64(1) * sketch * float(tops[1]), whole))
-    return found
+def summary(g: np.ndarray, chosen: np.ndarray | None = None) -> Summary:
+    """Sums up a gradient, of which no copy has to be kept to see its rounding."""
+    unit, top = in_units(g)
+    flat = unit.ravel()
+    if chosen is None:
+        chosen = np.flatnonzero(flat)
+        chosen = chosen[:: max(1, len(chosen) // SAMPLE)]
+    length = top * float(np.sqrt(np.sum(np.abs(flat) ** 2)))
+    return Summary(length, flat[chosen] * top, chosen)
 
 
-def radials(
-    weights: list[jax.Array],
-    grads: list[jax.Array],
-    chosen: dict[int, tuple[Partition, ...]],
-) -> dict[int, dict[Partition, Radial]]:
-    """Measures gradients by the blocks of the chosen partitions of each leaf."""
-    told = {i: _by_block(weights[i], grads[i], axes) for i, axes in chosen.items()}
-    found = {}
-    for i, (tops, sums) in jax.device_get(told).items():
-        scale = float(tops[0]) * float(tops[1])
-        found[i] = {
-            axes: Radial(np.float64(1) * dots * scale, math.sqrt(square) * scale)
-            for axes, (dots, square) in zip(chosen[i], sums, strict=True)
-        }
-    return found
+def radial(w: np.ndarray, g: np.ndarray, axes: Partition) -> Radial:
+    """Measures a gradient by the blocks of one partition.
 
-
-@jax.jit
-def _summary(w: jax.Array, g: jax.Array, seed: jax.Array) -> Any:
-    tops, (w, g) = _in_units(w, g)
-    signs = jnp.sign(uniform(seed, g.shape, 0)).astype(g.dtype)
-    sketch = jnp.sum(signs * g, axis=tuple(range(g.ndim - 1)))
-    squares = [jnp.sum(jnp.abs(x) ** 2) for x in (w, g)]
-    return tops, jnp.sum(_product(g, w)), squares, sketch
-
-
-@functools.partial(jax.jit, static_argnames="chosen")
-def _by_block(w: jax.Array, g: jax.Array, chosen: tuple[Partition, ...]) -> Any:
-    tops, (w, g) = _in_units(w, g)
-    sums = []
-    for axes in chosen:
-        dots, ww, gg = (
-            reduce_blocks(jnp.sum, x, axes, keepdims=False).ravel()
-            for x in (_product(g, w), jnp.abs(w) ** 2, jnp.abs(g) ** 2)
-        )
-        sums.append((dots, jnp.sum(gg * ww) / block_size(w.shape, axes)))
-    return tops, sums
-
-
-def _product(g: jax.Array, w: jax.Array) -> jax.Array:
-    """Multiplies without a conjugate, which is Euler's product for complex leaves, too.
-
-    JAX returns the conjugate of the direction of ascent.
+    Re(g w), without a conjugate, is Euler's product for complex leaves too: JAX returns
+    the conjugate of the direction of ascent.
     """
-    return jnp.real(g * w)
-
-
-def _in_units(*arrays: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Divides arrays by their largest elements, so that no square underflows."""
-    wide = [widened(x) for x in arrays]
-    tops = [jnp.max(jnp.abs(x)) for x in wide]
-    return tops, [x / jnp.where(t > 0, t, 1) for x, t in zip(wide, tops, strict=True)]
+    (w, top), (g, steepest) = in_units(w), in_units(g)
+    within = tuple(axis for axis in range(w.ndim) if axis not in axes)
+    dots, ww, gg = (
+        np.sum(x, axis=within, dtype=x.dtype).ravel().astype(np.float64)
+        for x in ((g * w).real, np.abs(w) ** 2, np.abs(g) ** 2)
+    )
+    reference = math.sqrt(np.sum(gg * ww) / block_size(w.shape, axes))
+    return Radial(dots * (top * steepest), reference * top * steepest)

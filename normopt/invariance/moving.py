@@ -1,85 +1,101 @@
 """Parameters at random around the given ones: moved, scaled by block, perturbed.
 
-Random numbers are a hash of each element's number: drawing a point is then a fraction
-of a gradient, which with the generators of `jax.random` took longer than the gradients,
-and a point can be had again from its seed instead of being kept.
+Random numbers are drawn by NumPy, in a fraction of the time of a gradient; with the
+generators of `jax.random` they took longer than the gradients on a CPU. A point can be
+had again from its seed instead of being kept, and nothing is compiled for it.
 """
 
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normopt.blocks import block_dot
-from normopt.numerics import real_dtype, safe_sqrt, widened
+from normopt.numerics import wide_dtype
 
-# Steps of the hash: Chris Wellons' triple of 2018, of low bias.
-_SHIFTS_AND_FACTORS = ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB))
+Array = np.ndarray
 
 
-def seed_of(key: jax.Array, *numbers: int) -> np.ndarray:
-    """Derives a seed for one leaf and one purpose from a key of `jax.random`."""
-    words = np.asarray(jax.random.key_data(key)).ravel().tolist()
-    return np.random.SeedSequence([*words, *numbers]).generate_state(2)
+class Randomness:
+    """Random numbers for each leaf and purpose, from one key of `jax.random`."""
+
+    def __init__(self, key: jax.Array):
+        """Read the key."""
+        self._words = np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+    def __call__(self, *numbers: int) -> np.random.Generator:
+        """Makes the generator of a purpose, always in the same state."""
+        seeds = np.random.SeedSequence([*self._words, *numbers])
+        return np.random.Generator(np.random.SFC64(seeds))
 
 
-@jax.jit
-def moved(w: jax.Array, seed: jax.Array, size: float, jitter: float) -> jax.Array:
-    """Adds noise with a root mean square of `size` to a leaf.
-
-    A `jitter` of 1 changes the last bits of what results, at random, 0 does not: what
-    then differs is rounding.
-    """
-    x = widened((widened(w) + size * _noise(seed, w)).astype(w.dtype))
-    last = jitter * jnp.finfo(w.dtype).eps * uniform(seed, w.shape, 2)
-    return (x * (1 + last.astype(real_dtype(w.dtype)))).astype(w.dtype)
+def host(x: jax.Array) -> Array:
+    """Gives a leaf as a NumPy array, in float32 at least, without a copy if it is."""
+    x = np.asarray(x)
+    return x.astype(wide_dtype(x.dtype), copy=False)
 
 
-@functools.partial(jax.jit, static_argnames="axes")
-def scaled(w: jax.Array, seed: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def like(x: Array, w: jax.Array) -> jax.Array:
+    """Puts numbers where a leaf is, in its dtype."""
+    x = x.astype(w.dtype, copy=False)
+    # What nobody put on a device goes where the other arguments are.
+    return jax.device_put(x, w.sharding) if w.committed else jax.device_put(x)
+
+
+def moved(w: jax.Array, rng: np.random.Generator, size: float) -> Array:
+    """Adds noise with a root mean square of `size` to a leaf."""
+    noise = _noise(w, rng)
+    noise *= size
+    noise += host(w)
+    return noise
+
+
+def jittered(x: Array, rng: np.random.Generator, dtype: np.dtype) -> Array:
+    """Changes the last bits of numbers: what then differs is rounding."""
+    last = rng.random(x.shape, np.float32)
+    last *= float(jnp.finfo(dtype).eps)
+    return x.astype(dtype).astype(x.dtype) * (1 + last.astype(x.real.dtype))
+
+
+def scaled(w: jax.Array, rng: np.random.Generator, axes: tuple[int, ...]) -> Array:
     """Multiplies each block of a leaf by a factor of its own around 1/2 or 2."""
-    return (widened(w) * _factors(w, seed, axes)).astype(w.dtype)
+    x = host(w)
+    return x * _factors(x, rng, axes)
 
 
-@functools.partial(jax.jit, static_argnames="axes")
-def perturbed(w: jax.Array, seed: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Moves each block as far as `scaled` does with this seed, in a random direction."""
-    wide, noise = widened(w), _noise(seed[::-1], w)
-    squares = block_dot(noise, noise, axes)
-    unit = noise / jnp.where(squares > 0, safe_sqrt(squares), 1)
-    top = jnp.max(jnp.abs(wide))  # in units of the largest, so that no square underflows
-    top = jnp.where(top > 0, top, 1)
-    lengths = top * safe_sqrt(block_dot(wide / top, wide / top, axes))
-    steps = jnp.abs(_factors(w, seed, axes) - 1) * lengths
-    return (wide + steps * unit).astype(w.dtype)
+def perturbed(w: jax.Array, rng: np.random.Generator, axes: tuple[int, ...]) -> Array:
+    """Moves each block as far as `scaled` does, in a random direction."""
+    x = host(w)
+    steps = np.abs(_factors(x, rng, axes) - 1)
+    noise = _noise(w, rng)
+    steps *= _lengths(x, axes) / _lengths(noise, axes)
+    return x + steps * noise
 
 
-def _factors(w: jax.Array, seed: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    shape = tuple(n if axis in axes else 1 for axis, n in enumerate(w.shape))
-    x = uniform(seed, shape, 0)
-    # An exponent of 0.75 to 1.25, or minus that.
-    return (2 ** (x / 2 + 0.75 * jnp.sign(x))).astype(real_dtype(w.dtype))
+def in_units(x: Array) -> tuple[Array, float]:
+    """Divides by the largest element, so that no square under- or overflows."""
+    top = float(np.max(np.abs(x)))
+    return x / x.dtype.type(top or 1.0), top
 
 
-def _noise(seed: jax.Array, w: jax.Array) -> jax.Array:
-    """Draws numbers with a mean square of one, for each element of a leaf."""
-    x = uniform(seed, w.shape, 0)
-    dtype = widened(w).dtype
-    if jnp.iscomplexobj(w):
-        return (math.sqrt(1.5) * jax.lax.complex(x, uniform(seed, w.shape, 1))).astype(
-            dtype
-        )
-    return (math.sqrt(3) * x).astype(dtype)
+def _lengths(x: Array, axes: tuple[int, ...]) -> Array:
+    unit, top = in_units(x)
+    within = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    squares = np.sum(np.abs(unit) ** 2, axis=within, keepdims=True)
+    return unit.real.dtype.type(top) * np.sqrt(squares)
 
 
-def uniform(seed: jax.Array, shape: tuple[int, ...], stream: int) -> jax.Array:
-    """Draws numbers from -1 to 1; the streams of a seed differ."""
-    x = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    for word in (seed[0], seed[1] + np.uint32(stream)):
-        x ^= word.astype(jnp.uint32)
-        for shift, factor in _SHIFTS_AND_FACTORS:
-            x = (x ^ (x >> shift)) * np.uint32(factor)
-        x ^= x >> 14
-    return x.astype(jnp.float32) * 2.0**-31 - 1
+def _factors(x: Array, rng: np.random.Generator, axes: tuple[int, ...]) -> Array:
+    shape = tuple(n if axis in axes else 1 for axis, n in enumerate(x.shape))
+    exponents = rng.uniform(0.75, 1.25, shape) * rng.choice([-1, 1], shape)
+    return (2**exponents).astype(x.real.dtype)
+
+
+def _noise(w: jax.Array, rng: np.random.Generator) -> Array:
+    """Draws numbers with a mean square of one for each element of a leaf."""
+    dtype = wide_dtype(w.dtype)
+    parts = [rng.random(w.shape, np.float32) for _ in range(1 + np.iscomplexobj(w))]
+    for x in parts:
+        x -= 0.5
+        x *= math.sqrt(12 / len(parts))
+    return (parts[0] if len(parts) == 1 else parts[0] + 1j * parts[1]).astype(dtype)

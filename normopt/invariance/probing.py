@@ -17,15 +17,15 @@ from normopt.invariance.evidence import (
     Radial,
     Summary,
     partitions,
-    radials,
-    summaries,
+    radial,
+    summary,
 )
 from normopt.invariance.losses import Gradient, Value, Weights
-from normopt.invariance.moving import moved, seed_of
-from normopt.numerics import widened
+from normopt.invariance.moving import Randomness, host, jittered, like, moved
 
-# Strengths of the moves, relative to each leaf's size.
-STRENGTHS = (0.25, 0.5, 0.75, 0.5)
+# Strengths of the moves, relative to each leaf's size: what holds is to hold near the
+# parameters. Only leaves without a size are moved by all of the one that they are given.
+STRENGTHS = (0.1, 0.2, 0.3, 0.4)
 # So many more points are looked at, at most, until every leaf has a size.
 CALIBRATIONS = 3
 # How often a move that goes too far is halved.
@@ -74,34 +74,34 @@ class Probe:
         Raises:
           ValueError: if the loss or its gradient is not finite there.
         """
-        self.value, self._gradient = value, gradient
-        self._base, self._key = base, key
-        wide = [widened(w) for w in base]
-        self._sizes = [
-            summary.length / math.sqrt(w.size)
-            for summary, w in zip(self._summaries(wide, wide), base, strict=True)
-        ]
-        self._small = {i for i, size in enumerate(self._sizes) if not size}
-        usual = float(np.median([s for s in self._sizes if s] or [FALLBACK_SIZE]))
-        self._sizes = [size or usual for size in self._sizes]
+        self.value, self._gradient, self.random = value, gradient, Randomness(key)
+        self._base = base
+        sizes = [summary(host(w)).length / math.sqrt(w.size) for w in base]
+        self._small = {i for i, size in enumerate(sizes) if not size}
+        usual = float(np.median([s for s in sizes if s] or [FALLBACK_SIZE]))
+        self._sizes = [size or usual for size in sizes]
         self._cap = LARGEST_MOVE * max(self._sizes)
         loss, grads = gradient(base, 1.0)
-        if not _is_finite(loss, self._summaries(base, grads)):
+        if not _is_finite(loss, [summary(host(g)) for g in grads]):
             raise ValueError(
                 "`find_scale_invariance` needs a finite loss with finite gradients at "
                 f"`params`; the loss is {float(loss):g}"
             )
 
-    def seed(self, *numbers: int) -> np.ndarray:
-        """Derives a seed from the key of the search."""
-        return seed_of(self._key, *numbers)
+    def at(self, number: int, strength: float, *, jitter: bool = False) -> Weights:
+        """Moves the parameters; the same number is the same direction.
 
-    def at(self, number: int, strength: float, jitter: float = 0.0) -> Weights:
-        """Moves the parameters; the same number is the same direction."""
-        return [
-            moved(w, self.seed(number, i), strength * size, jitter)
-            for i, (w, size) in enumerate(zip(self._base, self._sizes, strict=True))
-        ]
+        Args:
+          number: of the point.
+          strength: of the move, relative to the sizes of the leaves.
+          jitter: whether to change last bits, too.
+        """
+        weights = []
+        for i, (w, size) in enumerate(zip(self._base, self._sizes, strict=True)):
+            rng = self.random(number, i)
+            x = moved(w, rng, size if i in self._small else strength * size)
+            weights.append(like(jittered(x, rng, w.dtype) if jitter else x, w))
+        return weights
 
     def points(self) -> list[Point]:
         """Looks at points until there are enough at which every leaf has its size."""
@@ -129,39 +129,33 @@ class Probe:
             strength = most / 2**halving
             weights = self.at(number, strength)
             loss, grads = self._gradient(weights, 1.0)
-            first = self._summaries(weights, grads)
+            grads = [host(g) for g in grads]
+            first = [summary(g) for g in grads]
             if _is_finite(loss, first):
                 break
         else:
             return None, False
-        measured = _by_level(weights, grads, first)
-        chosen = {
-            i: tuple(axes for axes, one in of_leaf.items() if axes and one.measure < 1)
-            for i, of_leaf in enumerate(measured)
-        }
+        measured = [
+            _by_level(host(w), g) for w, g in zip(weights, grads, strict=True)
+        ]
         del weights, grads
-        weights = self.at(number, strength, jitter=1.0)
+        weights = self.at(number, strength, jitter=True)
         again, grads = self._gradient(weights, 3.0)
-        second = self._summaries(weights, grads)
-        others = radials(weights, grads, {i: c for i, c in chosen.items() if c})
-        sights = []
-        for i, (one, other) in enumerate(zip(first, second, strict=True)):
-            sight = {(): Sight(one.whole, one.whole.rounding(other.whole))}
-            for axes in chosen[i]:
-                radial = measured[i][axes]
-                sight[axes] = Sight(radial, radial.rounding(others[i][axes]))
-            sights.append(sight)
-        lengths = {
-            i: one.length
-            for i, (one, other) in enumerate(zip(first, second, strict=True))
-            if one.rounding(other) < ROUNDING
-        }
+        sights, lengths = [], {}
+        for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+            w, g = host(w), host(g)
+            sights.append(
+                {
+                    axes: Sight(one, one.rounding(radial(w, g, axes)))
+                    for axes, one in measured[i].items()
+                    if not axes or one.measure < FINER
+                }
+            )
+            if first[i].rounding(summary(g, first[i].chosen)) < ROUNDING:
+                lengths[i] = first[i].length
         noise = abs(float(loss) - float(again))
         point = Point(number, strength, float(loss), noise, sights)
         return point, self._resize(lengths)
-
-    def _summaries(self, weights: Weights, grads: Weights) -> list[Summary]:
-        return summaries(weights, grads, [self.seed(i) for i in range(len(weights))])
 
     def _resize(self, lengths: dict[int, float]) -> bool:
         """Sizes small leaves by what they change the loss by; tells if one changed."""
@@ -179,28 +173,16 @@ class Probe:
         return changed
 
 
-def _by_level(
-    weights: Weights, grads: Weights, whole: list[Summary]
-) -> list[dict[Partition, Radial]]:
-    """Measures whole leaves first, and finer partitions where the coarser may hold.
+def _by_level(w: np.ndarray, g: np.ndarray) -> dict[Partition, Radial]:
+    """Measures the whole leaf first, and finer partitions where the coarser may hold.
 
     An invariance of the blocks of some axes is one of the blocks of fewer of them.
     """
-    found: list[dict[Partition, Radial]] = [{(): one.whole} for one in whole]
-    for level in range(1, max(w.ndim for w in weights)):
-        chosen = {}
-        for i, known in enumerate(found):
-            hopeful = {axes for axes, one in known.items() if one.measure < FINER}
-            axes = tuple(
-                axes
-                for axes in partitions(weights[i].shape)
-                if len(axes) == level
-                and hopeful.issuperset(itertools.combinations(axes, level - 1))
-            )
-            if axes:
-                chosen[i] = axes
-        for i, measured in radials(weights, grads, chosen).items():
-            found[i].update(measured)
+    found: dict[Partition, Radial] = {}
+    for axes in reversed(partitions(w.shape)):  # fewer axes before more of them
+        coarser = itertools.combinations(axes, len(axes) - 1) if axes else []
+        if all(known in found and found[known].measure < FINER for known in coarser):
+            found[axes] = radial(w, g, axes)
     return found
 
 
