@@ -78,7 +78,7 @@ class Decider:
         """
         against = 0
         for point in self._points:
-            known = [claim.references.get(point.number, 0.0) for claim in claims]
+            known = [claim.references.get(point.move.number, 0.0) for claim in claims]
             limit = TOLERANCE * min([*known, self._largest])
             changes = (
                 abs(change) <= limit
@@ -124,7 +124,7 @@ class Decider:
         """Gives the changes of the loss when the blocks of all claims are changed."""
         for draw in range(DRAWS):
             which = tuple((claim.leaf, claim.axes) for claim in claims)
-            known = point.number, which, change, draw
+            known = point.move.number, which, change, draw
             if known not in self._known:
                 self._known[known] = self._change(point, claims, change, draw)
             yield self._known[known]
@@ -136,14 +136,14 @@ class Decider:
         change: Callable[..., np.ndarray],
         draw: int,
     ) -> float:
-        weights = self._probe.at(point.number, point.strength)
-        if point.number not in self._losses:
-            self._losses[point.number] = float(self._probe.value(weights))
+        weights = self._probe.at(point.move)
+        if point.move.number not in self._losses:
+            self._losses[point.move.number] = float(self._probe.value(weights))
         for claim in claims:
-            rng = self._probe.random(point.number, claim.leaf, draw, 1)
+            rng = self._probe.random(point.move.number, claim.leaf, draw, 1)
             w = weights[claim.leaf]
             weights[claim.leaf] = like(change(w, rng, claim.axes), w)
-        loss = float(self._probe.value(weights)) - self._losses[point.number]
+        loss = float(self._probe.value(weights)) - self._losses[point.move.number]
         return loss if math.isfinite(loss) else math.inf
 
 

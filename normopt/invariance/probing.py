@@ -28,7 +28,8 @@ from normopt.invariance.moving import Randomness, host, jittered, like, moved
 STRENGTHS = (0.1, 0.2, 0.3, 0.4)
 # So many more points are looked at, at most, until every leaf has a size.
 CALIBRATIONS = 3
-# How often a move that goes too far is halved.
+# How often a move is halved that goes too far: the loss is not finite there, or most
+# leaves lose their gradient (a saturated network).
 HALVINGS = 4
 # A measure up to this at one point is worth a look at finer partitions there.
 FINER = 0.7
@@ -46,6 +47,14 @@ FALLBACK_SIZE = 0.1
 # No leaf is moved by more than this many times the largest leaf's size.
 LARGEST_MOVE = 1e4
 
+class Move(NamedTuple):
+    """A way from the given parameters to a point around them."""
+
+    number: int  # the same number is the same direction
+    strength: float  # in units of a leaf's size
+    of_small: float  # the same of leaves that have none of their own
+
+
 class Sight(NamedTuple):
     """What the gradients at one point say about a leaf's partition."""
 
@@ -56,8 +65,7 @@ class Sight(NamedTuple):
 class Point(NamedTuple):
     """A point of parameter space, where the gradient was taken twice."""
 
-    number: int
-    strength: float
+    move: Move
     loss: float
     noise: float  # what rounding changes the loss by
     sights: list[dict[Partition, Sight]]  # by leaf
@@ -82,24 +90,21 @@ class Probe:
         self._sizes = [size or usual for size in sizes]
         self._cap = LARGEST_MOVE * max(self._sizes)
         loss, grads = gradient(base, 1.0)
-        if not _is_finite(loss, [summary(host(g)) for g in grads]):
+        first = [summary(host(g)) for g in grads]
+        self._alive = _alive(first)
+        if not _is_finite(loss, first):
             raise ValueError(
                 "`find_scale_invariance` needs a finite loss with finite gradients at "
                 f"`params`; the loss is {float(loss):g}"
             )
 
-    def at(self, number: int, strength: float, *, jitter: bool = False) -> Weights:
-        """Moves the parameters; the same number is the same direction.
-
-        Args:
-          number: of the point.
-          strength: of the move, relative to the sizes of the leaves.
-          jitter: whether to change last bits, too.
-        """
+    def at(self, move: Move, *, jitter: bool = False) -> Weights:
+        """Moves the parameters; `jitter` changes their last bits, too."""
         weights = []
         for i, (w, size) in enumerate(zip(self._base, self._sizes, strict=True)):
-            rng = self.random(number, i)
-            x = moved(w, rng, size if i in self._small else strength * size)
+            rng = self.random(move.number, i)
+            strength = move.of_small if i in self._small else move.strength
+            x = moved(w, rng, strength * size)
             weights.append(like(jittered(x, rng, w.dtype) if jitter else x, w))
         return weights
 
@@ -115,23 +120,23 @@ class Probe:
                 found.append(point)
         return found
 
-    def _look(self, number: int, most: float) -> tuple[Point | None, bool]:
+    def _look(self, number: int, strength: float) -> tuple[Point | None, bool]:
         """Takes the gradient at a point twice, and corrects sizes by it.
 
         The second is that of three times the loss, at weights that differ in their last
         bits: the same in exact arithmetic to a few units of precision.
 
         Returns:
-          The point, or None if there is none with finite gradients, and whether a size
+          The point, or None if every one goes too far, and whether a size
           was changed, so that the point was not where it should have been.
         """
         for halving in range(HALVINGS + 1):
-            strength = most / 2**halving
-            weights = self.at(number, strength)
+            move = Move(number, strength / 2**halving, 1 / 2**halving)
+            weights = self.at(move)
             loss, grads = self._gradient(weights, 1.0)
             grads = [host(g) for g in grads]
             first = [summary(g) for g in grads]
-            if _is_finite(loss, first):
+            if _is_finite(loss, first) and 2 * _alive(first) >= self._alive:
                 break
         else:
             return None, False
@@ -139,7 +144,7 @@ class Probe:
             _by_level(host(w), g) for w, g in zip(weights, grads, strict=True)
         ]
         del weights, grads
-        weights = self.at(number, strength, jitter=True)
+        weights = self.at(move, jitter=True)
         again, grads = self._gradient(weights, 3.0)
         sights, lengths = [], {}
         for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
@@ -154,7 +159,7 @@ class Probe:
             if first[i].rounding(summary(g, first[i].chosen)) < ROUNDING:
                 lengths[i] = first[i].length
         noise = abs(float(loss) - float(again))
-        point = Point(number, strength, float(loss), noise, sights)
+        point = Point(move, float(loss), noise, sights)
         return point, self._resize(lengths)
 
     def _resize(self, lengths: dict[int, float]) -> bool:
@@ -188,3 +193,7 @@ def _by_level(w: np.ndarray, g: np.ndarray) -> dict[Partition, Radial]:
 
 def _is_finite(loss: jax.Array, found: list[Summary]) -> bool:
     return bool(np.all(np.isfinite([float(loss), *(one.length for one in found)])))
+
+
+def _alive(found: list[Summary]) -> int:
+    return sum(one.length > 0 for one in found)

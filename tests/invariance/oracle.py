@@ -33,20 +33,20 @@ class Oracle:
         with enable_x64(True):
             leaves, self._structure = jax.tree.flatten(params)
             self._leaves = [_doubled(leaf) for leaf in leaves]
-            args = jax.tree.map(_on_device, jax.tree.map(_doubled, args))
+            args = jax.tree.map(_doubled, args)
 
-            def value(leaves):
+            def value(leaves, args):
                 result = loss_fn(self._structure.unflatten(leaves), *args)
                 return jnp.asarray(result[0] if has_aux else result, jnp.float64)
 
             numbers = {i: w for i, w in enumerate(self._leaves) if _is_numbers(w)}
             rest = {i: w for i, w in enumerate(self._leaves) if i not in numbers}
             compiled = jax.jit(
-                lambda numbers: value(
-                    [(numbers | rest)[i] for i in range(len(leaves))]
+                lambda numbers, args: value(
+                    [(numbers | rest)[i] for i in range(len(leaves))], args
                 )
             )
-            self._value = lambda numbers: float(compiled(numbers))
+            self._value = lambda numbers: float(compiled(numbers, args))
             self._index = {p.path: i for i, p in enumerate(places(params))}
             sizes = {i: _rms(w) for i, w in numbers.items()}
             usual = np.median([s for s in sizes.values() if s] or [0.1])
@@ -133,6 +133,3 @@ def _doubled(leaf: Any) -> Any:
         return np.asarray(leaf, np.float64)
     return leaf
 
-
-def _on_device(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if _is_numbers(leaf) else leaf
