@@ -1,35 +1,29 @@
-"""What one gradient says about scale invariance, for every partition of a leaf.
+"""What a gradient says about scale invariance, for every partition of a leaf.
 
-The measure of a block of d elements is sqrt(d) |cos(gradient, weight)|: about 1 for
-random vectors of any size, 0 where the loss is invariant to the block's length.
+The loss does not see the length of a block b if its gradient g is orthogonal to the
+block w. The measure of a partition compares what the loss changes by, to first order,
+when every block gets longer or shorter at random, with what it changes by when every
+block moves as far in a random direction:
+
+    sqrt(sum_b <g_b, w_b>^2) / sqrt(sum_b |g_b|^2 |w_b|^2 / d_b)
+
+It is about 1 for random vectors of any size d_b, and 0 for an invariance.
 """
 
 import functools
 import itertools
+import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from normopt.blocks import block_size
-from normopt.invariance.probing import NOISE_LIMIT, Point
-from normopt.numerics import widened
+from normopt.invariance.moving import in_units
 
 Partition = tuple[int, ...]  # the axes that index the blocks
 
-# Rounding explains this many times its own size. Measured, it makes up 1 to 30 times
-# less than its size, for it is not aligned with the weights.
-ROUNDING = 5.0
-# One block counts as at most this many random ones.
-LARGE = 3.0
-
-
-class Evidence(NamedTuple):
-    """What one gradient says about one partition of a leaf."""
-
-    live: int  # blocks whose gradient is more than rounding; the others abstain
-    square: float  # mean over the live blocks of the square of the measure
-    worst: float  # largest measure that rounding does not explain
+# So many elements of a gradient show how much of it is rounding.
+SAMPLE = 4096
 
 
 @functools.cache
@@ -44,75 +38,63 @@ def partitions(shape: tuple[int, ...]) -> list[Partition]:
     return [s for size, _, s in sorted(sized) if size > 1]
 
 
-def evidence(point: Point) -> list[dict[Partition, Evidence]]:
-    """Gathers, for each leaf, what the point says about each of its partitions."""
-    found = jax.device_get(
-        [
-            _leaf_evidence(*leaf) if partitions(leaf[0].shape) else ([], [], [])
-            for leaf in zip(*point, strict=True)
-        ]
-    )
-    return [
-        {
-            axes: Evidence(int(live), float(square), float(worst))
-            for axes, live, square, worst in zip(
-                partitions(w.shape), *fields, strict=True
-            )
-        }
-        for w, fields in zip(point.weights, found, strict=True)
-    ]
+class Radial(NamedTuple):
+    """What one gradient says about one partition of a leaf."""
+
+    dots: np.ndarray  # <g_b, w_b> of each block
+    reference: float  # the root of the sum of |g_b|^2 |w_b|^2 / d_b
+
+    @property
+    def measure(self) -> float:
+        """Gives 0 for an invariance, about 1 for random vectors, inf without any."""
+        if self.reference == 0:
+            return math.inf
+        return float(np.linalg.norm(self.dots)) / self.reference
+
+    def rounding(self, other: "Radial") -> float:
+        """Gives the share of the measure that is rounding, from a second gradient."""
+        if self.reference == 0:
+            return math.inf
+        return float(np.linalg.norm(self.dots - other.dots)) / self.reference
 
 
-@jax.jit
-def _leaf_evidence(
-    w: jax.Array, g: jax.Array, again: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the fields of `Evidence`, one array over the partitions for each."""
-    # The blocks of all partitions stand in one row: a kernel for each partition took
-    # eight times as long to compile.
-    sums = _block_sums(w, g, again)
-    counts = [x.shape[1] for x in sums]
-    owner = jnp.concatenate([jnp.full(n, i) for i, n in enumerate(counts)])
-    d = jnp.concatenate([jnp.full(n, w.size / n) for n in counts])
-    dot, gg, ww, nn = jnp.concatenate(sums, axis=1)
-    # A block of few elements may by chance show little rounding: the leaf's is added.
-    noise = jnp.sqrt(nn + nn[-1] * (d / w.size))
-    g_norm, w_norm = jnp.sqrt(gg), jnp.sqrt(ww)
-    live = (g_norm > 0) & (w_norm > 0) & (noise < NOISE_LIMIT * g_norm)
-    g_norm, w_norm = jnp.where(live, g_norm, 1), jnp.where(live, w_norm, 1)
-    measure = jnp.where(live, jnp.sqrt(d) * jnp.abs(dot) / (g_norm * w_norm), 0)
-    unexplained = jnp.where(measure > ROUNDING * noise / g_norm, measure, 0)
+class Summary(NamedTuple):
+    """What one gradient says about a leaf as a whole."""
 
-    both = jnp.stack([live.astype(d.dtype), jnp.minimum(measure, LARGE) ** 2], axis=1)
-    lives, squares = jax.ops.segment_sum(both, owner, len(counts)).T
-    worst = jax.ops.segment_max(unexplained, owner, len(counts))
-    return lives, squares / jnp.maximum(lives, 1), worst
+    length: float  # of the gradient
+    sample: np.ndarray  # of its elements, to compare it with another one
+    chosen: np.ndarray  # where they are
+
+    def rounding(self, other: "Summary") -> float:
+        """Gives the share of the gradient that is rounding, from a second one."""
+        length = float(np.linalg.norm(self.sample))
+        if length == 0:
+            return math.inf
+        return float(np.linalg.norm(self.sample - other.sample)) / length
 
 
-def _block_sums(w: jax.Array, g: jax.Array, again: jax.Array) -> list[jax.Array]:
-    """Sums g w, |g|^2, |w|^2 and squared rounding over the blocks of each partition.
+def summary(g: np.ndarray, chosen: np.ndarray | None = None) -> Summary:
+    """Sums up a gradient, of which no copy has to be kept to see its rounding."""
+    unit, top = in_units(g)
+    flat = unit.ravel()
+    if chosen is None:
+        chosen = np.flatnonzero(flat)
+        chosen = chosen[:: max(1, len(chosen) // SAMPLE)]
+    length = top * float(np.sqrt(np.sum(np.abs(flat) ** 2)))
+    return Summary(length, flat[chosen] * top, chosen)
 
-    Lengths are in units of the leaf's largest element, so that no square underflows. A
-    coarser sum is taken from the smallest finer one: only the finest read the leaf.
+
+def radial(w: np.ndarray, g: np.ndarray, axes: Partition) -> Radial:
+    """Measures a gradient by the blocks of one partition.
+
     Re(g w), without a conjugate, is Euler's product for complex leaves too: JAX returns
     the conjugate of the direction of ascent.
     """
-    weights, grads = widened(w), widened(g)
-    noise = (grads - again) / _largest(grads)
-    weights, grads = weights / _largest(weights), grads / _largest(grads)
-    squares = [jnp.abs(x) ** 2 for x in (grads, weights, noise)]
-    whole = tuple(range(w.ndim))
-    known = {whole: jnp.stack([jnp.real(grads * weights), *squares])}
-    for axes in partitions(w.shape):
-        finer = min(
-            (k for k in known if set(axes) <= set(k)), key=lambda k: known[k].size
-        )
-        within = tuple(1 + axis for axis in finer if axis not in axes)
-        known[axes] = jnp.sum(known[finer], axis=within, keepdims=True)
-    del known[whole]
-    return [x.reshape(4, -1) for x in known.values()]
-
-
-def _largest(x: jax.Array) -> jax.Array:
-    top = jnp.max(jnp.abs(x))
-    return jnp.where(top > 0, top, 1)
+    (w, top), (g, steepest) = in_units(w), in_units(g)
+    within = tuple(axis for axis in range(w.ndim) if axis not in axes)
+    dots, ww, gg = (
+        np.sum(x, axis=within, dtype=x.dtype).ravel().astype(np.float64)
+        for x in ((g * w).real, np.abs(w) ** 2, np.abs(g) ** 2)
+    )
+    reference = math.sqrt(np.sum(gg * ww) / block_size(w.shape, axes))
+    return Radial(dots * (top * steepest), reference * top * steepest)

@@ -1,6 +1,6 @@
 """Which leaves a loss is scale-invariant in, and in which slices of them."""
 
-import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -10,25 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normopt.invariance.evidence import Evidence, Partition, evidence, partitions
-from normopt.invariance.judging import (
-    CANDIDATE,
-    FEWEST,
-    Pair,
-    holds,
-    may_hold,
-    typical,
-)
-from normopt.invariance.probing import Prober, gradient_of, numeric_leaves
+from normopt.invariance.deciding import ENOUGH, Claim, Decider
+from normopt.invariance.evidence import Partition, partitions
+from normopt.invariance.losses import compiled_loss, numeric_leaves
+from normopt.invariance.probing import Point, Probe
 
-# Strengths of the moves, relative to each leaf's size.
-STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.0)
-# Candidates are looked at again when they are this many times as large: first with
-# care, for candidates that are no invariances can ruin the network.
-FIRST_SCALE = 8.0
-LAST_SCALE = 1024.0
+# The root mean square of a candidate's measure, at most, over the root of its leaf's
+# size, and the least and the most that this is. Moves of a large leaf change the loss
+# mostly beyond first order, by up to so many times more, and what an epsilon breaks is
+# small or large beside that.
+CANDIDATE, LEAST, MOST = 0.0015, 0.05, 0.3
+# More rounding than this in the measure of one gradient, and it says nothing.
+HIDDEN_GRADIENT = 0.3
 
-Looks = list[list[dict[Partition, Evidence]] | None]  # by point, by leaf
+
+class Found(dict[str, Partition]):
+    """A dictionary `{pattern: axes}` that also knows of what it does not have."""
+
+    left_out: dict[str, str]  # path to why the leaf is not reported
 
 
 def find_scale_invariance(
@@ -40,34 +39,49 @@ def find_scale_invariance(
 ) -> dict[str, Partition]:
     r"""Finds the leaves, and the slices of them, whose length the loss does not see.
 
-    A normalization layer makes the weights before it scale-invariant. By Euler's
-    theorem the gradient of such a block b is orthogonal to it, wherever it stands:
+    A normalization layer makes the weights before it scale-invariant, whatever the
+    model is called and however it is written: :math:`L(s w_b) = L(w_b)` for the blocks
+    b of a leaf. Nothing is assumed about the layers.
 
-    .. math:: L(s w_b) = L(w_b)\ \text{for all}\ s > 0
-       \iff \langle \nabla_b L(w), w_b \rangle = 0\ \text{for all}\ w
+    Two questions are asked, at four points around `params`. First, is the gradient
+    orthogonal to the blocks, as Euler's theorem has it of an invariance? That is one
+    gradient for all leaves, and names candidates:
 
-    So gradients are taken at a few points around `params`, and the measure
-    :math:`\sqrt{d_b}\,|\langle g_b, w_b\rangle| / (|g_b| |w_b|)`, which is about 1 for
-    random vectors of any size d, has to vanish in every block, at every point but two
-    at most, where rounding may hide whether it does or an epsilon outweigh the rest.
-    The points move leaves of zeros too, because biases of zero hide what they break.
-    What the epsilon of a norm leaves over must fall with the square of the weights'
-    scale: candidates are looked at again when scaled up. What rounding explains counts
-    as zero, and a block whose gradient is rounding abstains. Nothing is assumed about
-    the layers.
+    .. math:: \sum_b \langle g_b, w_b \rangle^2
+       \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
-    Invariance to a common factor on several leaves is none of a single leaf (the layers
-    of a ReLU network); a dense layer with a bias before a LayerNorm is not invariant,
-    its kernel before a BatchNorm is. A constant beside a norm, a learned one too, is
-    taken for an epsilon unless it outweighs the norm itself: so the weights before a
-    squash :math:`\|h\|^2 / (1 + \|h\|^2)`, or before a norm that mixes in running
-    statistics, may be reported although the loss does see their length. Weights so
-    small that the epsilon outweighs their variance may be left out.
+    (d elements in a block; for random vectors both sides are equal). Second, does the
+    loss care? The blocks are multiplied by random factors around 1/2 and 2, each by
+    its own, all candidates at once and by bisection where that changes something. A
+    leaf is reported if this changes the loss by at most 1.5 % of what moves of the same
+    blocks do, as far in random directions. So the answer is about the weights as they
+    are and the epsilons as they are: the same layer can be invariant with an epsilon of
+    1e-6 and see its length with one of 1e-2, or with weights a hundred times smaller.
+
+    What to expect: the weights straight before a norm, and further back through what
+    is linear or a ReLU, are reported. Weights before a GELU, a SiLU or a softmax are
+    not, even where a norm follows: these become sharper as their input grows. A dense
+    layer with a bias before a LayerNorm is not invariant; its kernel before a BatchNorm
+    is. Of a transformer that normalizes its queries and keys, exactly their kernels are
+    reported, with one block for each head where the norm is one of each head.
+    Invariance to a common factor on several leaves is none of a single one.
+
+    Leaves of zeros are moved away from zero, as biases of zero hide what they break.
+    What cannot be told is left out: leaves without a gradient, or whose gradient is
+    rounding, as that of a bias before a BatchNorm; leaves whose effect drowns in the
+    rounding of the loss; and those whose gradient is not orthogonal although the loss
+    is blind, as behind a `stop_gradient`. The result's `left_out` tells why each is.
+
+    It takes about ten gradients and as many more losses, and two compilations, those of
+    the gradient and of the loss; half-true candidates cost some losses more. At most
+    three copies of the parameters are held beside them.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`;
-        deterministic and differentiable, norms in training mode (batch statistics).
-      params: a pytree; its real and complex leaves are probed, the others kept.
+        traceable by `jax.jit`, deterministic (a dropout key is one of `args`) and
+        differentiable, norms in training mode (batch statistics).
+      params: a pytree: of arrays, a whole Equinox or NNX module, an NNX state. Its real
+        and complex arrays are probed, everything else is kept.
       *args: a batch and whatever else the loss takes. A few dozen examples do.
       has_aux: whether `loss_fn` returns a pair.
       key: a key of `jax.random` for the moves; None for a fixed one.
@@ -77,12 +91,11 @@ def find_scale_invariance(
       invariant leaf, with the axes that index its smallest invariant blocks, sorted and
       not negative, axes of size one left out; `()` for a whole leaf. Blocks of one
       element are none; of two partitions into equally many blocks it is the one with
-      the later axes. Leaves that are not invariant, or whose gradient is zero, are left
-      out.
+      the later axes. Its attribute `left_out` is `{path: reason}` of the other leaves.
 
     Raises:
-      TypeError: if `loss_fn` is not callable or does not return one real number, or
-        `params` holds shapes instead of arrays.
+      TypeError: if `loss_fn` is not callable, cannot be traced or does not return one
+        real number, or `params` holds shapes instead of arrays.
       ValueError: if the loss or a gradient is not finite at `params`, or if two leaves
         have the same path.
 
@@ -108,6 +121,25 @@ def find_scale_invariance(
       kernel  (5, 3)  float32  (1,)  3 of 5  1           0      -
       3 leaves, 21 parameters, 3 blocks
 
+      An attention that normalizes its queries and keys by head, in a transformer: the
+      loss does not see their length, and sees that of the values and of all else.
+
+      >>> def norm(x):
+      ...     return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+      >>> def transformer(p, x):
+      ...     q, k, v = (jnp.einsum("td,dhk->htk", norm(x), p[n]) for n in "qkv")
+      ...     weights = jax.nn.softmax(norm(q) @ jnp.swapaxes(norm(k), 1, 2))
+      ...     x = x + jnp.einsum("htk,hkd->td", weights @ v, p["out"])
+      ...     x = x + jax.nn.gelu(norm(x) @ p["up"]) @ p["down"]
+      ...     return jnp.mean((norm(x) @ p["head"] - 1) ** 2)
+      >>> shapes = {n: (6, 2, 4) for n in "qkv"} | {"out": (2, 4, 6), "up": (6, 9)}
+      >>> shapes |= {"down": (9, 6), "head": (6, 3)}
+      >>> params = {n: normal(jax.random.key(i), shapes[n]) / 2
+      ...           for i, n in enumerate(shapes)}
+      >>> x = normal(keys[2], (16, 6))
+      >>> normopt.find_scale_invariance(transformer, params, x)
+      {'^k$': (1,), '^q$': (1,)}
+
     References:
       van Laarhoven, "L2 Regularization versus Batch and Weight Normalization", 2017,
       arXiv 1706.05350, section 2: scale invariance and its gradient.
@@ -127,108 +159,60 @@ def find_scale_invariance(
     if not leaves:
         return {}
     weights = [jnp.asarray(place.leaf) for _, place in leaves]
-    gradient = gradient_of(loss_fn, params, args, has_aux)
-    prober = Prober(gradient, weights, jax.random.key(0) if key is None else key)
-    found = _search(prober, [np.shape(w) for w in weights])
-    return {f"^{re.escape(paths[i])}$": axes for i, axes in sorted(found.items())}
+    value, gradient = compiled_loss(loss_fn, params, args, has_aux)
+    key = jax.random.key(0) if key is None else key
+    with np.errstate(all="ignore"):  # what is not finite is seen and said
+        probe = Probe(value, gradient, weights, key)
+        found, reasons = _search(probe, [np.shape(w) for w in weights])
+    result = Found({f"^{re.escape(paths[i])}$": a for i, a in sorted(found.items())})
+    result.left_out = {paths[i]: reason for i, reason in sorted(reasons.items())}
+    return result
 
 
-def _search(prober: Prober, shapes: list[tuple[int, ...]]) -> dict[int, Partition]:
-    """Finds the finest partition that holds, for each leaf that has one."""
-    unscaled = _look(prober, [[1.0] * len(shapes)] * len(STRENGTHS))
-    candidates = {}
+def _search(
+    probe: Probe, shapes: list[tuple[int, ...]]
+) -> tuple[dict[int, Partition], dict[int, str]]:
+    """Finds the finest partition that holds for each leaf, or why there is none."""
+    points = probe.points()
+    candidates, reasons = {}, {}
     for i, shape in enumerate(shapes):
-        known = [
-            axes for axes in partitions(shape) if _life(unscaled, i, axes) >= FEWEST
-        ]
-        # A large epsilon may leave little of a fine partition at the leaf's own size.
-        # When scaled up it shows as well as the one that made the leaf a candidate.
-        if any(typical(_of(unscaled, i, axes)) < CANDIDATE for axes in known):
-            candidates[i] = known
-    for scale, judge in ((FIRST_SCALE, may_hold), (LAST_SCALE, holds)):
-        candidates = _survivors(prober, unscaled, candidates, scale, judge)
-    return {i: held[0] for i, held in candidates.items()}
+        claims = [_claim(points, i, shape, axes) for axes in partitions(shape)]
+        candidates[i] = [claim for claim in claims if isinstance(claim, Claim)]
+        if not candidates[i]:
+            reasons[i] = str(claims[-1]) if claims else "it is no block: one element"
+    decider, found = Decider(probe, points), {}
+    while tried := {i: claims.pop(0) for i, claims in candidates.items() if claims}:
+        # The doubtful stand together, so that bisection leaves the others whole.
+        refuted = decider.refuted(sorted(tried.values(), key=lambda c: c.measure))
+        for i, claim in tried.items():
+            if i in refuted:
+                reasons[i] = refuted[i]
+            else:
+                found[i] = claim.axes
+                candidates[i] = []
+    return found, {i: why for i, why in reasons.items() if i not in found}
 
 
-def _survivors(
-    prober: Prober,
-    unscaled: Looks,
-    candidates: dict[int, list[Partition]],
-    scale: float,
-    judge: Callable[[list[Pair]], bool],
-) -> dict[int, list[Partition]]:
-    """Scales the candidates up, and drops them until all that are left hold.
+def _claim(
+    points: list[Point], leaf: int, shape: tuple[int, ...], axes: Partition
+) -> Claim | str:
+    """Makes a claim of what the gradients say of a partition, or says what they say.
 
-    A true invariance does not change the network when it is scaled; a candidate that is
-    none can ruin it, and then nothing true is to be seen in the others. So candidates
-    that looked least invariant at their own size have to go first.
+    At one point they may say the opposite, see `ENOUGH`.
     """
-    while candidates := {i: some for i, some in candidates.items() if some}:
-        halves = _halves(list(candidates))
-        first, second = (
-            _look(
-                prober,
-                [
-                    [
-                        scale if i in halves and (n in halves[i]) == is_first else 1.0
-                        for i in range(prober.leaves)
-                    ]
-                    for n in range(len(STRENGTHS))
-                ],
-            )
-            for is_first in (True, False)
+    seen = {p.move.number: p.sights[leaf][axes] for p in points if axes in p.sights[leaf]}
+    told = {n: s for n, s in seen.items() if s.rounding < HIDDEN_GRADIENT}
+    if len(told) < ENOUGH:
+        return "its gradient is zero or rounding"
+    close = sorted(told.values(), key=lambda s: s.radial.measure)
+    close = close[: max(ENOUGH, len(close) - 1)]
+    measure, rounding = (
+        math.sqrt(np.mean(np.square(column)))
+        for column in zip(*((s.radial.measure, s.rounding) for s in close), strict=True)
+    )
+    if measure > min(max(LEAST, CANDIDATE * math.sqrt(math.prod(shape))), MOST):
+        return (
+            f"its gradient is not orthogonal to it: {measure:.2g} where chance gives 1"
         )
-        held, doubt = {}, {}
-        for i, some in candidates.items():
-            scaled = [
-                (first if n in halves[i] else second)[n] for n in range(len(STRENGTHS))
-            ]
-            doubt[i] = min(typical(_of(unscaled, i, axes)) for axes in some)
-            held[i] = [
-                axes for axes in some if judge(_pairs(unscaled, scaled, i, axes))
-            ]
-        if all(held.values()):
-            return held
-        doubtful = {i for i in doubt if 3 * doubt[i] >= max(doubt.values())}
-        fallen = {i for i in doubtful if not held[i]} or doubtful
-        candidates = {i: some for i, some in candidates.items() if i not in fallen}
-    return {}
-
-
-def _halves(candidates: list[int]) -> dict[int, tuple[int, ...]]:
-    """Splits the points in two for each candidate: it is scaled up at one half first.
-
-    Not at the same one as another candidate: scaled together, the factors of a product
-    beside a constant (a low-rank update) look as if what they break fell with the
-    square of the scale. Two different halves differ in a point, and so do the others.
-    """
-    halves = list(itertools.combinations(range(len(STRENGTHS)), len(STRENGTHS) // 2))
-    # Steps of 7 through the 20 halves: neighbours get halves that differ more.
-    return {i: halves[7 * n % len(halves)] for n, i in enumerate(candidates)}
-
-
-def _look(prober: Prober, factors: list[list[float]]) -> Looks:
-    """Gathers the evidence at every point, with the leaves multiplied by factors."""
-    looks: Looks = []
-    for number, (strength, by_leaf) in enumerate(zip(STRENGTHS, factors, strict=True)):
-        point = prober.point(number, strength, by_leaf)
-        looks.append(None if point is None else evidence(point))
-    return looks
-
-
-def _of(looks: Looks, leaf: int, axes: Partition) -> list[Evidence]:
-    """Picks what the points say about one partition, where they say anything."""
-    return [look[leaf][axes] for look in looks if look and look[leaf][axes].live]
-
-
-def _life(looks: Looks, leaf: int, axes: Partition) -> int:
-    return sum(one.live for one in _of(looks, leaf, axes))
-
-
-def _pairs(unscaled: Looks, scaled: Looks, leaf: int, axes: Partition) -> list[Pair]:
-    """Pairs what the same points say before and after scaling."""
-    return [
-        (before[leaf][axes], after[leaf][axes])
-        for before, after in zip(unscaled, scaled, strict=True)
-        if before and after
-    ]
+    references = {n: s.radial.reference for n, s in seen.items()}
+    return Claim(leaf, axes, measure, rounding, references)

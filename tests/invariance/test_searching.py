@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from typing import Any, NamedTuple
@@ -9,13 +10,21 @@ import optax
 import pytest
 
 from normopt import adamg, describe, find_scale_invariance, normalize_blocks
-from normopt.invariance.evidence import Evidence, evidence, partitions
-from normopt.invariance.judging import holds
-from normopt.invariance.probing import Point
+from normopt.invariance.evidence import partitions, radial, summary
+from tests.invariance.oracle import Oracle
+from tests.modern_networks import (
+    HOMOGENEOUS,
+    MODERN_NETWORKS,
+    SCALES,
+    SIZES,
+    SMOOTH,
+    before_rms,
+)
 from tests.networks import NETWORKS, Network, check_truth
 from tests.odd_networks import ODD_NETWORKS
 from tests.versions import FLAX_SCANS, enable_x64
 
+EVERY_NETWORK = NETWORKS + ODD_NETWORKS + MODERN_NETWORKS
 EVERY = [
     pytest.param(
         *(network, key),
@@ -24,7 +33,7 @@ EVERY = [
         if network.quick and key == 0
         else pytest.mark.slow("one of each kind is quick"),
     )
-    for network in NETWORKS + ODD_NETWORKS
+    for network in EVERY_NETWORK
     for key in range(network.keys)
 ]
 
@@ -50,6 +59,28 @@ def test_finds_the_truth(network: Network, key: int):
     check_truth(network, params)
     found = find_scale_invariance(loss_fn, params, *args, has_aux=network.has_aux)
     assert found == anchored(network.invariant)
+
+
+@pytest.mark.parametrize(
+    ("network", "key"), [one for one in EVERY if one.values[0].in_float64]
+)
+def test_the_truth_is_that_of_brute_force(network: Network, key: int):
+    loss_fn, params, args = network.build(jax.random.key(key))
+    oracle = Oracle(loss_fn, params, args, network.has_aux)
+    assert oracle.mistakes(network.invariant) == {}
+
+
+@pytest.mark.slow("24 tries of each; one of each is quick above")
+@pytest.mark.parametrize("name", SMOOTH | HOMOGENEOUS)
+def test_smooth_activations_before_a_norm(name: str):
+    for size, scale, key in itertools.product(SIZES, SCALES, range(4)):
+        build = before_rms((SMOOTH | HOMOGENEOUS)[name], size, scale)
+        loss_fn, params, args = build(jax.random.key(key))
+        found = find_scale_invariance(loss_fn, params, *args)
+        expected = {"w2": ()} if name in SMOOTH else {"w1": (), "w2": ()}
+        assert found == anchored(expected), (size, scale, key)
+        oracle = Oracle(loss_fn, params, args, has_aux=False)
+        assert oracle.mistakes(expected) == {}, (size, scale, key)
 
 
 def scale_free(params: Any, x: jax.Array) -> jax.Array:
@@ -204,52 +235,28 @@ def test_partitions_are_the_finest_first_and_then_the_later():
         assert partitions(shape) == []
 
 
-# What a point may say: the measure vanishes when scaled up, rounding hides whether it
-# does, the gradient is gone then, or it does not vanish.
-SAYS = {
-    "T": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-12, 0.0)),
-    "H": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-6, 0.0)),
-    "D": (Evidence(4, 0.25, 0.5), Evidence(0, 0.0, 0.0)),
-    "F": (Evidence(4, 0.25, 0.5), Evidence(4, 1e-6, 1e-3)),
-}
-ENOUGH = "TTTTTT TTTTTF TTTTHF TTTTDF TTTTHH TTTHF TTTF TTTH TTT".split()
-TOO_LITTLE = "TTTTFF TTTHHH TTTHHF TTTFF TTHH TTH TTF TT".split()
-
-
-@pytest.mark.parametrize("points", ENOUGH + TOO_LITTLE)
-def test_points_that_say_nothing_leave_it_to_the_others(points):
-    assert holds([SAYS[point] for point in points]) == (points in ENOUGH)
-
-
-def test_evidence_is_the_cosine_of_each_block():
+def test_the_measure_is_of_random_lengths_beside_random_moves():
     rng = np.random.default_rng(0)
     w, g = rng.normal(size=(2, 3, 4, 5))
-    g[:, :, 0] = 0  # abstains
-    point = Point([jnp.asarray(w)], [jnp.asarray(g)], [jnp.asarray(g)])
-    (found,) = evidence(point)
+    g[:, :, 0] = 0
     for axes in partitions((3, 4, 5)):
         within = tuple({0, 1, 2} - set(axes))
-        dot = (w * g).sum(within)
-        norms = np.sqrt((w**2).sum(within) * (g**2).sum(within))
-        live = norms > 0
-        measure = np.sqrt(w.size / dot.size) * np.abs(dot[live]) / norms[live]
-        assert found[axes].live == live.sum()
-        # Sums of 60 numbers in float32.
-        np.testing.assert_allclose(found[axes].worst, measure.max(), rtol=1e-4)
-        np.testing.assert_allclose(
-            found[axes].square, (np.minimum(measure, 3) ** 2).mean(), rtol=1e-4
-        )
+        dots = (w * g).sum(within)
+        squares = (w**2).sum(within) * (g**2).sum(within) / (w.size / dots.size)
+        for unit in (1.0, 1e-30):
+            found = radial(w * unit, g, axes)
+            np.testing.assert_allclose(found.dots, dots.ravel() * unit)
+            np.testing.assert_allclose(
+                found.measure, np.sqrt((dots**2).sum() / squares.sum())
+            )
 
 
-def test_blocks_of_rounding_abstain():
-    w, g = np.random.default_rng(1).normal(size=(2, 6, 4)).astype(np.float32)
-    again = g.copy()
-    again[:, 0] = g[::-1, 0]  # differs altogether
-    (found,) = evidence(Point([jnp.asarray(w)], [jnp.asarray(g)], [jnp.asarray(again)]))
-    assert found[(1,)].live == 0  # the leaf's noise is that of the first column
-    again[:, 0] = g[:, 0] * (1 + 1e-3)
-    (found,) = evidence(Point([jnp.asarray(w)], [jnp.asarray(g)], [jnp.asarray(again)]))
-    assert found[(1,)].live == 4
+def test_rounding_is_what_differs_between_two_gradients():
+    g = np.random.default_rng(1).normal(size=(6, 4))
+    first = summary(g)
+    assert first.rounding(summary(g * 1.01, first.chosen)) == pytest.approx(0.01)
+    assert first.length == pytest.approx(np.linalg.norm(g))
+    assert summary(0 * g).rounding(summary(g, summary(0 * g).chosen)) == np.inf
 
 
 def test_found_blocks_can_be_brought_to_the_sphere_without_a_change_of_loss():
