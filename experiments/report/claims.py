@@ -1,24 +1,17 @@
-"""What is claimed, what the stored results say of it, and what a report shows.
+"""What a report is told: claims, the experiments that test them, and chapters.
 
-A verdict is never written down: each claim has a function that finds it in the numbers.
+A verdict is never written down: it is found in the numbers. Claims of papers are
+compared by `judging`; a bar of the library is a function that reads one number.
 """
 
 import dataclasses
 import enum
-import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from rich.table import Table
+from typing import Any, NamedTuple, Protocol
 
 NO_VALUE = "no value published"
 
-# A mean within so many of its standard errors of zero is within the noise.
-ERRORS = 2
-# Fewer runs do not tell how far runs differ.
-FEWEST_SEEDS = 3
 # A copy of a data set may lack a few images; a part that was chosen is far below this.
 WHOLE_SHARE = 0.99
 
@@ -31,72 +24,21 @@ def is_whole(images: int, official: int) -> bool:
     return images >= WHOLE_SHARE * official
 
 
-def standard_error(values: Sequence[float]) -> float:
-    """Return that of a mean; of one value it is infinite, as nothing is known of it."""
-    if len(values) < 2:
-        return math.inf
-    return statistics.stdev(values) / math.sqrt(len(values))
-
-
-class Paired(NamedTuple):
-    """By how much two methods differ, seed by seed.
-
-    Attributes:
-        mean: of the differences.
-        error: its standard error.
-        seeds: that both methods were run with.
-    """
-
-    mean: float
-    error: float
-    seeds: int
-
-    @classmethod
-    def of(cls, differences: Sequence[float]) -> "Paired":
-        """Sum up the differences, one a seed."""
-        error = standard_error(differences)
-        return cls(statistics.mean(differences), error, len(differences))
-
-    @property
-    def is_noise(self) -> bool:
-        """Whether the difference may be none at all."""
-        return abs(self.mean) <= ERRORS * self.error
-
-    def in_words(self, unit: str) -> str:
-        """Return mean, standard error, where it has one, and size."""
-        if self.seeds == 1:
-            return f"{self.mean:+.2f} {unit}, one seed"
-        mean = f"{self.mean:+.2f} ± {self.error:.2f} {unit}"
-        return f"{mean} over {self.seeds} paired seeds"
-
-    def is_positive(self, unit: str, words: str) -> "Finding":
-        """Find whether the difference is above zero by more than its noise.
-
-        Args:
-            unit: of the difference.
-            words: what it is the difference of.
-        """
-        words = f"{words}; {self.in_words(unit)}"
-        if self.seeds < FEWEST_SEEDS:
-            return Finding(None, words)
-        if self.is_noise:
-            return Finding(False, f"within the noise: {words}")
-        return Finding(self.mean > 0, words)
-
-
 class Verdict(enum.StrEnum):
     """What is known of a claim."""
 
     REPRODUCED = "reproduced"
     NOT_REPRODUCED = "not reproduced"
-    NOT_RUN = "not run"
+    INCONCLUSIVE = "inconclusive"
+    NOT_TESTED = "not tested here"
 
 
 # The same of a bar that a library sets itself, where there is nothing to reproduce.
 OF_A_BAR = {
     Verdict.REPRODUCED: "met",
     Verdict.NOT_REPRODUCED: "missed",
-    Verdict.NOT_RUN: "not run",
+    Verdict.INCONCLUSIVE: "unclear",
+    Verdict.NOT_TESTED: "not run",
 }
 
 
@@ -112,15 +54,29 @@ class Finding(NamedTuple):
     ours: str
 
 
+class Claimed(Protocol):
+    """What a report shows of a claim, whatever judges it."""
+
+    text: str
+    published: str
+
+    @property
+    def if_so(self) -> str:
+        """What the numbers have to show."""
+
+    def judge(self, stored: Stored | None) -> "Judged":
+        """Return the claim with its verdict; `stored` is None where nothing is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Something that a paper, or this library, says.
+    """A bar that this library sets itself.
 
     Attributes:
         text: what is claimed, in a sentence.
         find: reads it off the stored results.
         if_so: what the numbers have to show, where the text leaves that open.
-        published: the value; for a bar of the library, the bar.
+        published: the bar.
     """
 
     text: str
@@ -131,10 +87,10 @@ class Claim:
     def judge(self, stored: Stored | None) -> "Judged":
         """Return the claim with its verdict; `stored` is None where nothing is."""
         if stored is None:
-            return Judged(self, Verdict.NOT_RUN, "")
+            return Judged(self, Verdict.NOT_TESTED, "")
         holds, ours = self.find(stored)
         if holds is None:
-            return Judged(self, Verdict.NOT_RUN, ours)
+            return Judged(self, Verdict.NOT_TESTED, ours)
         verdict = Verdict.REPRODUCED if holds else Verdict.NOT_REPRODUCED
         return Judged(self, verdict, ours)
 
@@ -142,7 +98,7 @@ class Claim:
 class Judged(NamedTuple):
     """A claim, its verdict, and the numbers or the reason behind that, if any."""
 
-    claim: Claim
+    claim: Claimed
     verdict: Verdict
     ours: str
 
@@ -161,7 +117,7 @@ class Picture(NamedTuple):
     draw: Callable[[Path, Stored], None]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Exhibit:
     """What a report shows of one experiment.
 
@@ -177,9 +133,9 @@ class Exhibit:
             hold published values as well; None: there are none then.
     """
 
-    claims: tuple[Claim, ...]
+    claims: tuple[Claimed, ...] = ()
     extent: Callable[[Stored], str]
-    tables: tuple[Callable[[Stored], Table], ...] = ()
+    tables: tuple[Callable[[Stored], Any], ...] = ()
     pictures: tuple[Picture, ...] = ()
     note: str = ""
     whole: tuple[str, ...] = ("",)

@@ -23,7 +23,39 @@ STYLE = {
 }
 # The name under which a PNG holds, as text, what its figure is made of.
 CONTENTS = "Contents"
-_TRAIN, _VALIDATION = "#1f6fb2", "#d9601a"
+# One colour a kind of method everywhere, of Okabe and Ito's, which the colour-blind can
+# tell apart; within a kind, lines differ by their dashes.
+BLUE, ORANGE, GREEN, PURPLE, GREY = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#aa4499",
+    "#777777",
+)
+LINES: dict[str, dict[str, Any]] = {
+    name: {"color": colour, "linestyle": dashes}
+    for name, colour, dashes in (
+        ("SGD", BLUE, "--"),
+        ("normalized SGD", BLUE, "-"),
+        ("SGDW", BLUE, "--"),
+        ("SGDWR", BLUE, "-"),
+        ("Adam", ORANGE, "--"),
+        ("normalized Adam", ORANGE, "-"),
+        ("AdamW", ORANGE, "--"),
+        ("AdamWR", ORANGE, "-"),
+        ("AdamW, eps 1e-4", ORANGE, ":"),
+        ("AdamW, float32 inside", ORANGE, "-."),
+        ("RMSprop", GREY, "-."),
+        ("NovoGrad, sum", GREEN, "--"),
+        ("NovoGrad, sum, decay", GREEN, "-"),
+        ("NovoGrad, average", PURPLE, "--"),
+        ("NovoGrad, average, decay", PURPLE, "-"),
+        ("adam", ORANGE, "--"),
+        ("adams", GREEN, "-."),
+        ("adamsrt", PURPLE, "-"),
+    )
+}
+_TRAIN, _VALIDATION = BLUE, ORANGE
 # Of the strip for a note, in inches.
 _STRIP = 0.25
 
@@ -49,6 +81,35 @@ def learning_curve(path: Path, records: Records, title: str) -> None:
         for axes in (loss, accuracy):
             axes.legend(frameon=False)
         figure.suptitle(title)
+        save(figure, path)
+
+
+def bars(
+    path: Path, names: list[str], groups: dict[str, list[float]], label: str
+) -> None:
+    """Draw horizontal bars, a name a row and a colour a group, with their numbers.
+
+    Args:
+        path: the PNG to write.
+        names: of the rows, from the lowest up.
+        groups: what each is called, and a number for each row.
+        label: of the numbers.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 0.8 + 0.32 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        rows, height = np.arange(len(names)), 0.8 / len(groups)
+        for rank, (name, numbers) in enumerate(groups.items()):
+            # The first group is the upper one, as in the legend.
+            at = rows + (len(groups) - 1 - 2 * rank) * height / 2
+            colour = (BLUE, ORANGE)[rank]
+            drawn = axes.barh(at, numbers, 0.9 * height, color=colour, label=name)
+            axes.bar_label(drawn, fmt="{:.3g}", padding=2, size=8)
+        axes.set_yticks(rows, names)
+        axes.set(xlabel=label, xmargin=0.08)
+        axes.grid(visible=False, axis="y")
+        if len(groups) > 1:
+            axes.legend(frameon=False)
         save(figure, path)
 
 

@@ -1,12 +1,13 @@
 """What a report is made of, whatever it is written as."""
 
+import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rich.table import Table
-
 from experiments.report.claims import Chapter, Exhibit, Judged, Stored, Verdict
+from experiments.report.tables import Table
 
 PROVENANCE = "provenance"
 
@@ -14,25 +15,8 @@ PROVENANCE = "provenance"
 Source = Mapping[str, Any]
 
 
-class Grid(NamedTuple):
-    """A table as plain text.
-
-    Attributes:
-        title: above it.
-        caption: below it, a paragraph a line, or empty.
-        header: a cell a column.
-        right: whether a column is aligned to the right.
-        rows: cells.
-    """
-
-    title: str
-    caption: str
-    header: list[str]
-    right: list[bool]
-    rows: list[tuple[str, ...]]
-
-
-class Section(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Section:
     """One experiment, its results and what they say.
 
     Attributes:
@@ -49,19 +33,19 @@ class Section(NamedTuple):
     exhibit: Exhibit
     stored: Stored | None
 
-    @property
+    @functools.cached_property
     def judged(self) -> list[Judged]:
         """Its claims with their verdicts."""
         return [claim.judge(self.stored) for claim in self.exhibit.claims]
 
     @property
-    def grids(self) -> list[Grid]:
+    def tables(self) -> list[Table]:
         """Its tables, but those that have no rows."""
         stored = self.exhibit.without_results if self.stored is None else self.stored
         if stored is None:
             return []
-        grids = [grid_of(table(stored)) for table in self.exhibit.tables]
-        return [grid for grid in grids if grid.rows]
+        tables = [Table.of(table(stored)) for table in self.exhibit.tables]
+        return [table for table in tables if table.rows]
 
     @property
     def origin(self) -> dict[str, str]:
@@ -84,7 +68,7 @@ class Section(NamedTuple):
     def is_in_part(self) -> bool:
         """Whether some of its results are stored, and some claims wait for others."""
         return self.stored is not None and any(
-            verdict is Verdict.NOT_RUN for _, verdict, _ in self.judged
+            verdict is Verdict.NOT_TESTED for _, verdict, _ in self.judged
         )
 
     def _made_by(self, stored: Stored) -> dict[str, str]:
@@ -118,16 +102,23 @@ class Tally(NamedTuple):
 
     Attributes:
         claimed: what they are, in the plural.
-        counts: by the words for the verdicts.
+        words: for the verdicts.
+        counts: by verdict.
     """
 
     claimed: str
-    counts: dict[str, int]
+    words: Mapping[Verdict, str]
+    counts: Counter[Verdict]
 
     @property
     def total(self) -> int:
         """The number of all."""
         return sum(self.counts.values())
+
+    def in_words(self) -> str:
+        """Return how many have each verdict that some have."""
+        counts = ((self.counts[verdict], self.words[verdict]) for verdict in Verdict)
+        return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 
 class Report(NamedTuple):
@@ -149,41 +140,47 @@ class Report(NamedTuple):
     @property
     def tallies(self) -> list[Tally]:
         """One for each sort of claims: those of papers, and the library's own bars."""
-        counts: dict[str, Counter[Verdict]] = {}
-        words = {part.chapter.claimed: part.chapter.verdicts for part in self.parts}
+        tallies: dict[str, Tally] = {}
         for part in self.parts:
-            counts.setdefault(part.chapter.claimed, Counter()).update(part.counts)
-        return [
-            Tally(
-                claimed,
-                {words[claimed][verdict]: found[verdict] for verdict in Verdict},
-            )
-            for claimed, found in counts.items()
-        ]
+            chapter = part.chapter
+            empty = Tally(chapter.claimed, chapter.verdicts, Counter())
+            tallies.setdefault(chapter.claimed, empty).counts.update(part.counts)
+        return list(tallies.values())
+
+    @property
+    def by_verdict(self) -> dict[Verdict, list[tuple[Section, Judged]]]:
+        """The claims of papers, with their experiments, by how they turned out."""
+        found: dict[Verdict, list[tuple[Section, Judged]]] = {v: [] for v in Verdict}
+        for part in self.parts:
+            if part.chapter.verdicts[Verdict.REPRODUCED] == Verdict.REPRODUCED:
+                for section in part.sections:
+                    for judged in section.judged:
+                        found[judged.verdict].append((section, judged))
+        return found
 
 
 INTRODUCTION = (
     "What the papers behind this library claim, and what was seen here; apart from "
     "that, the bars that the library sets itself. Every verdict, figure and table is "
-    "made from the results that are stored in the repository, by "
-    "`python -m experiments report`; nothing is trained for it. A commit with a + had "
-    "changed files. For what is not run, the command stands there; the JSON file that "
-    "it writes belongs under `experiments/results`, named as the experiment."
+    "made from the stored results by `python -m experiments report`, which trains "
+    "nothing."
 )
-OTHERS = "Commands without claims of their own"
-MARKS = {Verdict.REPRODUCED: "✓", Verdict.NOT_REPRODUCED: "✗", Verdict.NOT_RUN: "–"}
-
-
-def grid_of(table: Table) -> Grid:
-    """Take a table of the terminal apart."""
-    cells = ([_plain(cell) for cell in column.cells] for column in table.columns)
-    return Grid(
-        _plain(table.title or ""),
-        _plain(table.caption or ""),
-        [_plain(column.header) for column in table.columns],
-        [column.justify == "right" for column in table.columns],
-        list(zip(*cells, strict=True)),
-    )
+HOW_JUDGED = (
+    "A claim is reproduced where the 95 % interval of a difference, over paired seeds, "
+    "lies inside what the claim allows, not reproduced where it lies outside, and "
+    "inconclusive where it holds both. Intervals are Student's t of paired means, the "
+    "sign test's of a median where spreads are skewed, or those of seeds drawn again. "
+    "A rate or decay that was tuned is chosen for each seed by the other seeds. What "
+    "nothing stored can tell is not tested here, with what it would take. Published "
+    "values stand where there are some; for most claims there are words alone. A "
+    "commit with a + had changed files."
+)
+MARKS = {
+    Verdict.REPRODUCED: "✓",
+    Verdict.NOT_REPRODUCED: "✗",
+    Verdict.INCONCLUSIVE: "~",
+    Verdict.NOT_TESTED: "–",
+}
 
 
 def sources_of(stored: Stored) -> list[Source]:
@@ -219,11 +216,6 @@ def _devices(source: Source) -> str:
 
 def _versions(source: Source) -> str:
     return ", ".join(f"{name} {at}" for name, at in source["versions"].items())
-
-
-def _plain(text: object) -> str:
-    # The terminal's tables keep to ASCII where they can.
-    return str(text).replace("+-", "±").replace("->", "→")
 
 
 def _short(commit: str | None) -> str:

@@ -13,6 +13,7 @@ the list of experiments, the names of those that are stored in part.
 """
 
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -26,24 +27,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
-from experiments.__main__ import IN_PART, RESULTS, discover
+from experiments.__main__ import IN_PART, PAPERS, RESULTS, discover
 from experiments.benchmarks import bars
-from experiments.papers.block_normalized_2017 import claims as block_normalized
-from experiments.papers.decoupled_decay_2019 import claims as decoupled_decay
-from experiments.papers.novograd_2019 import claims as novograd
-from experiments.papers.spherical_2020 import claims as spherical
-from experiments.report import figures, markdown, page
-from experiments.report.claims import Picture, Stored
+from experiments.report import figures, pages
+from experiments.report.claims import Chapter, Exhibit, Picture, Stored
 from experiments.report.parts import Part, Report, Section
 from experiments.training.runs import write_bytes, write_json, write_text
 
-CHAPTERS = (
-    block_normalized.CHAPTER,
-    decoupled_decay.CHAPTER,
-    spherical.CHAPTER,
-    novograd.CHAPTER,
-    bars.CHAPTER,
-)
 FOLDER = Path(__file__).parents[1] / RESULTS
 FIGURES = "figures"
 # The text that matplotlib writes into a PNG.
@@ -69,15 +59,37 @@ def main(args: Sequence[str]) -> None:
     images = draw_all(report)
     for name, image in images.items():
         write_bytes(folder / f"{name}.png", image)
-    write_text(config.out / "RESULTS.md", markdown.render(report, FIGURES))
-    write_text(config.out / "index.html", page.render(report, images))
+    write_text(config.out / "RESULTS.md", pages.markdown(report, FIGURES))
+    write_text(config.out / "index.html", pages.html(report, images))
     in_part = [section.name for section in report.sections if section.is_in_part]
     write_json(config.out / IN_PART, {"experiments": in_part})
     console = Console(highlight=False, soft_wrap=True)
     for tally in report.tallies:
-        counts = ", ".join(f"{count} {word}" for word, count in tally.counts.items())
-        console.print(f"{tally.claimed}: {counts}")
+        console.print(f"{tally.claimed}: {tally.in_words()}")
     console.print(f"{config.out / 'RESULTS.md'}\n{config.out / 'index.html'}")
+
+
+@functools.cache
+def chapters() -> tuple[Chapter, ...]:
+    """Return one for each paper, of every experiment in its folder, and the bars."""
+    papers: dict[str, dict[str, Exhibit]] = {}
+    for name, header in discover().items():
+        module = importlib.import_module(header.module)
+        if header.module.startswith(f"experiments.{PAPERS}.") and hasattr(
+            module, "EXHIBIT"
+        ):
+            papers.setdefault(name.partition(".")[0], {})[name] = module.EXHIBIT
+    packages = {
+        paper: importlib.import_module(f"experiments.{PAPERS}.{paper}")
+        for paper in papers
+    }
+    return (
+        *(
+            Chapter(packages[paper].TITLE, packages[paper].SOURCE, exhibits)
+            for paper, exhibits in papers.items()
+        ),
+        bars.CHAPTER,
+    )
 
 
 def gather(results: Path) -> Report:
@@ -87,14 +99,14 @@ def gather(results: Path) -> Report:
         results: the folder with the stored results.
     """
     headers, parts = discover(), []
-    for chapter in CHAPTERS:
+    for chapter in chapters():
         sections = [
             Section(name, headers[name].summary, command_of(name), exhibit, stored)
             for name, exhibit in chapter.exhibits.items()
             for stored in [_read(results / f"{name.replace('.', '/')}.json")]
         ]
         parts.append(Part(chapter, sections))
-    shown = {name for chapter in CHAPTERS for name in chapter.exhibits}
+    shown = {section.name for part in parts for section in part.sections}
     others = {name: h.summary for name, h in headers.items() if name not in shown}
     return Report(parts, others)
 

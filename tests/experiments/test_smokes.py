@@ -82,7 +82,7 @@ SMOKES = [
     Smoke(
         "block_normalized_2017.learning_rate_sensitivity",
         "block_normalized_2017.learning_rate_sensitivity.arrival",
-        put([40, 30, 20, 10, 0, 0], "methods", "Adam", "arrived_after"),
+        put([[40, 30, 20, 10, 0, 0]], "methods", "Adam", "arrived_after"),
         others=("convex.json", "convex.png"),
     ),
     of_network("deep_mlp"),

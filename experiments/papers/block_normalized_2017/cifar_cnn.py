@@ -28,17 +28,22 @@ here; one run of so few is no verdict.
 
 from collections.abc import Sequence
 
-import tyro
-
 from experiments import data
+from experiments.config import ask
 from experiments.models.cnn import CNN
-from experiments.papers.block_normalized_2017.curve_figures import Published
+from experiments.papers.block_normalized_2017.curve_figures import (
+    ACCURACY,
+    Published,
+    exhibit,
+    lacking,
+)
 from experiments.papers.block_normalized_2017.curves import (
-    CurvesConfig,
+    CurvesOptions,
     Task,
     run,
     with_test_curve,
 )
+from experiments.report.judging import Check, Claim
 
 NAME = "cifar_cnn"
 RATES = {"SGD": (1e-2,), "Adam": (1e-3,)}
@@ -50,12 +55,11 @@ PUBLISHED = Published(
 
 def main(args: Sequence[str]) -> None:
     """Train four times, print the summary, and write records and figures."""
-    prog = "python -m experiments block_normalized_2017.cifar_cnn"
-    config = tyro.cli(CurvesConfig, args=args, prog=prog)
+    config = ask(CurvesOptions, f"block_normalized_2017.{NAME}", args)
     run(config, NAME, lambda: load(config))
 
 
-def load(config: CurvesConfig) -> Task:
+def load(config: CurvesOptions) -> Task:
     """Return the task with its data: the paper's, or the small one of a smoke run."""
     settings = {"widths": [32, 64], "hidden": 512, "dropout": [0.25, 0.5]}
     if config.smoke:
@@ -74,3 +78,16 @@ def load(config: CurvesConfig) -> Task:
         epochs=3 if config.smoke else 50,
         published=PUBLISHED,
     )
+
+
+EXHIBIT = exhibit(
+    NAME,
+    "the convolutional network",
+    PUBLISHED,
+    Claim(
+        "On a convolutional network, the normalized gradient does better with SGD than "
+        "with Adam.",
+        (Check(ACCURACY, "normalized SGD", "normalized Adam"),),
+        lacking,
+    ),
+)

@@ -38,9 +38,7 @@ end. Gaps so small hang on rounding, which another CPU does in another way: one 
 """
 
 import dataclasses
-import functools
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,21 +47,25 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-import tyro
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 import normopt
+from experiments.config import Options, Stored, run
 from experiments.report import figures
-from experiments.training.measuring import check_least, measure_and_show, measure_parts
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.tables import Table
+from experiments.training.many_runs import stacked
+from experiments.training.measuring import measure_parts
 
+NAME = "block_normalized_2017.convex"
 # Two and a half times one another, from 0.001 to 0.1.
 LEARNING_RATES = tuple(round(10 ** (-3 + 0.4 * k), 6) for k in range(6))
 # Recorded is the largest L(x) - L(x*) of so many steps: what one step of them has, in a
 # run that has ended in a cycle of two, depends on which.
 EVERY = 10
+# A run has arrived when its gap is this part of the gap at the start.
+ARRIVED = 0.01
 
 METHODS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
     "normalized SGD": lambda rate: normopt.normalized(optax.sgd(rate)),
@@ -74,23 +76,17 @@ METHODS: dict[str, Callable[[Any], optax.GradientTransformation]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvexConfig:
+class ConvexOptions(Options):
     """Where to write, and how much to compute."""
 
-    out: Path = Path("runs/block_normalized_2017")
-    """The folder for `convex.json`, `convex.png` and what is finished."""
     size: int = 100
     """The number of unknowns."""
     steps: int = 1000
     """Steps of each run, a multiple of ten."""
     seed: int = 0
-    """For Q, b and the start."""
-    smoke: bool = False
-    """10 unknowns and 100 steps."""
-    redraw: bool = False
-    """Print and draw the stored records, without computing."""
-    fresh: bool = False
-    """Compute again what is finished."""
+    """For Q, b and the start of the first problem, which is the one drawn."""
+    problems: int = 20
+    """How many, of seeds that follow one another."""
 
 
 class Problem(NamedTuple):
@@ -123,23 +119,12 @@ class Trace(NamedTuple):
 
 def main(args: Sequence[str]) -> None:
     """Compute all runs, print the summary, and write records and figure."""
-    prog = "python -m experiments block_normalized_2017.convex"
-    config = tyro.cli(ConvexConfig, args=args, prog=prog)
-    check_least(config, size=1, steps=EVERY, seed=0)
-    if config.steps % EVERY:
-        sys.exit(f"error: `steps` must be a multiple of {EVERY}, got {config.steps}")
-    measured = functools.partial(measure, reduced(config))
-    measure_and_show(config, "convex", measured, draw, table)
+    least = {"size": 1, "steps": EVERY, "seed": 0, "problems": 1}
+    small = {"size": 10, "steps": 100, "problems": 2}
+    run(args, NAME, ConvexOptions, measure, draw, table, least=least, small=small)
 
 
-def reduced(config: ConvexConfig) -> ConvexConfig:
-    """Return the configuration with the size of a smoke run, where it is one."""
-    if not config.smoke:
-        return config
-    return dataclasses.replace(config, size=10, steps=100)
-
-
-def measure(config: ConvexConfig, console: Console) -> dict[str, Any]:
+def measure(config: ConvexOptions, console: Console) -> dict[str, Any]:
     """Run every method at every learning rate, or read what is finished.
 
     Args:
@@ -147,26 +132,38 @@ def measure(config: ConvexConfig, console: Console) -> dict[str, Any]:
         console: gets a bar, and a line for each method.
 
     Returns:
-        The settings, and for each method the gaps: learning rates x records.
+        The settings, and for each method the gaps in the first problem, learning rates
+        x records, and of all problems after which step each rate arrives, or None:
+        problems x learning rates.
     """
-    problem = draw_problem(config.size, config.seed)
+    if config.steps % EVERY:
+        raise ValueError(f"`steps` must be a multiple of {EVERY}, got {config.steps}")
+    seeds = range(config.seed, config.seed + config.problems)
+    problems = stacked([draw_problem(config.size, seed) for seed in seeds])
 
     def gaps_of(name: str) -> dict[str, Any]:
-        trace = descend_at_all_rates(METHODS[name], problem, config.steps)
-        return {"gaps": [[_short(gap) for gap in row] for row in largest(trace.gaps)]}
+        trace = descend_at_all_rates(METHODS[name], problems, config.steps)
+        gaps = [largest(one) for one in trace.gaps]
+        return {
+            "gaps": [[_short(gap) for gap in row] for row in gaps[0]],
+            "arrived_after": [[arrival(row) for row in one] for one in gaps],
+        }
 
     settings = {
         "size": config.size,
         "steps": config.steps,
         "seed": config.seed,
+        "problems": config.problems,
         "record_every": EVERY,
     }
     runs = measure_parts(config, "convex", settings, METHODS, gaps_of, console)
     return {
         "config": settings,
-        "published": "no value published",
         "learning_rates": list(LEARNING_RATES),
-        "gaps": {name: run["gaps"] for name, run in runs.items()},
+        **{
+            key: {name: run[key] for name, run in runs.items()}
+            for key in ("gaps", "arrived_after")
+        },
     }
 
 
@@ -181,20 +178,24 @@ def draw_problem(size: int, seed: int) -> Problem:
 
 
 def descend_at_all_rates(
-    make: Callable[[Any], optax.GradientTransformation], problem: Problem, steps: int
+    make: Callable[[Any], optax.GradientTransformation], problems: Problem, steps: int
 ) -> Trace:
     """Run a method at each of `LEARNING_RATES`, all in one computation.
 
     Args:
         make: from a learning rate to the optimizer.
-        problem: what to descend.
+        problems: what to descend, along a first axis.
         steps: of each run.
 
     Returns:
-        The traces, learning rates first.
+        The traces, problems x learning rates.
     """
-    run = jax.vmap(lambda rate: descend(make(rate), problem, steps))
-    return jax.device_get(jax.jit(run)(jnp.asarray(LEARNING_RATES)))
+
+    def run(problem: Problem, rate: jax.Array) -> Trace:
+        return descend(make(rate), problem, steps)
+
+    everywhere = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
+    return jax.device_get(jax.jit(everywhere)(problems, jnp.asarray(LEARNING_RATES)))
 
 
 def descend(
@@ -231,7 +232,19 @@ def largest(gaps: np.ndarray) -> np.ndarray:
     return np.concatenate([gaps[:, :1], stretches.max(axis=-1)], axis=1)
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def arrival(gaps: Sequence[float], every: int = EVERY) -> int | None:
+    """Return the step after which no gap is above `ARRIVED` of the first one.
+
+    Args:
+        gaps: the first one, then the largest of every `every` steps.
+        every: steps to a record.
+    """
+    above = np.flatnonzero(np.asarray(gaps) > ARRIVED * gaps[0])
+    last = int(above[-1])
+    return None if last == len(gaps) - 1 else last * every
+
+
+def draw(path: Path, stored: Stored) -> None:
     """Draw a panel for each method and a curve for each rate.
 
     Args:
@@ -261,27 +274,50 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         )
         size = stored["config"]["size"]
         figure.suptitle(f"a convex quadratic in {size} unknowns")
-        figures.save(figure, path, stored["published"])
+        figures.save(figure, path)
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return the gaps that each method ends with, a row a learning rate."""
     every, steps = stored["config"]["record_every"], stored["config"]["steps"]
-    shown = Table(
-        "rate",
-        title=f"the largest L(x) - L(x*) of the last {every} of {steps} steps",
-        caption=f"{next(iter(stored['gaps'].values()))[0][0]:.3g} at the start; "
-        f"{stored['published']}",
-        box=box.SIMPLE_HEAD,
+    start = next(iter(stored["gaps"].values()))[0][0]
+    return Table(
+        f"the largest L(x) - L(x*) of the last {every} of {steps} steps",
+        ("rate", *stored["gaps"]),
+        (
+            (
+                f"{rate:.2g}",
+                *(f"{runs[rank][-1]:.2g}" for runs in stored["gaps"].values()),
+            )
+            for rank, rate in enumerate(stored["learning_rates"])
+        ),
+        f"{start:.3g} at the start",
     )
-    for name in stored["gaps"]:
-        shown.add_column(name, justify="right")
-    for rank, rate in enumerate(stored["learning_rates"]):
-        last = (runs[rank][-1] for runs in stored["gaps"].values())
-        shown.add_row(f"{rate:.2g}", *(f"{gap:.2g}" for gap in last))
-    return shown
 
 
 def _short(gap: Any) -> float:
     """Round to the digits that a figure shows, which keeps the file small."""
     return float(f"{float(gap):.4g}")
+
+
+def extent(stored: Stored) -> str:
+    """Say how much was run."""
+    config = stored["config"]
+    return (
+        f"n = {config['problems']} problems of {config['size']} unknowns, "
+        f"{config['steps']:,} steps at each of {len(stored['learning_rates'])} rates"
+    )
+
+
+EXHIBIT = Exhibit(
+    extent=extent,
+    tables=(table,),
+    pictures=(
+        Picture(
+            "convex",
+            "L(x) - L(x*) over 1,000 steps at six learning rates, a panel for "
+            "each of normalized SGD, normalized Adam, Adam and RMSprop.",
+            draw,
+        ),
+    ),
+)

@@ -19,6 +19,7 @@ from flax import nnx
 from rich.console import Console
 
 import normopt
+from experiments.config import Options
 from experiments.data import Dataset, Split
 from experiments.data.augment import Augmentation
 from experiments.data.dataset import normalised
@@ -48,13 +49,11 @@ Model = tuple[Network, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class CurvesConfig:
+class CurvesOptions(Options):
     """What to read, where to write, and how much to compute."""
 
     data_dir: Path | None = None
     """The folder with the data set's official files, or its parent."""
-    out: Path = Path("runs/block_normalized_2017")
-    """The folder for the records, the figures and the runs."""
     seed: int = 0
     """For the initial weights, dropout and the order of the images; what it gives is
     added to the records of other seeds, which must be of the same settings."""
@@ -62,12 +61,6 @@ class CurvesConfig:
     """Train on so many of the training images, the first ones; left out, on all."""
     epochs: int | None = None
     """Passes over the training images at each rate; left out, the example's."""
-    smoke: bool = False
-    """A small network on the digits that come with scikit-learn, by two optimizers."""
-    redraw: bool = False
-    """Print and draw the stored records, without training."""
-    fresh: bool = False
-    """Train again what is finished or under way; replace records of other settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +123,7 @@ def with_test_curve(data: Dataset) -> Dataset:
     return normalised(data.name, data.num_classes, train, data.test, data.test)
 
 
-def shortened(task: Task, config: CurvesConfig) -> Task:
+def shortened(task: Task, config: CurvesOptions) -> Task:
     """Return the part of a task that the command line asks for."""
     epochs = task.epochs if config.epochs is None else config.epochs
     part = task.data if config.images is None else task.data.first(config.images)
@@ -214,7 +207,7 @@ def prepare(
     return Prepared(run, loop, plan, images, state, normopt.describe(params))
 
 
-def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
+def run(config: CurvesOptions, name: str, load: Callable[[], Task]) -> None:
     """Train all four, print the summary, and write records and figures.
 
     Args:
@@ -241,7 +234,7 @@ def run(config: CurvesConfig, name: str, load: Callable[[], Task]) -> None:
 
 
 def _train_and_store(
-    config: CurvesConfig, task: Task, records: Path, console: Console
+    config: CurvesOptions, task: Task, records: Path, console: Console
 ) -> None:
     settings = {**task.described(), "test_images": len(task.data.test)}
     # Refused here, and not after hours of training.
@@ -258,7 +251,7 @@ def _train_and_store(
 
 
 def measure(
-    config: CurvesConfig, task: Task, folder: Path, console: Console
+    config: CurvesOptions, task: Task, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Train by each optimizer, or go on where an earlier command stopped.
 

@@ -34,13 +34,12 @@ as here; on which of them a single run ends differs.
 
 from collections.abc import Sequence
 
-import tyro
-
 from experiments import data
+from experiments.config import ask
 from experiments.models.mlp import MLP
-from experiments.papers.block_normalized_2017.curve_figures import Published
+from experiments.papers.block_normalized_2017.curve_figures import Published, exhibit
 from experiments.papers.block_normalized_2017.curves import (
-    CurvesConfig,
+    CurvesOptions,
     Task,
     run,
     with_test_curve,
@@ -56,12 +55,11 @@ PUBLISHED = Published(
 
 def main(args: Sequence[str]) -> None:
     """Train four times, print the summary, and write records and figures."""
-    prog = "python -m experiments block_normalized_2017.deep_mlp"
-    config = tyro.cli(CurvesConfig, args=args, prog=prog)
+    config = ask(CurvesOptions, f"block_normalized_2017.{NAME}", args)
     run(config, NAME, lambda: load(config))
 
 
-def load(config: CurvesConfig) -> Task:
+def load(config: CurvesOptions) -> Task:
     """Return the task with its data: the paper's, or the small one of a smoke run."""
     settings = {"layers": 30, "width": 128, "dropout": 0.2, "l2": 1e-5}
     images = (
@@ -80,3 +78,11 @@ def load(config: CurvesConfig) -> Task:
         epochs=1 if config.smoke else 10,
         published=PUBLISHED,
     )
+
+
+EXHIBIT = exhibit(
+    NAME,
+    "30 dense layers",
+    PUBLISHED,
+    marks="; dotted lines where the learning rate changes",
+)

@@ -21,58 +21,36 @@ at two. What it pays is the floor: at 0.04 and 0.1 Adam ends near 1e-10. Such en
 on rounding, and differ by some times between CPUs.
 """
 
-import dataclasses
-import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from experiments.config import Options, Stored, run
 from experiments.papers.block_normalized_2017 import convex
+from experiments.papers.block_normalized_2017.convex import ARRIVED
 from experiments.report import figures
-from experiments.training.measuring import folder_of, measure_and_show
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.judging import Check, Claim, Metric, by_others
+from experiments.report.tables import Table
+from experiments.training.measuring import folder_of
 
-# A run has arrived when its gap is this part of the gap at the start.
-ARRIVED = 0.01
+NAME = "block_normalized_2017.learning_rate_sensitivity"
 
-_COLOURS = ("#d9601a", "#1f6fb2", "#5f8f3e", "#8a5ba8")
 _MARKERS = ("o", "s", "^", "D")
-
-
-@dataclasses.dataclass(frozen=True)
-class SensitivityConfig:
-    """Where the runs lie, and where to write."""
-
-    out: Path = Path("runs/block_normalized_2017")
-    """The folder of `convex.json` and for the records and the figure."""
-    smoke: bool = False
-    """Take the smoke runs of `convex`."""
-    redraw: bool = False
-    """Print and draw the stored records, without computing."""
 
 
 def main(args: Sequence[str]) -> None:
     """Read or compute the runs, print the summary, and write records and figure."""
-    prog = "python -m experiments block_normalized_2017.learning_rate_sensitivity"
-    config = tyro.cli(SensitivityConfig, args=args, prog=prog)
-    measure_and_show(
-        config,
-        "learning_rate_sensitivity",
-        functools.partial(measure, config),
-        draw,
-        table,
-    )
+    run(args, NAME, Options, measure, draw, table, least={})
 
 
-def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
+def measure(config: Options, console: Console) -> dict[str, Any]:
     """Sum up the runs of `convex` by learning rate.
 
     Args:
@@ -89,35 +67,26 @@ def measure(config: SensitivityConfig, console: Console) -> dict[str, Any]:
         smoke = ["--smoke"] if config.smoke else []
         convex.main(["--out", str(config.out), *smoke])
     runs = json.loads(source.read_text())
-    every = runs["config"]["record_every"]
     return {
         "config": runs["config"],
         "runs": {"provenance": runs["provenance"]},
-        "published": "no value published",
         "learning_rates": runs["learning_rates"],
         "methods": {
             name: {
                 "gap_at_end": [gaps[-1] for gaps in rates],
-                "arrived_after": [arrival(gaps, every) for gaps in rates],
+                "arrived_after": runs["arrived_after"][name],
             }
             for name, rates in runs["gaps"].items()
         },
     }
 
 
-def arrival(gaps: Sequence[float], every: int) -> int | None:
-    """Return the step after which no gap is above `ARRIVED` of the first one.
-
-    Args:
-        gaps: the first one, then the largest of every `every` steps.
-        every: steps to a record.
-    """
-    above = np.flatnonzero(np.asarray(gaps) > ARRIVED * gaps[0])
-    last = int(above[-1])
-    return None if last == len(gaps) - 1 else last * every
+def _of_first(method: Stored) -> list[float]:
+    """Return the steps to arrive in the problem that is drawn, NaN for never."""
+    return [np.nan if n is None else n for n in method["arrived_after"][0]]
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def draw(path: Path, stored: Stored) -> None:
     """Draw the gap at the end, and the steps it takes to arrive, over the rate.
 
     Args:
@@ -128,14 +97,13 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(10, 4.4), layout="constrained")
         end, speed = figure.subplots(1, 2, sharex=True)
-        for (name, method), colour, marker in zip(
-            stored["methods"].items(), _COLOURS, _MARKERS, strict=True
+        for (name, method), marker in zip(
+            stored["methods"].items(), _MARKERS, strict=True
         ):
-            line = {"color": colour, "marker": marker, "lw": 1.6, "label": name}
+            line = figures.LINES[name] | {"marker": marker, "lw": 1.6, "label": name}
             end.plot(rates, method["gap_at_end"], **line)
-            # None is not drawn, and a line ends before it.
-            steps = [np.nan if n is None else n for n in method["arrived_after"]]
-            speed.plot(rates, steps, **line)
+            # NaN is not drawn, and a line ends before it.
+            speed.plot(rates, _of_first(method), **line)
         end.set(ylabel="L(x) \u2212 L(x*) at the end", yscale="log")
         speed.set(
             ylabel=f"steps to {ARRIVED:.0%} of the gap at the start", ylim=(0, None)
@@ -154,21 +122,78 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             f"{settings['steps']:,} steps; on the right no point where these are "
             "too few"
         )
-        figures.save(figure, path, stored["published"])
+        figures.save(figure, path)
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return the steps that each method takes to arrive, a row a learning rate."""
-    shown = Table(
-        "rate",
-        title=f"steps to {ARRIVED:.0%} of the gap at the start, of "
+    methods = stored["methods"].values()
+    return Table(
+        f"steps to {ARRIVED:.0%} of the gap at the start, of "
         f"{stored['config']['steps']}",
-        caption=f"-: not within these; {stored['published']}",
-        box=box.SIMPLE_HEAD,
+        ("rate", *stored["methods"]),
+        (
+            (
+                f"{rate:.2g}",
+                *(str(m["arrived_after"][0][rank] or "-") for m in methods),
+            )
+            for rank, rate in enumerate(stored["learning_rates"])
+        ),
+        "the problem that is drawn; -: not within these",
     )
-    for name in stored["methods"]:
-        shown.add_column(name, justify="right")
-    for rank, rate in enumerate(stored["learning_rates"]):
-        steps = (m["arrived_after"][rank] for m in stored["methods"].values())
-        shown.add_row(f"{rate:.2g}", *("-" if n is None else str(n) for n in steps))
-    return shown
+
+
+def _steps(stored: Stored, method: str) -> np.ndarray:
+    """Return logarithms of the steps to arrive, at the rate best for other problems."""
+    arrived = stored["methods"][method]["arrived_after"]
+    never = 2 * stored["config"]["steps"]  # more than any
+    return by_others(np.log10([[n or never for n in rates] for rates in arrived]))
+
+
+def _decades(stored: Stored, method: str) -> np.ndarray:
+    """Return over how many decades of rates a method arrives, a number a problem."""
+    rates = np.log10(stored["learning_rates"])
+    arrived = stored["methods"][method]["arrived_after"]
+    inside = [[r for r, n in zip(rates, one, strict=True) if n] for one in arrived]
+    return np.array([max(some) - min(some) if some else 0.0 for some in inside])
+
+
+_PROBLEMS = {"unit": "decades", "scale": 1.0, "over": "paired problems"}
+SPEED = Metric(
+    f"log10 of the steps to {ARRIVED:.0%} of the gap",
+    _steps,
+    form="{:.2f}",
+    **_PROBLEMS,
+)
+RANGE = Metric(
+    f"decades of rates that reach {ARRIVED:.0%} of the gap",
+    _decades,
+    "more",
+    less_is_better=False,
+    form="{:.2f}",
+    skewed=True,
+    **_PROBLEMS,
+)
+
+EXHIBIT = Exhibit(
+    claims=(
+        Claim(
+            "Normalized Adam descends a convex quadratic faster than Adam.",
+            (Check(SPEED, "normalized Adam", "Adam"),),
+        ),
+        Claim(
+            "Normalized Adam does so at learning rates further apart than Adam.",
+            (Check(RANGE, "normalized Adam", "Adam"),),
+        ),
+    ),
+    extent=convex.extent,
+    tables=(table,),
+    pictures=(
+        Picture(
+            "learning_rate_sensitivity",
+            "The gap at the end, and the steps to one percent of the first "
+            "gap, over the learning rate, a line for each of four methods.",
+            draw,
+        ),
+    ),
+)

@@ -37,20 +37,16 @@ those of the paper.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from experiments.papers.block_normalized_2017.curve_figures import LINES
+from experiments.config import Options, Stored, run
 from experiments.papers.block_normalized_2017.methods import METHODS, MOMENTUM, SMOKE
 from experiments.papers.block_normalized_2017.recurrent_training import (
     BATCH,
@@ -63,31 +59,26 @@ from experiments.papers.block_normalized_2017.recurrent_training import (
     start,
 )
 from experiments.report import figures
-from experiments.report.claims import NO_VALUE
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.judging import Check, Claim, Metric, by_others
+from experiments.report.tables import Table
 from experiments.training import devices
 from experiments.training.many_runs import rates_about
-from experiments.training.measuring import check_least, measure_and_show, measure_parts
+from experiments.training.measuring import measure_parts
 
+NAME = "block_normalized_2017.recurrent"
 DECADES = 2  # of learning rates
 ERROR_TICKS = (0.1, 0.2, 0.3, 0.5, 0.9)  # marks of a logarithmic axis
 
 
 @dataclasses.dataclass(frozen=True)
-class RecurrentConfig:
+class RecurrentOptions(Options):
     """Where to write, and how much to compute."""
 
-    out: Path = Path("runs/block_normalized_2017")
-    """The folder for `recurrent.json`, `recurrent.png` and what is finished."""
-    seeds: int = 8
+    seeds: int = 40
     """Runs at each learning rate, at least 2."""
     epochs: int = 30
     """Passes over the training images."""
-    smoke: bool = False
-    """Only two optimizers, every fourth learning rate, 2 seeds and 1 epoch."""
-    redraw: bool = False
-    """Print and draw the stored records, without training."""
-    fresh: bool = False
-    """Train again what is finished."""
 
 
 class Best(NamedTuple):
@@ -104,16 +95,11 @@ class Best(NamedTuple):
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
-    prog = "python -m experiments block_normalized_2017.recurrent"
-    config = tyro.cli(RecurrentConfig, args=args, prog=prog)
-    check_least(config, seeds=2, epochs=1)
-    if config.smoke:
-        config = dataclasses.replace(config, seeds=2, epochs=1)
-    measured = functools.partial(measure, config)
-    measure_and_show(config, "recurrent", measured, draw, table)
+    least, small = {"seeds": 2, "epochs": 1}, {"seeds": 2, "epochs": 1}
+    run(args, NAME, RecurrentOptions, measure, draw, table, least=least, small=small)
 
 
-def measure(config: RecurrentConfig, console: Console) -> dict[str, Any]:
+def measure(config: RecurrentOptions, console: Console) -> dict[str, Any]:
     """Train every optimizer at all its learning rates, or read what is finished.
 
     Args:
@@ -152,7 +138,7 @@ def measure(config: RecurrentConfig, console: Console) -> dict[str, Any]:
     }
 
 
-def best(curve: Mapping[str, Any], quantity: str) -> Best:
+def best(curve: Stored, quantity: str) -> Best:
     """Return where the mean over the seeds is lowest, of losses that of logarithms.
 
     Args:
@@ -165,7 +151,7 @@ def best(curve: Mapping[str, Any], quantity: str) -> Best:
     return Best(curve["exponents"][place], values[:, place])
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def draw(path: Path, stored: Stored) -> None:
     """Draw what the methods end with over their learning rates.
 
     Args:
@@ -190,42 +176,117 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         seeds = len(errors)
         figure.suptitle(
             f"an LSTM that reads {stored['training_images']} digits pixel by pixel, "
-            f"{stored['epochs']} epochs; mean of {seeds} seeds, each a thin line"
+            f"{stored['epochs']} epochs; {seeds} seeds: mean, and two thirds of them"
         )
         lines = error.get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=4, frameon=False)
-        figures.save(figure, path, NO_VALUE)
+        figures.save(figure, path)
 
 
 def _draw_curve(
     axes: Any, rates: np.ndarray, values: np.ndarray, mean: np.ndarray, method: str
 ) -> None:
-    """Draw the mean of the seeds, and each as a thin line."""
-    axes.plot(rates, values.T, lw=0.6, alpha=0.3, **LINES[method])
-    axes.plot(rates, mean, lw=2, label=method, **LINES[method])
+    """Draw the mean of the seeds, and a band for the middle two thirds of them."""
+    line = figures.LINES[method]
+    low, high = np.quantile(values, (1 / 6, 5 / 6), axis=0)
+    axes.fill_between(rates, low, high, color=line["color"], alpha=0.15, linewidth=0)
+    axes.plot(rates, mean, lw=2, label=method, **line)
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return the lowest error and the lowest loss of each method."""
-    seeds = len(next(iter(stored["curves"].values()))["errors"])
-    shown = Table(
-        "optimizer",
-        title="lowest test error and lowest training loss over the learning rates",
-        caption=f"{seeds} seeds: mean ± standard deviation, of the loss the geometric "
-        "mean and a factor",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    for name in ("test error", "at", "training loss (nats)", "at"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for method, curve in stored["curves"].items():
+
+    def row_of(method: str, curve: Stored) -> tuple[str, ...]:
         error, loss = (best(curve, quantity) for quantity in ("errors", "losses"))
         logs = np.log(loss.values)
-        shown.add_row(
+        return (
             method,
             f"{error.values.mean():.2%} ± {error.values.std(ddof=1):.2%}",
             f"{10**error.exponent:.2g}",
             f"{np.exp(logs.mean()):.2g} ×/÷ {np.exp(logs.std(ddof=1)):.2g}",
             f"{10**loss.exponent:.2g}",
         )
-    return shown
+
+    return Table(
+        "lowest test error and lowest training loss over the learning rates",
+        ("optimizer", "test error", "at", "training loss (nats)", "at"),
+        (row_of(*curve) for curve in stored["curves"].items()),
+        f"{_seeds(stored)} seeds: mean ± standard deviation, of the loss the geometric "
+        "mean and a factor",
+    )
+
+
+def _seeds(stored: Stored) -> int:
+    return len(next(iter(stored["curves"].values()))["errors"])
+
+
+def _errors(stored: Stored, method: str) -> np.ndarray:
+    return by_others(np.array(stored["curves"][method]["errors"]))
+
+
+def _losses(stored: Stored, method: str) -> np.ndarray:
+    return by_others(np.log10(stored["curves"][method]["losses"]))
+
+
+# A rate that other seeds have chosen may be a bad one for a seed: spreads are skewed.
+ERROR = Metric("test error", _errors, skewed=True)
+LOSS = Metric(
+    "log10 of the training loss",
+    _losses,
+    unit="decades",
+    scale=1.0,
+    form="{:.2f}",
+    skewed=True,
+)
+
+
+def _extent(stored: Stored) -> str:
+    rates = len(next(iter(stored["curves"].values()))["exponents"])
+    return (
+        f"n = {_seeds(stored)} seeds at each of {rates} learning rates, "
+        f"{stored['epochs']} epochs of {stored['training_images']} digits, an LSTM of "
+        f"{stored['hidden']} units"
+    )
+
+
+def _stored_by(stored: Stored) -> tuple[str, ...]:
+    seeds = _seeds(stored)
+    return ("" if seeds == RecurrentOptions.seeds else f"--seeds {seeds}",)
+
+
+EXHIBIT = Exhibit(
+    claims=(
+        *(
+            claim
+            for kind in ("SGD", "Adam")
+            for claim in (
+                Claim(
+                    "Normalizing accelerates the training of a recurrent network by "
+                    f"{kind}.",
+                    (Check(LOSS, f"normalized {kind}", kind),),
+                ),
+                Claim(
+                    f"Normalized {kind} generalizes better on a recurrent network.",
+                    (Check(ERROR, f"normalized {kind}", kind),),
+                ),
+            )
+        ),
+        Claim(
+            "On recurrent networks, the normalized gradient does better with adaptive "
+            "step sizes, such as Adam's.",
+            (Check(ERROR, "normalized Adam", "normalized SGD"),),
+        ),
+    ),
+    extent=_extent,
+    stored_by=_stored_by,
+    tables=(table,),
+    pictures=(
+        Picture(
+            "recurrent",
+            "Test error and training loss at the end over the learning rate, for a "
+            "recurrent network that SGD and Adam train, each plain and normalized; "
+            "bands for the deviation of the seeds.",
+            draw,
+        ),
+    ),
+)

@@ -55,13 +55,11 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from experiments.config import Options, Stored, run
 from experiments.papers.decoupled_decay_2019.anytime_arms import (
     PAIRS,
     WITHIN,
@@ -79,24 +77,23 @@ from experiments.papers.decoupled_decay_2019.grid_training import (
     start,
 )
 from experiments.report import figures
-from experiments.report.claims import NO_VALUE, standard_error
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.judging import Check, Claim, Metric
+from experiments.report.tables import Table
 from experiments.training import devices
-from experiments.training.measuring import check_least, measure_and_show, measure_parts
+from experiments.training.measuring import measure_parts
 
+NAME = "decoupled_decay_2019.anytime"
 ARMS = [name for pair in PAIRS.items() for name in reversed(pair)]
 SMOKE = ARMS[:2]
 # Each cycle is so many times as long as the one before.
 GROWTH = 2
 
-_COLOURS = {"one cosine": "#d9601a", "restarts": "#1f6fb2"}
-
 
 @dataclasses.dataclass(frozen=True)
-class AnytimeConfig:
+class AnytimeOptions(Options):
     """Where to write, and how much to compute."""
 
-    out: Path = Path("runs/decoupled_decay_2019")
-    """The folder for `anytime.json`, `anytime.png` and what is finished."""
     seeds: int = 48
     """Runs of each arm's best cell, which are compared in pairs."""
     tuning_seeds: int = 8
@@ -105,28 +102,16 @@ class AnytimeConfig:
     """Epochs until the first restart; each further cycle takes twice as many."""
     cycles: int = 4
     """How many cycles; one cosine is as long as all of them."""
-    smoke: bool = False
-    """SGDW alone, 2 cycles from 1 epoch, every fifth row and column, 2 + 2 seeds, 16
-    units."""
-    redraw: bool = False
-    """Print and draw the stored records, without training."""
-    fresh: bool = False
-    """Train again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train the grids and the best cells, and write records, figure and summary."""
-    prog = "python -m experiments decoupled_decay_2019.anytime"
-    config = tyro.cli(AnytimeConfig, args=args, prog=prog)
-    check_least(config, seeds=2, tuning_seeds=1, first_cycle=1, cycles=2)
-    if config.smoke:
-        small = {"seeds": 2, "tuning_seeds": 2, "first_cycle": 1, "cycles": 2}
-        config = dataclasses.replace(config, **small)
-    measured = functools.partial(measure, config)
-    measure_and_show(config, "anytime", measured, draw, table)
+    least = {"seeds": 2, "tuning_seeds": 1, "first_cycle": 1, "cycles": 2}
+    small = {"seeds": 2, "tuning_seeds": 2, "first_cycle": 1, "cycles": 2}
+    run(args, NAME, AnytimeOptions, measure, draw, table, least=least, small=small)
 
 
-def measure(config: AnytimeConfig, console: Console) -> dict[str, Any]:
+def measure(config: AnytimeOptions, console: Console) -> dict[str, Any]:
     """Train each arm, on every cell and then on its best, or read what is finished.
 
     Args:
@@ -185,7 +170,7 @@ def measure(config: AnytimeConfig, console: Console) -> dict[str, Any]:
     return {"device": devices.describe(), **told, "arms": arms}
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def draw(path: Path, stored: Stored) -> None:
     """Draw the errors over the epochs, mean and standard deviation of the seeds.
 
     Args:
@@ -204,20 +189,19 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figures.log_scale(panels[0])
         panels[0].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         panels[0].set_ylabel("test error")
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside lower center",
-            ncols=3,
-            frameon=False,
-        )
-        figures.save(figure, path, NO_VALUE)
+        for axes in panels:
+            axes.legend(frameon=False, fontsize=8)
+        figures.save(figure, path)
 
 
-def _draw_pair(axes: Any, restarts: str, stored: Mapping[str, Any]) -> None:
+def _draw_pair(axes: Any, restarts: str, stored: Stored) -> None:
     pair = Pair.of(restarts, stored)
     epochs = range(1, 1 + pair.cosine.shape[1])
-    for label, curves in (("one cosine", pair.cosine), ("restarts", pair.restarts)):
-        colour = _COLOURS[label]
+    shade, own = figures.GREY, figures.LINES[restarts]["color"]
+    for label, curves, colour in (
+        ("one cosine", pair.cosine, shade),
+        ("restarts", pair.restarts, own),
+    ):
         mean, deviation = curves.mean(axis=0), curves.std(axis=0, ddof=1)
         ends = (mean - deviation, mean + deviation)
         axes.fill_between(epochs, *ends, color=colour, alpha=0.2, linewidth=0)
@@ -225,7 +209,7 @@ def _draw_pair(axes: Any, restarts: str, stored: Mapping[str, Any]) -> None:
     axes.plot(
         epochs,
         pair.cosine_there.mean(axis=0),
-        color=_COLOURS["one cosine"],
+        color=shade,
         linestyle=(0, (4, 1.5)),
         linewidth=1,
         label="one cosine, rate and decay of the restarts",
@@ -244,22 +228,12 @@ def _draw_pair(axes: Any, restarts: str, stored: Mapping[str, Any]) -> None:
     )
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return each arm's best cell, its errors as cycles end, and the epochs it needs.
 
     Below each pair stands one cosine at the cell of the restarts.
     """
-    ends = np.cumsum(stored["cycles"])
-    shown = Table(
-        "arm",
-        title="mean test error after some epochs; rate and decay in powers of 2",
-        caption=f"± standard errors; needed: epochs to the final error of one cosine + "
-        f"{100 * WITHIN:g} point;\nruns that never get there count as {ends[-1] + 1}",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("rate", "decay", *(f"at {end}" for end in ends), "needed"):
-        shown.add_column(name, justify="right")
+    ends, rows = np.cumsum(stored["cycles"]), []
     for restarts, cosine in pairs_of(stored).items():
         pair = Pair.of(restarts, stored)
         cells = [_cell(stored["arms"][name]) for name in (cosine, restarts, restarts)]
@@ -268,11 +242,101 @@ def table(stored: Mapping[str, Any]) -> Table:
             names, cells, pair, pair.epochs_needed(), strict=True
         ):
             *before, last = (f"{mean:.2%}" for mean in curves[:, ends - 1].mean(axis=0))
-            last += f" ± {standard_error((100 * curves[:, -1]).tolist()):.2f}"
-            shown.add_row(name, *cell, *before, last, f"{needed.mean():.1f}")
-    return shown
+            error = 100 * curves[:, -1].std(ddof=1) / len(curves) ** 0.5
+            row = (
+                name,
+                *cell,
+                *before,
+                f"{last} ± {error:.2f}",
+                f"{needed.mean():.1f}",
+            )
+            rows.append(row)
+    return Table(
+        "mean test error after some epochs; rate and decay in powers of 2",
+        ("arm", "rate", "decay", *(f"at {end}" for end in ends), "needed"),
+        rows,
+        "± standard errors; needed: epochs to the final error of one cosine + "
+        f"{100 * WITHIN:g} point;\nruns that never get there count as {ends[-1] + 1}",
+    )
 
 
 def _cell(arm: Mapping[str, Any]) -> tuple[str, str]:
     row, column = arm["best"]
     return str(arm["learning_rates"][row]), str(arm["decays"][column])
+
+
+def _areas(stored: Stored, name: str) -> np.ndarray:
+    """Return each seed's mean over the epochs of the best error so far."""
+    return np.minimum.accumulate(_curves(stored, name), axis=1).mean(axis=1)
+
+
+def _ends(stored: Stored, name: str) -> np.ndarray:
+    return _curves(stored, name)[:, -1]
+
+
+def _curves(stored: Stored, name: str) -> np.ndarray:
+    for restarts, cosine in PAIRS.items():
+        pair = Pair.of(restarts, stored) if name in (restarts, cosine) else None
+        if pair is not None:
+            return pair.restarts if name == restarts else pair.cosine
+    raise ValueError(f"{name!r} is none of {ARMS}")
+
+
+def _is_flat(restarts: str, stored: Stored) -> str:
+    """Say that one cosine has nearly arrived before restarts could tell."""
+    needed, epochs = Pair.of(restarts, stored).epochs_needed(), sum(stored["cycles"])
+    mean = needed.cosine.mean()
+    if mean >= epochs / 2:
+        return ""
+    return (
+        f"one cosine is within {100 * WITHIN:g} point of its end after {mean:.0f} of "
+        f"{epochs} epochs; a task that still improves at its end can tell, as with "
+        "`--first-cycle 1`"
+    )
+
+
+AREA = Metric("mean over the epochs of the best test error so far", _areas)
+ERROR = Metric("final test error", _ends)
+
+
+def _extent(stored: Stored) -> str:
+    seeds = len(next(iter(stored["arms"].values()))["wrong"])
+    epochs, cycles = sum(stored["cycles"]), ", ".join(map(str, stored["cycles"]))
+    return (
+        f"n = {seeds} seeds of each best cell, which {stored['tuning_seeds']} others "
+        f"chose; {epochs} epochs of 200 digits, with restarts in cycles of {cycles}"
+    )
+
+
+EXHIBIT = Exhibit(
+    claims=tuple(
+        claim
+        for restarts, cosine in PAIRS.items()
+        for claim in (
+            Claim(
+                f"Warm restarts converge faster: {restarts} than {cosine}.",
+                (Check(AREA, restarts, cosine),),
+                functools.partial(_is_flat, restarts),
+            ),
+            Claim(
+                f"Warm restarts generalize better: {restarts} than {cosine}.",
+                (Check(ERROR, restarts, cosine),),
+            ),
+        )
+    ),
+    extent=_extent,
+    note="Each arm has the rate and decay that are best for it. `same cell` "
+    "in the table is one cosine with those of the restarts: what it gains over "
+    "one cosine, restarts do not gain. It was added once the arms had been "
+    "compared, and decides nothing.",
+    tables=(table,),
+    pictures=(
+        Picture(
+            "anytime",
+            "Test error after each epoch, on a log scale, on one cosine and "
+            "with warm restarts, for SGDW and AdamW: mean and deviation of the "
+            "seeds, with lines at the error to reach and at the restarts.",
+            draw,
+        ),
+    ),
+)

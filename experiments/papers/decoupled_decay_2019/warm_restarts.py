@@ -25,7 +25,6 @@ two give the same update.
 """
 
 import dataclasses
-import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,17 +34,18 @@ import jax
 import matplotlib
 import numpy as np
 import optax
-import tyro
 from flax import nnx
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 import normopt
+from experiments.config import Options, Stored, run
 from experiments.report import figures
-from experiments.report.claims import NO_VALUE
-from experiments.training.measuring import check_least, measure_and_show, measure_parts
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.tables import Table
+from experiments.training.measuring import measure_parts
 
+NAME = "decoupled_decay_2019.warm_restarts"
 LEARNING_RATE = 1e-4
 B1, B2 = 0.9, 0.999
 UNITS, FEATURES, BATCH = 60, 4, 10
@@ -76,25 +76,17 @@ RUNS = {
     "by_hand": Course(78, {24: {"cycle_steps": 36}, 60: {"t_cur": 18}}),
 }
 
-_COLOURS = {"lstm_1": "#1f6fb2", "dense_1": "#d9601a"}
+_COLOURS = {"lstm_1": figures.BLUE, "dense_1": figures.ORANGE}
 
 Records = list[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class WarmRestartsConfig:
+class WarmRestartsOptions(Options):
     """Where to write, and how much to compute."""
 
-    out: Path = Path("runs/decoupled_decay_2019")
-    """The folder for the records, the figure and what is finished."""
     seed: int = 0
     """For weights, data and labels."""
-    smoke: bool = False
-    """Shorten the sequences from 120 to 8; nothing else changes."""
-    redraw: bool = False
-    """Draw the figure from the stored records, without training."""
-    fresh: bool = False
-    """Train again what is finished."""
 
 
 class Network(nnx.Module):
@@ -113,14 +105,10 @@ class Network(nnx.Module):
 
 def main(args: Sequence[str]) -> None:
     """Train twice, print the cycles, and write records and figure."""
-    prog = "python -m experiments decoupled_decay_2019.warm_restarts"
-    config = tyro.cli(WarmRestartsConfig, args=args, prog=prog)
-    check_least(config, seed=0)
-    measured = functools.partial(measure, config)
-    measure_and_show(config, "warm_restarts", measured, draw, table)
+    run(args, NAME, WarmRestartsOptions, measure, draw, table, least={"seed": 0})
 
 
-def measure(config: WarmRestartsConfig, console: Console) -> dict[str, Any]:
+def measure(config: WarmRestartsOptions, console: Console) -> dict[str, Any]:
     """Train twice, restarted by itself and by hand, or read what is finished.
 
     Args:
@@ -205,7 +193,7 @@ def uncorrected_rate(step: int) -> float:
     return LEARNING_RATE * (1 - B2**step) ** 0.5 / (1 - B1**step)
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def draw(path: Path, stored: Stored) -> None:
     """Draw eta_t and the rates in force of both runs.
 
     Args:
@@ -229,7 +217,7 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
             ncols=3,
             frameon=False,
         )
-        figures.save(figure, path, NO_VALUE)
+        figures.save(figure, path)
 
 
 def _draw_run(above: Any, below: Any, records: Records) -> None:
@@ -257,21 +245,23 @@ def _draw_run(above: Any, below: Any, records: Records) -> None:
             above.text(record["step"] + 1, 1.27, text, va="top", size=9)
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return the ends of eta_t and the mean loss of each cycle."""
-    shown = Table("run", title=f"lr = {LEARNING_RATE:g}, LSTM at half of it")
-    for name in ("updates", "first eta_t", "last eta_t", "mean loss"):
-        shown.add_column(name, justify="right")
-    for name in ("automatic", "by_hand"):
-        for cycle in _cycles(stored[name]):
-            shown.add_row(
+    return Table(
+        f"lr = {LEARNING_RATE:g}, LSTM at half of it",
+        ("run", "updates", "first eta_t", "last eta_t", "mean loss"),
+        (
+            (
                 name.replace("_", " "),
                 f"{cycle[0]['step']}-{cycle[-1]['step']}",
                 f"{cycle[0]['eta']:.3f}",
                 f"{cycle[-1]['eta']:.3f}",
                 f"{statistics.mean(record['loss'] for record in cycle):.3f}",
             )
-    return shown
+            for name in ("automatic", "by_hand")
+            for cycle in _cycles(stored[name])
+        ),
+    )
 
 
 def _cycles(records: Records) -> list[Records]:
@@ -282,3 +272,24 @@ def _cycles(records: Records) -> list[Records]:
             cycles.append([])
         cycles[-1].append(record)
     return cycles
+
+
+def _extent(stored: Stored) -> str:
+    updates = " and ".join(str(len(stored[run])) for run in ("automatic", "by_hand"))
+    return f"n = 1 (seed {stored['seed']}), {updates} updates"
+
+
+EXHIBIT = Exhibit(
+    extent=_extent,
+    note="That eta_t is the cosine, restarted by itself or by hand, is arithmetic, "
+    "which the tests of the schedules check; no claim is counted for it.",
+    tables=(table,),
+    pictures=(
+        Picture(
+            "warm_restarts",
+            "eta_t and the learning rates in force over the updates: on the "
+            "left three equal cosines, on the right cosines begun by hand.",
+            draw,
+        ),
+    ),
+)

@@ -43,19 +43,16 @@ epochs by nearly 3 points. The decay lowers the error at high rates alone.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from experiments.config import Options, Stored, run
 from experiments.papers.novograd_2019.modes_training import (
     B1,
     B2,
@@ -71,59 +68,43 @@ from experiments.papers.novograd_2019.modes_training import (
 from experiments.papers.novograd_2019.valleys import (
     MARGIN,
     Valley,
+    cut_in_words,
     in_words,
     leaving_out,
     near_best,
 )
 from experiments.report import figures
-from experiments.report.claims import NO_VALUE
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.judging import Check, Claim, Metric, Statistic, by_others
+from experiments.report.tables import Table
 from experiments.training import devices
-from experiments.training.measuring import check_least, measure_and_show, measure_parts
+from experiments.training.measuring import measure_parts
 
+NAME = "novograd_2019.modes"
+# The paper's mode, and what it is compared with.
+PAPERS, BASELINES = "NovoGrad, sum, decay", ("AdamW", "SGD")
 # Of a smoke run: what the figure points at, and a baseline.
 SMOKE = ("NovoGrad, sum", "NovoGrad, average", "AdamW")
 TICKS = (0.05, 0.1, 0.2, 0.5, 0.9)  # marks of a logarithmic axis
 
-# Colours that the colour-blind can tell apart, of Okabe and Ito.
-LINES = {
-    "NovoGrad, sum": {"color": "#0072b2", "linestyle": "-"},
-    "NovoGrad, sum, decay": {"color": "#56b4e9", "linestyle": "--"},
-    "NovoGrad, average": {"color": "#d55e00", "linestyle": "-"},
-    "NovoGrad, average, decay": {"color": "#e69f00", "linestyle": "--"},
-    "AdamW": {"color": "#000000", "linestyle": "-."},
-    "SGD": {"color": "#009e73", "linestyle": ":"},
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class ModesConfig:
+class ModesOptions(Options):
     """Where to write, and how much to compute."""
 
-    out: Path = Path("runs/novograd_2019")
-    """The folder for `modes.json`, `modes.png` and what is finished."""
     seeds: int = 10
     """Runs at each learning rate, at least 2."""
     epochs: int = 30
     """Passes over the training images."""
-    smoke: bool = False
-    """Only three optimizers, every third learning rate, 2 seeds and 2 epochs."""
-    redraw: bool = False
-    """Print and draw the stored records, without training."""
-    fresh: bool = False
-    """Train again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
-    prog = "python -m experiments novograd_2019.modes"
-    config = tyro.cli(ModesConfig, args=args, prog=prog)
-    check_least(config, seeds=2, epochs=1)
-    if config.smoke:
-        config = dataclasses.replace(config, seeds=2, epochs=2)
-    measure_and_show(config, "modes", functools.partial(measure, config), draw, table)
+    least, small = {"seeds": 2, "epochs": 1}, {"seeds": 2, "epochs": 2}
+    run(args, NAME, ModesOptions, measure, draw, table, least=least, small=small)
 
 
-def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
+def measure(config: ModesOptions, console: Console) -> dict[str, Any]:
     """Train every optimizer at all its learning rates, or read what is finished.
 
     Args:
@@ -159,7 +140,7 @@ def measure(config: ModesConfig, console: Console) -> dict[str, Any]:
     }
 
 
-def valleys_of(curve: Mapping[str, Any]) -> list[Valley]:
+def valleys_of(curve: Stored) -> list[Valley]:
     """Return the valley about the best rate: of all seeds, then without each.
 
     Args:
@@ -172,7 +153,7 @@ def valleys_of(curve: Mapping[str, Any]) -> list[Valley]:
     )
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def draw(path: Path, stored: Stored) -> None:
     """Draw the curves as they lie, and shifted to where their valleys begin.
 
     Args:
@@ -205,14 +186,14 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         figure.suptitle(f"{images} digits for {epochs} epochs, {seeds} seeds")
         lines = left.get_legend_handles_labels()
         figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
-        figures.save(figure, path, NO_VALUE)
+        figures.save(figure, path)
 
 
-def _draw_curve(axes: Any, name: str, curve: Mapping[str, Any], shift: float) -> None:
+def _draw_curve(axes: Any, name: str, curve: Stored, shift: float) -> None:
     left, right = axes
     exponents, errors = np.array(curve["exponents"]), np.array(curve["errors"])
     mean, deviation = errors.mean(axis=0), errors.std(axis=0, ddof=1)
-    line = LINES[name] | {"linewidth": 2}
+    line = figures.LINES[name] | {"linewidth": 2}
     found = near_best(mean, curve["exponents"])
     label = f"{name}: {found.in_words()} decades"
     # Less than the smallest error might be less than 0.
@@ -222,7 +203,7 @@ def _draw_curve(axes: Any, name: str, curve: Mapping[str, Any], shift: float) ->
     right.plot(10 ** (exponents - found.low), 100 * (mean - mean.min()), **line)
 
 
-def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
+def _draw_shift(axes: Any, stored: Stored) -> None:
     """Point from the valley of the average to that of the sum."""
     ends, height = [], 0.029
     for name in ("NovoGrad, average", "NovoGrad, sum"):
@@ -231,7 +212,7 @@ def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
         found = near_best(mean, exponents)
         middle = (found.low + found.high) / 2
         rate, error = 10**middle, np.interp(middle, exponents, mean)
-        line = {"color": LINES[name]["color"], "marker": "o", "markevery": [1]}
+        line = {"color": figures.LINES[name]["color"], "marker": "o", "markevery": [1]}
         axes.plot([rate, rate], [height, error], linestyle=":", **line)
         ends.append((rate, height))
     tail, head = ends
@@ -245,28 +226,95 @@ def _draw_shift(axes: Any, stored: Mapping[str, Any]) -> None:
     axes.set_ylim(bottom=0.018)
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return the best error and the width of the valley of each optimizer."""
-    seeds = len(next(iter(stored["curves"].values()))["errors"])
-    # Without rules between columns it fits a terminal of 80.
-    shown = Table(
-        "optimizer",
-        title=f"test error and the rates up to {100 * MARGIN:g} point above the best",
-        caption=f"{seeds} seeds; in brackets, one seed left out",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    for name in ("best error", "at", "from - to", "decades"):
-        shown.add_column(name, justify="right")
-    for name, curve in stored["curves"].items():
+
+    def row_of(name: str, curve: Stored) -> tuple[str, ...]:
         errors, exponents = np.array(curve["errors"]), curve["exponents"]
         mean = errors.mean(axis=0)
         best, found = mean.argmin(), near_best(mean, exponents)
-        shown.add_row(
+        return (
             name,
             f"{mean[best]:.2%} ± {errors[:, best].std(ddof=1):.2%}",
             f"{10 ** exponents[best]:.2g}",
             f"{10**found.low:.2g} - {10**found.high:.2g}",
             in_words(valleys_of(curve)),
         )
-    return shown
+
+    return Table(
+        f"test error and the rates up to {100 * MARGIN:g} point above the best",
+        ("optimizer", "best error", "at", "from - to", "decades"),
+        (row_of(*curve) for curve in stored["curves"].items()),
+        f"{_seeds(stored)} seeds; in brackets, one seed left out",
+    )
+
+
+def _seeds(stored: Stored) -> int:
+    return len(next(iter(stored["curves"].values()))["errors"])
+
+
+def _errors(stored: Stored, name: str) -> np.ndarray:
+    return by_others(np.asarray(stored["curves"][name]["errors"]))
+
+
+def _width(stored: Stored, name: str) -> Statistic:
+    curve = stored["curves"][name]
+    errors = np.asarray(curve["errors"])
+
+    def of(seeds: np.ndarray) -> float:
+        return near_best(errors[seeds].mean(axis=0), curve["exponents"]).width
+
+    return Statistic(len(errors), of)
+
+
+def _is_cut(stored: Stored) -> str:
+    names = (PAPERS, *BASELINES)
+    return cut_in_words({name: valleys_of(stored["curves"][name])[0] for name in names})
+
+
+# A rate that other seeds have chosen may be a bad one for a seed: spreads are skewed.
+ERROR = Metric("test error", _errors, skewed=True)
+WIDTH = Metric(
+    f"decades of learning rate within {100 * MARGIN:g} point of the best",
+    _width,
+    "more",
+    "decades",
+    less_is_better=False,
+    scale=1.0,
+    form="{:.2f}",
+)
+
+
+def _extent(stored: Stored) -> str:
+    rates = len(next(iter(stored["curves"].values()))["exponents"])
+    return (
+        f"n = {_seeds(stored)} seeds at each of {rates} learning rates, "
+        f"{stored['epochs']} epochs of {stored['training_images']} digits"
+    )
+
+
+EXHIBIT = Exhibit(
+    claims=(
+        Claim(
+            "NovoGrad is robust to the choice of learning rate.",
+            tuple(Check(WIDTH, PAPERS, name) for name in BASELINES),
+            _is_cut,
+        ),
+        Claim(
+            "NovoGrad is on par with well-tuned SGD and AdamW, or better.",
+            tuple(Check(ERROR, PAPERS, name, -100 * MARGIN) for name in BASELINES),
+        ),
+    ),
+    extent=_extent,
+    note=f"Judged is the paper's own mode, {PAPERS.partition(', ')[2]}: Algorithm 1 "
+    "sums its momentum and decays. The other three are ablations.",
+    tables=(table,),
+    pictures=(
+        Picture(
+            "modes",
+            "Test error over the learning rate for NovoGrad's four modes, "
+            "AdamW and SGD; beside it the same, shifted to where the valleys begin.",
+            draw,
+        ),
+    ),
+)

@@ -1,17 +1,15 @@
 """What the records of `robustness` show: valleys, a figure and a table."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table
 
+from experiments.config import Stored
 from experiments.papers.novograd_2019 import modes
-from experiments.papers.novograd_2019.robustness_training import FLOAT32, WIDE
 from experiments.papers.novograd_2019.valleys import (
     MARGIN,
     Valley,
@@ -20,16 +18,13 @@ from experiments.papers.novograd_2019.valleys import (
     valley,
 )
 from experiments.report import figures
-from experiments.report.claims import NO_VALUE
+from experiments.report.tables import Table
 
-LINES = {
-    **modes.LINES,
-    WIDE: {"color": "#cc79a7", "linestyle": "-."},
-    FLOAT32: {"color": "#777777", "linestyle": "-"},
-}
+# From some seeds to where the curve of their mean is low.
+ValleyOf = Callable[[Sequence[int]], Valley]
 
 
-def best(found: Mapping[str, Any], batch: int) -> np.ndarray:
+def best(found: Stored, batch: int) -> np.ndarray:
     """Return the errors, a seed each, at the rate with the lowest mean.
 
     Args:
@@ -40,7 +35,7 @@ def best(found: Mapping[str, Any], batch: int) -> np.ndarray:
     return errors[:, errors.mean(axis=0).argmin()]
 
 
-def seeds_of(stored: Mapping[str, Any]) -> int:
+def seeds_of(stored: Stored) -> int:
     """Return how many seeds every optimizer was trained with.
 
     Args:
@@ -50,7 +45,7 @@ def seeds_of(stored: Mapping[str, Any]) -> int:
     return len(first["float16"])
 
 
-def valleys_of_weights(name: str, stored: Mapping[str, Any]) -> list[Valley]:
+def weights_valley(name: str, stored: Stored) -> ValleyOf:
     """Return where the error is near that of the initial weights as they are.
 
     Args:
@@ -58,19 +53,19 @@ def valleys_of_weights(name: str, stored: Mapping[str, Any]) -> list[Valley]:
         stored: what `robustness.json` holds.
 
     Returns:
-        The valley over exponents of 10: of all seeds, then without each.
+        The valley over exponents of 10, of some seeds.
     """
     errors = np.asarray(stored["optimizers"][name]["weights"])
     middle = stored["scales"].index(0)
 
-    def of(seeds: list[int]) -> Valley:
+    def of(seeds: Sequence[int]) -> Valley:
         mean = errors[seeds].mean(axis=0)
         return valley(mean, stored["scales"], middle, mean[middle] + MARGIN)
 
-    return leaving_out(of, len(errors))
+    return of
 
 
-def valleys_of_units(name: str, stored: Mapping[str, Any]) -> list[Valley]:
+def units_valley(name: str, stored: Stored) -> ValleyOf:
     """Return where the error in float16 is near that in float32.
 
     Args:
@@ -78,20 +73,19 @@ def valleys_of_units(name: str, stored: Mapping[str, Any]) -> list[Valley]:
         stored: what `robustness.json` holds.
 
     Returns:
-        The valley about the lowest error, over exponents of 2: of all seeds, then
-        without each.
+        The valley about the lowest error, over exponents of 2, of some seeds.
     """
     found = stored["optimizers"][name]
     errors, whole = np.asarray(found["float16"]), best(found, stored["batches"][0])
 
-    def of(seeds: list[int]) -> Valley:
+    def of(seeds: Sequence[int]) -> Valley:
         mean, bound = errors[seeds].mean(axis=0), whole[seeds].mean() + MARGIN
         return valley(mean, stored["units"], int(mean.argmin()), bound)
 
-    return leaving_out(of, len(errors))
+    return of
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
+def draw(path: Path, stored: Stored) -> None:
     """Draw the errors over the size of a batch, the initial weights and the unit.
 
     Args:
@@ -131,14 +125,13 @@ def draw(path: Path, stored: Mapping[str, Any]) -> None:
         lines = {name: line for pair in shown for line, name in zip(*pair, strict=True)}
         place = {"loc": "outside lower center", "ncols": 4, "frameon": False}
         figure.legend(lines.values(), lines, **place)
-        figures.save(figure, path, NO_VALUE)
+        figures.save(figure, path)
 
 
-def _draw_optimizer(
-    panels: Any, name: str, stored: Mapping[str, Any], shift: float
-) -> None:
+def _draw_optimizer(panels: Any, name: str, stored: Stored, shift: float) -> None:
     batches, weights, units = panels
-    line, found = LINES[name] | {"label": name}, stored["optimizers"][name]
+    line, found = figures.LINES[name] | {"label": name}, stored["optimizers"][name]
+    everyone = range(seeds_of(stored))
     if "weights" in found:
         errors = [best(found, batch) for batch in stored["batches"]]
         bars = {"yerr": np.std(errors, axis=1, ddof=1), "lw": 1, "marker": "."}
@@ -146,10 +139,11 @@ def _draw_optimizer(
         sizes = np.array(stored["batches"]) * 10**shift
         batches.errorbar(sizes, np.mean(errors, axis=1), **bars, **line)
         curve = stored["scales"], found["weights"]
-        _draw_valley(weights, *curve, 10.0, valleys_of_weights(name, stored)[0], line)
+        inside = weights_valley(name, stored)(everyone)
+        _draw_valley(weights, *curve, 10.0, inside, line)
     if "float16" in found:
         curve = stored["units"], found["float16"]
-        _draw_valley(units, *curve, 2.0, valleys_of_units(name, stored)[0], line)
+        _draw_valley(units, *curve, 2.0, units_valley(name, stored)(everyone), line)
 
 
 def _draw_valley(
@@ -162,6 +156,10 @@ def _draw_valley(
 ) -> None:
     places = np.unique([*exponents, found.low, found.high])
     curve = np.interp(places, exponents, np.mean(errors, axis=0))
+    spread = np.std(errors, axis=0, ddof=1) / np.sqrt(len(errors))
+    bars = {"fmt": "none", "elinewidth": 0.8, "color": line["color"]}
+    mean = np.mean(errors, axis=0)
+    axes.errorbar(base ** np.array(exponents), mean, spread, **bars)
     inside = (found.low <= places) & (places <= found.high)
     axes.plot(base**places, curve, linewidth=1, **line)
     if found.width > 0:
@@ -169,31 +167,29 @@ def _draw_valley(
         axes.plot(base ** places[inside], curve[inside], **thick)
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return the errors by the size of a batch, and the widths of the valleys."""
-    # Without rules between columns it fits a terminal of 80.
-    shown = Table(
-        "optimizer",
-        title="test error (%) by the images in a batch; how far factors on the initial "
-        "weights, and in float16 on the loss, leave it within "
-        f"{100 * MARGIN:g} point",
-        caption=f"{seeds_of(stored)} seeds; in brackets, one seed left out",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    for name in (*map(str, stored["batches"]), "decades", "octaves"):
-        shown.add_column(name, justify="right")
-    for name, found in stored["optimizers"].items():
-        errors = [
+    seeds = seeds_of(stored)
+
+    def row_of(name: str, found: Stored) -> tuple[str, ...]:
+        errors = (
             f"{100 * best(found, batch).mean():.1f}"
             if str(batch) in found["batches"]
             else "-"
             for batch in stored["batches"]
-        ]
+        )
         decades = octaves = "-"
         if "weights" in found:
-            decades = in_words(valleys_of_weights(name, stored))
+            decades = in_words(leaving_out(weights_valley(name, stored), seeds))
         if "float16" in found:
-            octaves = in_words(valleys_of_units(name, stored), decimals=1)
-        shown.add_row(name, *errors, decades, octaves)
-    return shown
+            octaves = in_words(leaving_out(units_valley(name, stored), seeds), 1)
+        return (name, *errors, decades, octaves)
+
+    return Table(
+        "test error (%) by the images in a batch; how far factors on the initial "
+        "weights, and in float16 on the loss, leave it within "
+        f"{100 * MARGIN:g} point",
+        ("optimizer", *map(str, stored["batches"]), "decades", "octaves"),
+        (row_of(*one) for one in stored["optimizers"].items()),
+        f"{seeds} seeds; in brackets, one seed left out",
+    )

@@ -1,7 +1,7 @@
 """How wide the valley of a curve of errors is, and without each seed in turn."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -94,3 +94,13 @@ def in_words(valleys: list[Valley], decimals: int = 2) -> str:
     widths = [one.width for one in without]
     ends = (f"{width:.{decimals}f}" for width in (min(widths), max(widths)))
     return f"{everyone.in_words(decimals)} ({', '.join(ends)})"
+
+
+def cut_in_words(valleys: Mapping[str, Valley]) -> str:
+    """Name an optimizer whose valley may be wider than its grid, or return nothing.
+
+    Args:
+        valleys: by name.
+    """
+    cut = next((name for name, one in valleys.items() if one.cut), None)
+    return "" if cut is None else f"what was tried ends inside the valley of {cut}"

@@ -1,11 +1,11 @@
 """How the cells of Table 1 were trained, in words and as the commands that do it."""
 
+import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from experiments.data.dataset import VALIDATION_FRACTION
 from experiments.papers.spherical_2020 import protocol
-from experiments.papers.spherical_2020.table1 import Table1Config
 from experiments.report.claims import Stored, is_whole
 
 # All official training images but those that are for validation.
@@ -60,11 +60,29 @@ def span(numbers: Collection[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def commands(stored: Stored) -> tuple[str, ...]:
-    """Return the options of the commands that train the stored cells."""
+def in_words(percents: Sequence[float]) -> str:
+    """Return mean, standard deviation of the sample, where it has one, and size."""
+    mean = f"{statistics.mean(percents):.2f}"
+    if len(percents) > 1:
+        mean += f" ± {statistics.stdev(percents):.2f}"
+    return f"{mean} ({len(percents)})"
+
+
+def devices_of(cells: Cells) -> list[str]:
+    """Return what cells were trained on, of which a cell may name several."""
+    return sorted({one for cell in cells for one in cell["device"].split("; ")})
+
+
+def commands(stored: Stored, usual: type) -> tuple[str, ...]:
+    """Return the options of the commands that train the stored cells.
+
+    Args:
+        stored: what `table1.json` holds.
+        usual: the class of the options, whose defaults need not be given.
+    """
     trained: dict[tuple[str, str], list[str]] = {}
     for cell in stored["cells"]:
-        trained.setdefault((_options(cell), cell["column"]), []).append(
+        trained.setdefault((_options(cell, usual), cell["column"]), []).append(
             cell["optimizer"]
         )
     # A command trains the same optimizers in all its columns.
@@ -86,7 +104,7 @@ def commands(stored: Stored) -> tuple[str, ...]:
     )
 
 
-def _options(cell: Mapping[str, Any]) -> str:
+def _options(cell: Mapping[str, Any], usual: type) -> str:
     """Return the options that set how a cell is trained, but the usual ones."""
     settings = {
         "seeds": len(cell["test_accuracy"]),
@@ -94,9 +112,7 @@ def _options(cell: Mapping[str, Any]) -> str:
         **{key: cell["config"][key] for key in OPTIONS},
     }
     changed = {
-        key: value
-        for key, value in settings.items()
-        if value != getattr(Table1Config, key)
+        key: value for key, value in settings.items() if value != getattr(usual, key)
     }
     if not is_whole(cell["images"], IMAGES[_data_of(cell["column"])]):
         changed["images"] = cell["images"]

@@ -50,13 +50,11 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from experiments import data
+from experiments.config import Options, Stored, run
 from experiments.models import MODELS
 from experiments.papers.spherical_2020 import protocol
 from experiments.papers.spherical_2020.epochs import Record, train_epochs
@@ -68,28 +66,24 @@ from experiments.papers.spherical_2020.turning import (
     make_train_epoch,
 )
 from experiments.report import figures
-from experiments.report.claims import NO_VALUE
+from experiments.report.claims import Exhibit, Picture
+from experiments.report.judging import Check, Claim, Metric, Statistic
+from experiments.report.tables import Table
 from experiments.training import devices, preparation
 from experiments.training.locking import alone_in
 from experiments.training.loop import Plan
-from experiments.training.measuring import check_least, folder_of, measure_and_show
+from experiments.training.measuring import folder_of
 from experiments.training.preparation import Prepared, TrainConfig
 from experiments.training.runs import Run, read_records
 
+NAME = "spherical_2020.effective_learning_rate"
 OPTIMIZERS = ("adam", "adams", "adamsrt")
 # None, for all alike: see the head of this file.
 WEIGHT_DECAY = 0.0
-QUANTITIES = ("norm", "angle", "rate")
-_LABELS = {
-    "norm": r"norm $\|w\|$",
-    "growth": r"$\|w\|$ / first epoch's $- 1$",
-    "angle": "angle of a step (rad)",
-    "rate": r"lr $\sqrt{d}\,/\,\|w\|$",
-}
 
 
 @dataclasses.dataclass(frozen=True)
-class EffectiveLearningRateConfig:
+class EffectiveLearningRateOptions(Options):
     """What to train, and where to write."""
 
     dataset: Literal[data.names()] = "digits"  # type: ignore[valid-type]
@@ -103,31 +97,17 @@ class EffectiveLearningRateConfig:
     seed: int = 0
     """For the initial weights and their factors, the order of the images and the
     augmentation."""
-    out: Path = Path("runs/spherical_2020")
-    """The folder for records and figure."""
-    smoke: bool = False
-    """VGG-6 for two epochs, without AdamS."""
-    redraw: bool = False
-    """Print and draw the stored records, without training."""
-    fresh: bool = False
-    """Train again what is finished or under way."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train with each optimizer, print the ends, and write records and figure."""
-    prog = "python -m experiments spherical_2020.effective_learning_rate"
-    config = tyro.cli(EffectiveLearningRateConfig, args=args, prog=prog)
     # Of one epoch there is no growth to draw.
-    check_least(config, epochs=2, seed=0)
-    if config.smoke:
-        config = dataclasses.replace(config, model="vgg6", epochs=2)
-    name = "effective_learning_rate"
-    measure_and_show(
-        config, name, lambda console: measure(config, console), draw, table
-    )
+    least, small = {"epochs": 2, "seed": 0}, {"model": "vgg6", "epochs": 2}
+    options = EffectiveLearningRateOptions
+    run(args, NAME, options, measure, draw, table, least=least, small=small)
 
 
-def measure(config: EffectiveLearningRateConfig, console: Console) -> dict[str, Any]:
+def measure(config: EffectiveLearningRateOptions, console: Console) -> dict[str, Any]:
     """Train with each optimizer, or go on, or read what is finished.
 
     Returns:
@@ -150,25 +130,25 @@ def measure(config: EffectiveLearningRateConfig, console: Console) -> dict[str, 
         prepared = _prepare(config, name, images)
         factors = draw_factors(prepared.state.params, config.seed)
         # Part of what names the folder, as all that its numbers depend on.
-        run = Run(
+        own = Run(
             folder_of(config) / "rates",
             f"{config.dataset}-{config.model}-{name}",
             {**prepared.run.config, "factors": factors},
         )
-        with alone_in(run.folder):
+        with alone_in(own.folder):
             if config.fresh:
-                run.remove()
-            stored["runs"][name] = _records(run, prepared, factors, console)
+                own.remove()
+            stored["runs"][name] = _records(own, prepared, factors, console)
         stored["factors"] = factors
         stored["optimizers"][name] = {
-            "config": run.config["optimizer"],
-            "provenance": run.provenance(),
+            "config": own.config["optimizer"],
+            "provenance": own.provenance(),
         }
     return stored
 
 
 def _prepare(
-    config: EffectiveLearningRateConfig, name: str, images: data.Dataset
+    config: EffectiveLearningRateOptions, name: str, images: data.Dataset
 ) -> Prepared:
     steps = Plan(len(images.train), protocol.BATCH_SIZE, config.epochs, 1).total_steps
     optimizer = {
@@ -197,90 +177,160 @@ def _records(
     return read_records(run.metrics_file)
 
 
-def draw(path: Path, stored: Mapping[str, Any]) -> None:
-    """Draw the quantities of each layer over the epochs, a column an optimizer.
+def draw(path: Path, stored: Stored) -> None:
+    """Draw measured angles against predicted ones, and lengths, a column an optimizer.
 
     Args:
         path: the PNG to write.
         stored: what `effective_learning_rate.json` holds.
     """
+    runs, factors = stored["runs"], stored["factors"]
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(10, 11), layout="constrained")
-        panels = figure.subplots(
-            len(_LABELS), len(stored["runs"]), sharex=True, sharey="row"
-        )
-        for column, (name, records) in zip(
-            panels.T, stored["runs"].items(), strict=True
-        ):
-            column[0].set_title(name)
-            column[-1].set_xlabel("epoch")
-            for axes, quantity in zip(column, _LABELS, strict=True):
-                _draw_layers(axes, records, quantity, stored["factors"])
-        for row, label in zip(panels, _LABELS.values(), strict=True):
-            row[0].set_ylabel(label)
-        lines, labels = panels[0, 0].get_legend_handles_labels()
+        figure = Figure(figsize=(10, 7.5), layout="constrained")
+        panels = figure.subplots(2, len(runs), sharex="row", sharey="row")
+        for (above, below), (name, records) in zip(panels.T, runs.items(), strict=True):
+            above.set_title(name)
+            for layer, colour in _layers(records):
+                norm = [record["norm"][layer] for record in records]
+                label = f"{layer.removesuffix('/kernel')} × {factors[layer]:.2f}"
+                # Less the mean of an epoch, which is that of the learning rate.
+                dots = {"s": 9, "color": colour, "label": label, "linewidths": 0}
+                above.scatter(*(_relative(records, q, layer) for q in _FOLLOWS), **dots)
+                epochs = [record["epoch"] for record in records]
+                below.plot(epochs, norm, color=colour, lw=1.8)
+            span = np.array(above.get_xlim())
+            above.plot(span, span, color=figures.GREY, lw=1, ls=":", zorder=0)
+            above.set(
+                xscale="log", yscale="log", xlabel=r"predicted: $\sqrt{d}\,/\,\|w\|$"
+            )
+            below.set(xlabel="epoch", yscale="log")
+        panels[0, 0].set_ylabel("measured: angle of a step")
+        panels[1, 0].set_ylabel(r"norm $\|w\|$")
         figure.legend(
-            *(lines, labels),
+            *panels[0, 0].get_legend_handles_labels(),
             title="layer, from the first on, × the factor of its initial kernel",
             loc="outside lower center",
             ncols=3,
             frameon=False,
         )
         figure.suptitle(
-            f"{stored['model']} on {stored['dataset']}, mean over the channels"
+            f"{stored['model']} on {stored['dataset']}, mean over the channels; above, "
+            "a dot an epoch, relative to the epoch's mean over the layers"
         )
-        figures.save(figure, path, NO_VALUE)
+        figures.save(figure, path)
 
 
-def _draw_layers(
-    axes: Any, records: Sequence[Record], quantity: str, factors: Mapping[str, float]
-) -> None:
-    measured = "norm" if quantity == "growth" else quantity
-    # By depth: the stem, whose name comes late, is the first layer.
-    layers = sorted(records[0][measured], key=lambda path: not path.startswith("stem"))
+_FOLLOWS = ("rate", "angle")
+
+
+def _relative(records: Sequence[Record], quantity: str, layer: str) -> list[float]:
+    """Return a layer's number beside the geometric mean of all layers', by epoch."""
+    return [
+        record[quantity][layer]
+        / np.exp(np.mean(np.log(list(record[quantity].values()))))
+        for record in records
+    ]
+
+
+def _layers(records: Sequence[Record]) -> list[tuple[str, Any]]:
+    """Return the layers by depth, each with its colour."""
+    # The stem, whose name comes late, is the first layer.
+    layers = sorted(records[0]["norm"], key=lambda path: not path.startswith("stem"))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
-    for place, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
-        values = np.array([record[measured][layer] for record in records])
-        axes.plot(
-            [record["epoch"] for record in records],
-            # Nothing at first, which is not drawn, nor what has become shorter.
-            values / values[0] - 1 if quantity == "growth" else values,
-            color=colour,
-            # Rates may lie on each other: dashes above show the line beneath.
-            linestyle=("-", (0, (5, 5)))[place % 2],
-            zorder=2 + place % 2,
-            linewidth=1.8,
-            label=f"{layer.removesuffix('/kernel')} × {factors[layer]:.2f}",
-        )
-    if quantity == "norm":
-        figures.log_scale(axes)
-    else:
-        axes.set_yscale("log", nonpositive="mask")
+    return list(zip(layers, colours, strict=True))
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def table(stored: Stored) -> Table:
     """Return what each optimizer begins and ends with, and what the angles follow."""
-    shown = Table(
-        "optimizer",
-        title="mean over the convolutions, first epoch -> last one; correlation "
-        "(slope) of the angles with the rates and with the widths",
-        caption="the widths: the rates that the layers would have had, had their "
-        "kernels not been made shorter or longer",
-        box=box.SIMPLE_HEAD,
-        # It fits a terminal of 80.
-        padding=(0, 1, 0, 0),
-    )
-    for heading in ("norm", "angle", "rates", "widths"):
-        shown.add_column(heading, justify="right")
-    for name, records in stored["runs"].items():
+
+    def row_of(name: str, records: Sequence[Record]) -> tuple[str, ...]:
         cells = []
         for quantity in ("norm", "angle"):
             first, last = (
                 np.mean(list(record[quantity].values()))
                 for record in (records[0], records[-1])
             )
-            cells.append(f"{first:.3g} -> {last:.3g}")
+            cells.append(f"{first:.3g} → {last:.3g}")
         for fit in (fit_rates(records), fit_widths(records, stored["factors"])):
             cells.append(f"{fit.correlation:.3f} ({fit.slope:.2f})")
-        shown.add_row(name, *cells)
-    return shown
+        return (name, *cells)
+
+    return Table(
+        "mean over the convolutions, first epoch → last one; correlation "
+        "(slope) of the angles with the rates and with the widths",
+        ("optimizer", "norm", "angle", "rates", "widths"),
+        (row_of(*run) for run in stored["runs"].items()),
+        "the widths: the rates that the layers would have had, had their "
+        "kernels not been made shorter or longer",
+    )
+
+
+def _slope(stored: Stored, name: str) -> Statistic | None:
+    """Return how the angles go with the rates, over some of the layers."""
+    if name not in stored["runs"]:
+        return None
+    records = stored["runs"][name]
+    layers = list(records[0]["angle"])
+
+    def of(drawn: np.ndarray) -> float:
+        return fit_rates(records, [layers[k] for k in drawn]).slope
+
+    return Statistic(len(layers), of)
+
+
+def _correlation(stored: Stored, name: str) -> float | None:
+    """Return it as it stands: layers of one rate, drawn together, would have none."""
+    runs = stored["runs"]
+    return fit_rates(runs[name]).correlation if name in runs else None
+
+
+SLOPE, CORRELATION = (
+    Metric(
+        f"{name} of the logarithms of angle and rate", read, form="{:.3f}", over=over
+    )
+    for name, read, over in (
+        ("slope", _slope, "layers"),
+        ("correlation", _correlation, "run"),
+    )
+)
+
+
+def _extent(stored: Stored) -> str:
+    factors = stored["factors"].values()
+    configs = [trained["config"] for trained in stored["optimizers"].values()]
+    decays = " and ".join(sorted({f"{one['weight_decay']:g}" for one in configs}))
+    return (
+        f"n = 1 (seed {stored['seed']}), {stored['epochs']} epochs of "
+        f"{stored['model']} on {stored['dataset']}, weight decay {decays}, initial "
+        f"kernels times random factors from {min(factors):.2f} to {max(factors):.2f}"
+    )
+
+
+EXHIBIT = Exhibit(
+    claims=(
+        Claim(
+            "The effective learning rate goes from layer to layer as √d / |w|, the "
+            "size of a block over the length of its weights.",
+            # Fixed before a full run; a slope of 1 is in proportion.
+            tuple(
+                test
+                for name in OPTIMIZERS
+                for test in (
+                    Check(CORRELATION, name, low=0.9),
+                    Check(SLOPE, name, low=0.8, high=1.2),
+                )
+            ),
+        ),
+    ),
+    extent=_extent,
+    tables=(table,),
+    pictures=(
+        Picture(
+            "effective_learning_rate",
+            "The measured angle of a step against the predicted rate, a dot an epoch "
+            "and a colour a layer, and the length of the weights by epoch; a column an "
+            "optimizer.",
+            draw,
+        ),
+    ),
+)

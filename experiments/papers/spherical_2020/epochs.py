@@ -1,16 +1,14 @@
-"""Runs that pause after each epoch: resumable, for loops other than the general one.
+"""A run that pauses after each epoch: resumable, for a loop other than the general one.
 
-What they train is a `TrainState`, of one run or of several that are stacked, and maybe
-something beside it. The general loop goes on before its numbers are there; these wait
-for them once an epoch.
+The general loop goes on before its numbers are there; this one waits for them once an
+epoch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from experiments.training.checkpoints import Checkpoints
@@ -27,102 +25,64 @@ Record = dict[str, Any]
 TrainEpoch = Callable[[TrainState, int], tuple[TrainState, Record]]
 
 
-class RunDiverged(TrainingDiverged):
-    """Says which of the runs that are trained stopped being finite.
-
-    Attributes:
-        found: what is not finite, in words.
-        step: after which step.
-        seed: of the run among stacked ones, None of one alone.
-    """
-
-    def __init__(self, found: str, step: int, seed: int | None, last_good: str):
-        """Take, besides the attributes, which checkpoint is the last good one."""
-        super().__init__(f"{found}; {last_good}")
-        self.found, self.step, self.seed = found, step, seed
-
-
 def train_epochs(
     run: Run,
     start: TrainState,
     plan: Plan,
     train_epoch: TrainEpoch,
     console: Console,
-    seeds: Sequence[int] = (),
 ) -> TrainState:
     """Train to the end of the plan, from the start or the last checkpoint.
 
     Args:
         run: the folder that gets records and checkpoints.
         start: the state before the first step.
-        plan: of each of the runs that are stacked.
+        plan: its length.
         train_epoch: from a state and the number of an epoch, counted from 0, to the
-            next state and a record with the quantities that `metrics.jsonl` has; one
-            that differs between stacked runs is a list of numbers.
+            next state and a record with the quantities that `metrics.jsonl` has.
         console: where progress goes.
-        seeds: of the runs that are stacked, for messages.
 
     Returns:
         The state after the last epoch.
 
     Raises:
-        RunDiverged: a loss, or after an epoch a weight, statistic or moment, is not
-            finite.
+        TrainingDiverged: a loss, weight, statistic or moment is not finite.
         OSError: a file cannot be written, or no checkpoint can be read.
     """
     run.open()
-    runs = np.size(start.step)
     every = max(1, -(-plan.epochs // SAVES))
     with Checkpoints(run.checkpoints_folder) as checkpoints:
         restored = checkpoints.restore(start)
         state = start if restored is None else restored
-        done = int(np.max(state.step))
+        done = int(state.step)
         run.cut_metrics(done)
         verb = f"resuming after step {done} of" if done else "training into"
         console.print(f"{verb} {run.folder}", highlight=False, soft_wrap=True)
-        images = plan.batch_size * runs
-        with TrainingProgress(console, plan.total_steps, done, images) as progress:
+        with TrainingProgress(
+            console, plan.total_steps, done, plan.batch_size
+        ) as progress:
             for epoch in range(done // plan.steps_per_epoch, plan.epochs):
                 state, record = train_epoch(state, epoch)
                 step = (epoch + 1) * plan.steps_per_epoch
-                _check(state, step, seeds, checkpoints)
+                _check(state, step, checkpoints)
                 record = {"step": step, "epoch": epoch + 1, **record}
                 append_record(run.metrics_file, record)
                 progress.advance(plan.steps_per_epoch)
-                progress.show({name: _mean(value) for name, value in record.items()})
+                progress.show(record)
                 if (epoch + 1) % every == 0 or epoch + 1 == plan.epochs:
                     # A copy, because the next epoch may take the buffers.
                     checkpoints.save(step, jax.tree.map(jnp.copy, state))
     return state
 
 
-def _check(
-    state: TrainState, step: int, seeds: Sequence[int], checkpoints: Checkpoints
-) -> None:
-    bad_steps, finite = map(np.atleast_1d, (state.first_bad_step, _are_finite(state)))
-    for bad_step, is_finite, seed in zip(
-        bad_steps.tolist(), finite, seeds or [None], strict=True
-    ):
-        if bad_step != NEVER:
-            step, found = bad_step, f"the loss of step {bad_step}"
-        elif not is_finite:
-            found = f"a weight, statistic or moment after step {step}"
-        else:
-            continue
-        where = "" if seed is None else f" of seed {seed}"
-        found += f"{where} is not finite"
-        raise RunDiverged(found, step, seed, checkpoints.last_good())
+def _check(state: TrainState, step: int, checkpoints: Checkpoints) -> None:
+    if (bad_step := int(state.first_bad_step)) != NEVER:
+        found = f"the loss of step {bad_step}"
+    elif not _is_finite((state.params, state.model_state, state.opt_state)):
+        found = f"a weight, statistic or moment after step {step}"
+    else:
+        return
+    raise TrainingDiverged(f"{found} is not finite; {checkpoints.last_good()}")
 
 
-@jax.jit
-def _are_finite(state: TrainState) -> jax.Array:
-    """Say of each run whether what it goes on from is finite."""
-
-    def is_finite(one: TrainState) -> jax.Array:
-        return all_finite((one.params, one.model_state, one.opt_state))
-
-    return (jax.vmap(is_finite) if state.step.ndim else is_finite)(state)
-
-
-def _mean(value: Any) -> Any:
-    return float(np.mean(value)) if isinstance(value, list) else value
+_is_finite = jax.jit(all_finite)

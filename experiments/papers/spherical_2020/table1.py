@@ -3,19 +3,17 @@
 Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020,
 arXiv 2006.13382, Table 1: test accuracy of seven optimizers for ResNet-20, ResNet-18
 and VGG-16 on CIFAR-10, CIFAR-100 and SVHN; see `spherical_2020.train` for the protocol.
-The seeds of a cell are one computation under `jax.vmap`; on CPU, where ResNet-20
-takes three times as long under it, they are trained one after another.
+Each seed of a cell is a run of that command, with its folder.
 
     python -m experiments spherical_2020.table1 --data-dir DIR
 
 takes half a minute on two CPU cores with `--smoke`; a full run has not been made yet
 and wants an accelerator. `--columns` and `--optimizers` take a part of the grid,
-`--epochs` shortens the schedule and `--seeds` says how many. Each cell has folders of
-its own: the same command again goes on where it stopped, and one that names more cells
-or wants more seeds trains only those. `table1.json` keeps the cells that a command does
-not name; one that is trained with other settings replaces that of before. One that
-diverged ends no others: it is stored as such, until `--fresh` trains it again.
-`--redraw` prints the table again.
+`--epochs` shortens the schedule and `--seeds` says how many. The same command again
+goes on where it stopped, and one that names more cells or wants more seeds trains only
+those. `table1.json` keeps the cells that a command does not name; one that is trained
+with other settings replaces that of before. One that diverged ends no others: it is
+stored as such. `--redraw` prints the table again.
 
 A first part for one GPU, two of the columns after each other, is
 
@@ -43,20 +41,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from experiments import data
-from experiments.papers.spherical_2020 import protocol
-from experiments.papers.spherical_2020.seed_groups import SeedGroups
-from experiments.papers.spherical_2020.train import (
-    SMOKE_DATASET,
-    SphericalTrainConfig,
-    prepare,
+from experiments.config import Options, Stored, ask
+from experiments.papers.spherical_2020 import (
+    cell_settings,
+    protocol,
+    table1_claims,
+    train,
 )
-from experiments.training import provenance
+from experiments.papers.spherical_2020.train import SMOKE_DATASET
+from experiments.report.claims import Exhibit
+from experiments.report.tables import Table
+from experiments.train import train as run_train
+from experiments.training import devices, preparation, provenance
+from experiments.training.loop import TrainingDiverged
 from experiments.training.measuring import check_least, folder_of, one_line_errors
 from experiments.training.runs import write_json
 
@@ -67,15 +67,15 @@ Cell = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Table1Config:
+class Table1Options(Options):
     """Which cells, how many seeds, and where to write."""
 
     columns: tuple[Literal[protocol.COLUMNS], ...] = ()  # type: ignore[valid-type]
-    """The columns to train; none named: all."""
+    """The columns to train; none named: all, or one in a smoke run."""
     optimizers: tuple[Literal[protocol.OPTIMIZERS], ...] = ()  # type: ignore[valid-type]
-    """The rows to train; none named: all."""
+    """The rows to train; none named: all, or one in a smoke run."""
     seeds: int = 5
-    """Runs a cell, with seeds from 0 on."""
+    """Runs a cell, with seeds from 0 on; two in a smoke run."""
     epochs: int = protocol.EPOCHS
     """Passes over the training images; the steps of the rate keep their fractions."""
     images: int | None = None
@@ -86,21 +86,11 @@ class Table1Config:
     """The blocks: the paper's rule, or what the loss tells."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the networks compute in."""
-    out: Path = Path("runs/spherical_2020")
-    """The folder for `table1.json` and, in `cells`, the folders of the cells."""
-    smoke: bool = False
-    """One cell unless others are named, two seeds of a small network for three epochs
-    on scikit-learn's digits, beside the paper's numbers for another thing."""
-    redraw: bool = False
-    """Print the stored table, without training."""
-    fresh: bool = False
-    """Train again what is finished, diverged or under way."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train what is missing of the grid, store the table and print it."""
-    prog = "python -m experiments spherical_2020.table1"
-    config = tyro.cli(Table1Config, args=args, prog=prog)
+    config = ask(Table1Options, "spherical_2020.table1", args)
     check_least(config, seeds=1, epochs=1, images=protocol.BATCH_SIZE)
     folder, console, diverged = folder_of(config), Console(), []
     records = folder / "table1.json"
@@ -121,7 +111,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def measure(
-    config: Table1Config, cells_folder: Path, records: Path, console: Console
+    config: Table1Options, cells_folder: Path, records: Path, console: Console
 ) -> list[Cell]:
     """Train every cell that is not finished, and store each beside those of the file.
 
@@ -184,100 +174,111 @@ def _in_order(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _train_cell(
-    config: Table1Config,
+    config: Table1Options,
     column: str,
     optimizer: str,
     images: data.Dataset,
     cells_folder: Path,
     console: Console,
 ) -> Cell:
+    """Train the seeds of a cell, each a run of its own, but for finished ones."""
     dataset, model = column.split("/")
     seeds = list(range(SMOKE_SEEDS if config.smoke else config.seeds))
-    prepared = prepare(
-        SphericalTrainConfig(
-            dataset=dataset,
-            model=model,
-            optimizer=optimizer,
-            channel_axes=config.channel_axes,
-            epochs=config.epochs,
-            seed=seeds[0],
-            dtype=config.dtype,
-            smoke=config.smoke,
-        ),
-        images,
-        say=functools.partial(
-            console.print, markup=False, highlight=False, soft_wrap=True
-        ),
-    )
-    # The seeds' own settings, but for what differs and what only a lone run has.
+    results, sources, runs = [], [], []
+    for seed in seeds:
+        asked = train.ask(
+            train.SphericalTrainConfig(
+                dataset=dataset,
+                model=model,
+                optimizer=optimizer,
+                channel_axes=config.channel_axes,
+                epochs=config.epochs,
+                seed=seed,
+                dtype=config.dtype,
+                runs_dir=cells_folder,
+                smoke=config.smoke,
+                fresh=config.fresh,
+            ),
+            images,
+        )
+        runs.append(asked.run)
+        try:
+            results.append(_result(asked, console))
+        except TrainingDiverged as error:
+            found = {"seed": seed, "words": f"seed {seed}: {error}"}
+            results = [{"steps": asked.plan.total_steps, "diverged": found}]
+        sources += [one for one in asked.run.provenance() if one not in sources]
+        if "diverged" in results[-1]:
+            break
+    # The seeds' own settings, but for what differs and how often they are logged.
     left_out = ("seed", "log_every")
-    common = {k: v for k, v in prepared.run.config.items() if k not in left_out}
-    label = f"{dataset}-{model}-{optimizer}"
-    groups = SeedGroups(cells_folder, label, common)
-    result = groups.train(prepared, seeds, console, fresh=config.fresh)
+    common = {k: v for k, v in runs[0].config.items() if k not in left_out}
     # A run's configuration names the one only where it is chosen, the other never.
     chosen = {"dtype": config.dtype, "channel_axes": config.channel_axes}
+    kept = results[-1]
+    if "diverged" not in kept:
+        keys = ("test_accuracy", "tested_step")
+        kept = {key: [result[key] for result in results] for key in keys}
     return {
         "column": column,
         "optimizer": optimizer,
         "images": len(images.train),
-        **result,
+        **kept,
+        "epochs": common["epochs"],
+        "steps": results[-1]["steps"],
+        "device": devices.describe().splitlines()[0],
+        "provenance": sources,
         "config": {**chosen, **common, "seeds": seeds},
     }
 
 
-def table(stored: Mapping[str, Any]) -> Table:
+def _result(asked: preparation.Asked, console: Console) -> dict[str, Any]:
+    """Train a run, or read the result of one that is finished."""
+    if asked.run.is_finished() and not asked.config.fresh:
+        return asked.run.result()
+    say = functools.partial(
+        console.print, markup=False, highlight=False, soft_wrap=True
+    )
+    prepared = preparation.complete(asked, say=say)
+    return run_train(prepared, fresh=asked.config.fresh, console=console)
+
+
+def table(stored: Stored) -> Table:
     """Return the table of what is stored: ours, the paper's and the difference.
 
     Args:
         stored: what `table1.json` holds.
     """
     cells = _in_order(_all_cells(stored))
-    shown = Table(
-        title="test accuracy in percent, mean +- standard deviation (seeds)",
-        caption=_caption(cells),
-        box=box.SIMPLE_HEAD,
-        # It fits a terminal of 80.
-        padding=(0, 1, 0, 0),
+    return Table(
+        "test accuracy in percent, mean ± standard deviation (seeds)",
+        ("data/network", "optimizer", "ours", "paper", "diff", "epochs"),
+        map(_row, cells),
+        _caption(cells),
+        left=2,
     )
-    shown.add_column("data/network", no_wrap=True)
-    shown.add_column("optimizer", no_wrap=True)
-    for name in ("ours", "paper", "diff", "epochs"):
-        shown.add_column(name, justify="right", no_wrap=True)
-    for cell in cells:
-        row = protocol.PAPER["test_accuracy_percent_mean_std"][cell["optimizer"]]
-        paper, deviation = row[cell["column"]]
-        words, difference = "diverged", "-"
-        if "diverged" not in cell:
-            ours = [100 * accuracy for accuracy in cell["test_accuracy"]]
-            words = in_words(ours)
-            difference = f"{statistics.mean(ours) - paper:+.2f}"
-        shown.add_row(
-            cell["column"],
-            cell["optimizer"] + ("*" if cell["optimizer"] == "adamg" else ""),
-            words,
-            f"{paper:.2f} +- {deviation:.2f}",
-            difference,
-            str(cell["epochs"]),
-        )
-    return shown
 
 
-def in_words(percents: Sequence[float]) -> str:
-    """Return mean, standard deviation of the sample, where it has one, and size."""
-    mean = f"{statistics.mean(percents):.2f}"
-    if len(percents) > 1:
-        mean += f" +- {statistics.stdev(percents):.2f}"
-    return f"{mean} ({len(percents)})"
-
-
-def devices_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what cells were trained on, of which a cell may name several."""
-    return sorted({one for cell in cells for one in cell["device"].split("; ")})
+def _row(cell: Cell) -> tuple[str, ...]:
+    row = protocol.PAPER["test_accuracy_percent_mean_std"][cell["optimizer"]]
+    paper, deviation = row[cell["column"]]
+    words, difference = "diverged", "-"
+    if "diverged" not in cell:
+        ours = [100 * accuracy for accuracy in cell["test_accuracy"]]
+        words = cell_settings.in_words(ours)
+        difference = f"{statistics.mean(ours) - paper:+.2f}"
+    return (
+        cell["column"],
+        cell["optimizer"] + ("*" if cell["optimizer"] == "adamg" else ""),
+        words,
+        f"{paper:.2f} ± {deviation:.2f}",
+        difference,
+        str(cell["epochs"]),
+    )
 
 
 def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
-    lines = devices_of(cells)
+    lines = cell_settings.devices_of(cells)
     lines.append(f"the paper's epochs: {protocol.EPOCHS}")
     trained_on = ", ".join(f"{n:,}" for n in sorted({cell["images"] for cell in cells}))
     lines.append(f"training images: {trained_on}")
@@ -294,3 +295,12 @@ def _caption(cells: Sequence[Mapping[str, Any]]) -> str:
         if "diverged" in cell
     ]
     return "\n".join(lines)
+
+
+EXHIBIT = Exhibit(
+    claims=table1_claims.CLAIMS,
+    extent=table1_claims.extent,
+    tables=(table1_claims.grid, table),
+    stored_by=functools.partial(cell_settings.commands, usual=Table1Options),
+    without_results={"cells": []},
+)

@@ -25,17 +25,15 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from experiments import data
 from experiments.papers.spherical_2020 import protocol
 from experiments.train import command
-from experiments.training import preparation
+from experiments.training import preparation, ranges
 from experiments.training.loop import Plan
-from experiments.training.measuring import check_least
-from experiments.training.placement import PlacementConfig
 from experiments.training.preparation import Prepared, TrainConfig
 
 # Networks and data of a smoke run, which needs no files.
@@ -45,8 +43,8 @@ SMOKE_EPOCHS = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class SphericalTrainConfig:
-    """Which cell of the table to train, and how."""
+class SphericalTrainConfig(TrainConfig):
+    """Which cell of the table to train, and how: `train` with the paper's settings."""
 
     dataset: Literal["cifar10", "cifar100", "svhn"] = "cifar10"
     """The data set."""
@@ -54,27 +52,21 @@ class SphericalTrainConfig:
     """The network; resnet20 is for cifar10 alone."""
     optimizer: Literal[protocol.OPTIMIZERS] = "adamsrt"  # type: ignore[valid-type]
     """The optimizer, with what the paper tuned for it."""
-    data_dir: Path | None = None
-    """The folder with the data set's official files, or its parent."""
     channel_axes: Literal["paper", "auto"] = "paper"
     """The blocks: one per output channel of every convolution, or what the loss tells;
     for the optimizers that have blocks."""
+    learning_rate: tyro.conf.Suppress[None] = None
     epochs: int = protocol.EPOCHS
     """Passes over the training images; the steps of the rate keep their fractions."""
-    seed: int = 0
-    """For the initial weights, the order of the images and the augmentation."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in."""
-    devices: Annotated[PlacementConfig, tyro.conf.OmitArgPrefixes] = PlacementConfig()
-    """Which devices train."""
+    batch_size: int = protocol.BATCH_SIZE
+    """Images in a step."""
     log_every: int = 100
     """The most steps between two records in metrics.jsonl."""
-    skip_nonfinite: bool = False
-    """Leave out a step whose loss or gradient is not finite, instead of stopping."""
+    test_best: bool = True
+    """Test the weights with the best validation accuracy after an epoch, not the last;
+    the first of equally good ones."""
     runs_dir: Path = Path("runs/spherical_2020")
     """Where the run's folder goes."""
-    fresh: bool = False
-    """Train again, though the run is finished or under way."""
     smoke: bool = False
     """A small network of the same kind on scikit-learn's digits, for three epochs, with
     the hyper-parameters of the setting named."""
@@ -84,7 +76,6 @@ def main(args: Sequence[str]) -> None:
     """Train from the command line."""
     prog = "python -m experiments spherical_2020.train"
     config = tyro.cli(SphericalTrainConfig, args=args, prog=prog)
-    check_least(config, epochs=1, seed=0, log_every=1)
     command(config.devices, lambda: ask(config), fresh=config.fresh)
 
 
@@ -132,12 +123,20 @@ def ask(
     """
     # First of all: what the paper does not have needs no data.
     protocol.tuned(config.optimizer, config.dataset, config.model)
-    dataset, model, epochs = config.dataset, config.model, config.epochs
+    ranges.check(config, epochs=1, batch_size=1)
+    settings = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(TrainConfig)
+    }
     if config.smoke:
-        dataset, model, epochs = SMOKE_DATASET, SMOKE_MODELS[model], SMOKE_EPOCHS
+        model = SMOKE_MODELS[config.model]
+        settings |= {"dataset": SMOKE_DATASET, "data_dir": None, "model": model}
+        settings |= {"epochs": SMOKE_EPOCHS, "smoke": False}
     if images is None:
-        images = data.load(dataset, None if config.smoke else config.data_dir)
-    plan = Plan(len(images.train), protocol.BATCH_SIZE, epochs, config.log_every)
+        images = data.load(settings["dataset"], settings["data_dir"])
+    plan = Plan(
+        len(images.train), config.batch_size, settings["epochs"], config.log_every
+    )
     optimizer = protocol.optimizer(
         config.optimizer,
         config.dataset,
@@ -146,21 +145,7 @@ def ask(
         find_axes=config.channel_axes == "auto",
     )
     return preparation.ask(
-        TrainConfig(
-            dataset=dataset,
-            model=model,
-            optimizer=json.dumps(optimizer),
-            epochs=epochs,
-            batch_size=protocol.BATCH_SIZE,
-            seed=config.seed,
-            log_every=config.log_every,
-            skip_nonfinite=config.skip_nonfinite,
-            test_best=True,
-            dtype=config.dtype,
-            devices=config.devices,
-            runs_dir=config.runs_dir,
-            fresh=config.fresh,
-        ),
+        TrainConfig(**{**settings, "optimizer": json.dumps(optimizer)}),
         images,
         optimizer_name=config.optimizer,
     )

@@ -147,10 +147,18 @@ def measures(before: Any, after: Any, learning_rate: Any) -> Measures:
     return found
 
 
-def fit_rates(records: Sequence[Record]) -> Fit:
-    """Say how the angles follow the rates, over layers and epochs."""
+def fit_rates(records: Sequence[Record], layers: Sequence[str] | None = None) -> Fit:
+    """Say how the angles follow the rates, over epochs and layers, all of them or some.
+
+    Args:
+        records: one an epoch.
+        layers: by path, some perhaps several times.
+    """
+    paths = list(records[0]["angle"]) if layers is None else layers
     angles, rates = (
-        _within_epochs([record[quantity] for record in records])
+        _within_epochs(
+            [[record[quantity][path] for path in paths] for record in records]
+        )
         for quantity in ("angle", "rate")
     )
     return _fit(angles, rates)
@@ -163,17 +171,17 @@ def fit_widths(records: Sequence[Record], factors: Mapping[str, float]) -> Fit:
     of He's initial weights is as the root of the number of output channels.
     """
     first = records[0]["rate"]
-    widths = _within_epochs([{path: first[path] * factors[path] for path in first}])
-    angles = _within_epochs([record["angle"] for record in records])
+    widths = _within_epochs([[first[path] * factors[path] for path in first]])
+    angles = _within_epochs([list(record["angle"].values()) for record in records])
     return _fit(angles, np.broadcast_to(widths, angles.shape))
 
 
-def _within_epochs(layers: Sequence[Mapping[str, float]]) -> np.ndarray:
+def _within_epochs(layers: Sequence[Sequence[float]]) -> np.ndarray:
     """Return logarithms, epochs x layers, less their mean over an epoch's layers.
 
     Else the steps of the learning rate, which all layers share, are all there is.
     """
-    logs = np.log([list(one.values()) for one in layers])
+    logs = np.log(layers)
     return logs - logs.mean(axis=1, keepdims=True)
 
 

@@ -12,6 +12,7 @@ from experiments.papers.block_normalized_2017.convex import (
     METHODS,
     main,
 )
+from experiments.training.many_runs import stacked
 from tests.experiments.small_runs import calls_until_it_goes_on
 
 SIZE, STEPS = 10, 100
@@ -23,7 +24,13 @@ def problem():
 
 
 def traces(name, problem, steps=STEPS):
-    return convex.descend_at_all_rates(METHODS[name], problem, steps)
+    return at_all_rates(METHODS[name], problem, steps)
+
+
+def at_all_rates(make, problem, steps):
+    """Of one problem."""
+    found = convex.descend_at_all_rates(make, stacked([problem]), steps)
+    return jax.tree.map(lambda leaf: leaf[0], found)
 
 
 def loss(problem, x):
@@ -31,9 +38,8 @@ def loss(problem, x):
 
 
 def test_every_run_is_stored_from_the_start_on(stored, problem):
-    settings = {"size": SIZE, "steps": STEPS, "seed": 0, "record_every": 10}
-    assert stored["config"] == settings
-    assert stored["published"] == "no value published"
+    settings = {"size": SIZE, "steps": STEPS, "seed": 0, "problems": 2}
+    assert stored["config"] == settings | {"record_every": 10}
     assert stored["learning_rates"] == list(LEARNING_RATES)
     assert list(stored["gaps"]) == list(METHODS)
     first = float(loss(problem, problem.start) - loss(problem, problem.least))
@@ -46,7 +52,7 @@ def test_every_run_is_stored_from_the_start_on(stored, problem):
 
 @pytest.mark.usefixtures("committed")
 def test_a_stopped_command_goes_on_with_the_next_method(tmp_path, monkeypatch):
-    still = convex.Trace(np.ones((len(LEARNING_RATES), 11)), np.zeros(()))
+    still = convex.Trace(np.ones((2, len(LEARNING_RATES), 11)), np.zeros(()))
     monkeypatch.setattr(convex, "descend_at_all_rates", lambda *_: still)
     first, second = calls_until_it_goes_on(
         monkeypatch,
@@ -112,10 +118,7 @@ def test_a_loss_a_hundred_times_as_flat_makes_no_difference(name, problem):
     near, far = (traces(name, one, 20).lengths for one in (problem, flat))
     # The eps of Adam and RMSprop weighs more beside a flat gradient.
     np.testing.assert_allclose(near, far, rtol=2e-2)
-    plain, slow = (
-        convex.descend_at_all_rates(optax.sgd, one, 1).lengths
-        for one in (problem, flat)
-    )
+    plain, slow = (at_all_rates(optax.sgd, one, 1).lengths for one in (problem, flat))
     np.testing.assert_allclose(plain, 100 * slow, rtol=1e-4)
 
 

@@ -9,7 +9,7 @@ import pytest
 from experiments import data
 from experiments.models.mlp import MLP
 from experiments.papers.block_normalized_2017 import cifar_cnn, curves, deep_mlp
-from experiments.papers.block_normalized_2017.curves import CurvesConfig
+from experiments.papers.block_normalized_2017.curves import CurvesOptions
 from experiments.papers.block_normalized_2017.methods import (
     METHODS,
     MOMENTUM,
@@ -23,7 +23,7 @@ GRADIENTS = {"kernel": jnp.array([[3.0, -4.0], [0.0, 12.0]]), "bias": jnp.array(
 
 @pytest.fixture(scope="module")
 def task():
-    return deep_mlp.load(CurvesConfig(smoke=True))
+    return deep_mlp.load(CurvesOptions(smoke=True))
 
 
 def updates_of(method, norm="max", steps=10, updates=1):
@@ -107,7 +107,7 @@ def test_settings_of_the_full_runs(monkeypatch):
     digits = data.load("digits")
     asked = []
     monkeypatch.setattr(data, "load", lambda *args: asked.append(args) or digits)
-    mlp, cnn = (module.load(CurvesConfig()) for module in (deep_mlp, cifar_cnn))
+    mlp, cnn = (module.load(CurvesOptions()) for module in (deep_mlp, cifar_cnn))
     assert asked == [("mnist", None), ("cifar10", None)]
     deep = {"layers": 30, "width": 128, "dropout": 0.2, "l2": 1e-5}
     assert (mlp.settings, mlp.norm, mlp.epochs) == (deep, "max", 10)
@@ -192,8 +192,8 @@ def test_no_part_is_refused(options, message, tmp_path):
 
 
 def test_a_part_is_trained_on_for_so_long(task):
-    config = curves.CurvesConfig(images=256, epochs=2)
+    config = curves.CurvesOptions(images=256, epochs=2)
     part = curves.shortened(task, config)
     assert (len(part.data.train), part.epochs) == (256, 2)
     assert len(part.data.test) == len(task.data.test)
-    assert curves.shortened(task, curves.CurvesConfig()) == task
+    assert curves.shortened(task, curves.CurvesOptions()) == task

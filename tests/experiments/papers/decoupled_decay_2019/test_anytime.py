@@ -12,8 +12,9 @@ import normopt
 from experiments.papers.decoupled_decay_2019 import anytime
 from experiments.papers.decoupled_decay_2019.anytime import (
     ARMS,
+    EXHIBIT,
     SMOKE,
-    AnytimeConfig,
+    AnytimeOptions,
     main,
 )
 from experiments.papers.decoupled_decay_2019.anytime_arms import (
@@ -23,7 +24,6 @@ from experiments.papers.decoupled_decay_2019.anytime_arms import (
     epochs_needed,
     restarted,
 )
-from experiments.papers.decoupled_decay_2019.claims import CHAPTER
 from experiments.papers.decoupled_decay_2019.grid_training import (
     METHODS,
     cell_curves,
@@ -36,7 +36,6 @@ from tests.experiments.small_runs import in_a_plain_terminal, quiet
 
 HELD_OUT = 1797 - 200
 CYCLES = [1, 2]
-EXHIBIT = CHAPTER.exhibits["decoupled_decay_2019.anytime"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,7 +140,7 @@ def test_the_cell_that_is_judged_is_the_best(tmp_path, monkeypatch):
     judged = []
     monkeypatch.setattr(anytime, "grid_errors", grid)
     monkeypatch.setattr(anytime, "cell_curves", curves)
-    config = AnytimeConfig(out=tmp_path, seeds=3, tuning_seeds=4, cycles=2)
+    config = AnytimeOptions(out=tmp_path, seeds=3, tuning_seeds=4, cycles=2)
     stored = anytime.measure(config, quiet())
     assert {tuple(arm["best"]) for arm in stored["arms"].values()} == {(3, 1)}
     # The ranges less their rims; one cosine is trained at the cell of restarts too.
@@ -235,7 +234,7 @@ def made_up(cosine, restarts):
             "wrong": texts_of(restarts),
             "wrong_on_one_cosine": texts_of(cosine),
         }
-    return {"held_out": 1000, "arms": arms}
+    return {"held_out": 1000, "arms": arms, "cycles": [1, 3]}
 
 
 # The seeds differ by far more than the arms, and come down over four epochs.
@@ -264,14 +263,13 @@ def changed(epoch, *counts):
 @pytest.mark.parametrize(
     ("claims", "restarts", "verdict", "words"),
     [
-        (FASTER, changed(1, -191, -191, -191, -191), "reproduced", "+2.00 ± 0.00"),
-        (FASTER, changed(1, -191, -191, -191, -189), "reproduced", "+1.50 ± 0.50"),
-        (FASTER, changed(1, -191, -189, -189, -189), "not reproduced", "noise"),
-        (FASTER, changed(3, 11, 11, 11, 11), "not reproduced", "-1.00 ± 0.00"),
-        (BETTER, changed(3, -5, -6, -5, -6), "reproduced", "+0.55 ± 0.03"),
-        (BETTER, changed(3, 5, 6, 5, 6), "not reproduced", "-0.55 ± 0.03"),
-        (BETTER, changed(3, -9, 5, -6, 5), "not reproduced", "noise"),
-        (BETTER, changed(1, -191, -191, -191, -191), "not reproduced", "noise"),
+        (FASTER, changed(1, -150, -151, -150, -151), "reproduced", "ahead by +"),
+        (FASTER, changed(1, 50, 51, 50, 51), "not reproduced", "-1.26"),
+        (FASTER, changed(1, -90, 50, -60, 50), "inconclusive", ""),
+        (BETTER, changed(3, -5, -6, -5, -6), "reproduced", "+0.55"),
+        (BETTER, changed(3, 5, 6, 5, 6), "not reproduced", "-0.55"),
+        (BETTER, changed(3, -9, 5, -6, 5), "inconclusive", "+0.13"),
+        (BETTER, changed(1, -191, -191, -191, -191), "not reproduced", "+0.00"),
     ],
 )
 def test_the_rules_are_decided_seed_by_seed(claims, restarts, verdict, words):
@@ -279,7 +277,15 @@ def test_the_rules_are_decided_seed_by_seed(claims, restarts, verdict, words):
     for claim in claims:
         found = claim.judge(made_up(COSINE, restarts))
         assert found.verdict == verdict and words in found.ours
-        assert "over 4 paired seeds" in found.ours
+        assert "n = 4 paired seeds" in found.ours
+
+
+def test_a_task_that_is_flat_soon_does_not_tell_what_is_faster():
+    flat = [[105, 101, 101, 100]] * 4
+    for claim in FASTER:
+        found = claim.judge(made_up(flat, COSINE))
+        assert found.verdict == "not tested here"
+        assert found.ours.startswith("one cosine is within 1 point of its end after 1 ")
 
 
 def test_each_claim_is_of_its_own_pair_and_not_of_the_run_beside_it():
@@ -290,14 +296,12 @@ def test_each_claim_is_of_its_own_pair_and_not_of_the_run_beside_it():
     }
     of_sgd, of_adam = (claim.judge(stored) for claim in BETTER)
     assert (of_sgd.verdict, of_adam.verdict) == ("reproduced", "not reproduced")
-    assert of_sgd.ours.startswith("final test error: SGDW 25.00%, SGDWR 24.45%;")
-    assert "AdamW 25.00%, AdamWR 25.00%" in of_adam.ours
+    assert of_sgd.ours.startswith("final test error: SGDWR 24.45%, SGDW 25.00%;")
+    assert "AdamWR 25.00%, AdamW 25.00%" in of_adam.ours
 
 
 @pytest.mark.slow("needs a real run")
-def test_two_seeds_are_too_few(stored):
-    of_sgd = EXHIBIT.claims[:2]
-    assert {claim.judge(stored).verdict for claim in of_sgd} == {"not run"}
+def test_the_extent_is_that_of_the_run(stored):
     assert EXHIBIT.extent(stored).startswith("n = 2 seeds of each best cell, which 2 ")
     assert EXHIBIT.extent(stored).endswith(
         "; 3 epochs of 200 digits, with restarts in cycles of 1, 2"

@@ -25,7 +25,7 @@ def test_a_stopped_command_goes_on_with_the_other_run(
 ):
     left = [stored["automatic"]]
     monkeypatch.setattr(warm_restarts, "train", lambda *_, **settings: left.pop())
-    config = warm_restarts.WarmRestartsConfig(out=tmp_path)
+    config = warm_restarts.WarmRestartsOptions(out=tmp_path)
     with pytest.raises(IndexError):
         warm_restarts.measure(config, quiet())
     left.append(stored["by_hand"])

@@ -7,7 +7,7 @@ import pytest
 import normopt
 from experiments.models.parameters import random_parameters
 from experiments.papers.novograd_2019 import memory
-from experiments.report.parts import grid_of
+from experiments.report.report import FOLDER
 from tests.experiments.small_runs import calls_until_it_goes_on, quiet
 
 PARAMS = {"conv1": {"kernel": jnp.ones((3, 3, 2, 4))}, "bias": jnp.ones(4)}
@@ -80,7 +80,16 @@ def test_each_dtype_has_its_own_ratio():
         {"optimizer": "optax.adamw", "float32": 8.0, "bfloat16": 4.0},
         {"optimizer": "adamw", "float32": 8.0, "bfloat16": 6.0},
     ]
-    grid = grid_of(memory.table({"model": "m", "parameters": 1, "rows": rows}))
+    grid = memory.table({"model": "m", "parameters": 1, "rows": rows})
     names = ["float32", "float32 ratio", "bfloat16", "bfloat16 ratio"]
-    assert grid.header == ["optimizer", *names]
+    assert grid.header == ("optimizer", *names)
     assert grid.rows[0] == ("adamw", "8.00", "1.00", "6.00", "1.50")
+
+
+def test_the_stored_state_of_novograd_is_half_of_adam_s():
+    """The one number that the paper has."""
+    rows = json.loads((FOLDER / "novograd_2019/memory.json").read_text())["rows"]
+    held = {row["optimizer"]: row for row in rows}
+    for dtype in ("float32", "bfloat16"):
+        ratio = held["novograd"][dtype] / held[memory.BASELINE][dtype]
+        assert ratio == pytest.approx(0.5, abs=0.01)

@@ -8,7 +8,7 @@ import pytest
 
 import normopt
 from experiments.papers.novograd_2019 import robustness, robustness_training
-from experiments.papers.novograd_2019.claims import ADAMS, BASELINES, CHAPTER, MODES
+from experiments.papers.novograd_2019.modes import PAPERS
 from experiments.papers.novograd_2019.modes_training import (
     TRAIN_IMAGES,
     all_errors,
@@ -16,7 +16,7 @@ from experiments.papers.novograd_2019.modes_training import (
     start,
     train,
 )
-from experiments.papers.novograd_2019.robustness import SMOKE, main
+from experiments.papers.novograd_2019.robustness import EXHIBIT, SMOKE, main
 from experiments.papers.novograd_2019.robustness_training import (
     FLOAT32,
     GRID,
@@ -30,16 +30,15 @@ from experiments.papers.novograd_2019.robustness_training import (
 from experiments.papers.novograd_2019.robustness_views import (
     best,
     table,
-    valleys_of_units,
-    valleys_of_weights,
+    units_valley,
+    weights_valley,
 )
 from experiments.papers.novograd_2019.valleys import MARGIN, leaving_out, valley
 from tests.experiments.papers.novograd_2019.robustness_records import results
 from tests.experiments.small_runs import in_a_plain_terminal
 
 HELD_OUT = 1797 - 400
-CLAIMS = CHAPTER.exhibits["novograd_2019.robustness"].claims
-LARGE, WEIGHTS, FLOAT16 = CLAIMS
+LARGE, WEIGHTS, FLOAT16 = EXHIBIT.claims
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -266,106 +265,53 @@ def test_each_seed_is_left_out_once():
 
 def test_widths_are_measured_from_the_factor_of_one_and_from_float32():
     stored = results(GOOD, BAD)
-    name = MODES[0]
-    widths = [one.width for one in valleys_of_weights(name, stored)]
-    assert widths == pytest.approx([4.0] * 4)
-    widths = [one.width for one in valleys_of_units(name, stored)]
-    assert widths == pytest.approx([30.0] * 4)
-    found = stored["optimizers"][name]
+
+    def widths(valley):
+        return [one.width for one in leaving_out(valley(PAPERS, stored), 6)]
+
+    assert widths(weights_valley) == pytest.approx([4.0] * 7)
+    assert widths(units_valley) == pytest.approx([30.0] * 7)
+    found = stored["optimizers"][PAPERS]
     # Lower far from 1, and beyond a ridge: neither moves the bound or the middle.
     for row in found["weights"]:
         row[0], row[1] = 0.0, 0.9
-    assert valleys_of_weights(name, stored)[0].width == pytest.approx(4.0)
+    assert widths(weights_valley)[0] == pytest.approx(4.0)
     # Float16 that is worse by half of the margin has half of the octaves.
     found["float16"] = (np.array(found["float16"]) + MARGIN / 2).tolist()
-    assert valleys_of_units(name, stored)[0].width == pytest.approx(15.0)
+    assert widths(units_valley)[0] == pytest.approx(15.0)
     found["float16"] = (np.array(found["float16"]) + MARGIN).tolist()
-    assert valleys_of_units(name, stored)[0].width == 0
+    assert widths(units_valley)[0] == 0
 
 
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_every_claim_needs_seeds_and_all_modes(claim):
-    assert claim.judge(results(GOOD, BAD, seeds=2)).verdict == "not run"
-    # Each mode has to.
-    stored, bad = results(GOOD, BAD), results((0.04, 1.0, 5.0), GOOD)
-    stored["optimizers"][MODES[-1]] = bad["optimizers"][MODES[-1]]
-    assert claim.judge(stored).verdict == "not reproduced"
-
-
-@pytest.mark.parametrize(
-    ("claim", "others"), [(LARGE, BASELINES), (WEIGHTS, BASELINES), (FLOAT16, ADAMS)]
-)
-def test_the_better_one_of_the_others_is_the_bar(claim, others):
+def test_the_paper_s_mode_and_what_it_is_compared_with_decide():
+    arms = {"AdamW": (LARGE, WEIGHTS), "SGD": (LARGE, WEIGHTS), FLOAT32: (FLOAT16,)}
     for name in METHODS:
-        stored, other = results(GOOD, BAD), results((0.04, 1.0, 5.0), (0.0, 5.0, 35.0))
-        stored["optimizers"][name] = other["optimizers"][name]
-        holds = claim.judge(stored).verdict == "reproduced"
-        assert holds == (name not in (*MODES, *others)), name
+        stored = results((0.02, 4.0, 30.0), (0.02, 2.0, 10.0))
+        other = results(GOOD, (0.0, 5.0, 35.0))["optimizers"]["AdamW"]
+        # Of NovoGrad's modes, what is worse, and of the others, what is better.
+        worse = results((0.09, 1.0, 5.0), GOOD)["optimizers"][PAPERS]
+        stored["optimizers"][name] = worse if name.startswith("Novo") else other
+        for claim in EXHIBIT.claims:
+            holds = claim.judge(stored).verdict == "reproduced"
+            decides = name == PAPERS or claim in arms.get(name, ())
+            assert holds == (not decides), (name, claim.text)
 
 
 @pytest.mark.parametrize(("claim", "curve"), [(WEIGHTS, 1), (FLOAT16, 2)])
-def test_nothing_is_wider_than_what_the_grid_does_not_hold(claim, curve):
-    stored, far = results((0.0, 5.5, 39.0), BAD), list(BAD)
+def test_a_valley_that_the_grid_does_not_hold_tells_nothing(claim, curve):
+    far = list(BAD)
     far[curve] = (9.0, 60.0)[curve - 1]
-    cut = results(GOOD, tuple(far))["optimizers"]["AdamW"]
-    assert claim.judge(stored).verdict == "reproduced"
-    stored["optimizers"]["AdamW"] = cut
-    assert claim.judge(stored).verdict == "not run"
+    for stored in (results(GOOD, tuple(far)), results(tuple(far), BAD)):
+        found = claim.judge(stored)
+        assert found.verdict == "not tested here"
+        assert "ends inside the valley of" in found.ours
 
 
-@pytest.mark.parametrize(
-    ("claim", "curve", "places"),
-    [(WEIGHTS, "weights", "scales"), (FLOAT16, "float16", "units")],
-)
-def test_a_mode_that_the_grid_does_not_hold_has_not_failed(claim, curve, places):
-    stored = results(GOOD, (0.0, 3.9, 29.0))
-    assert claim.judge(stored).verdict == "reproduced"
-    mode = stored["optimizers"][MODES[0]]
-    # As good all the way to the first end, and soon no more towards the other.
-    rise = MARGIN * np.maximum(stored[places], 0) / (stored[places][-1] / 8)
-    mode[curve] = (np.min(mode[curve], axis=1, keepdims=True) + rise).tolist()
-    assert claim.judge(stored).verdict == "not run"
-    # Another one that ends on both sides has.
-    narrow = results(BAD, BAD)["optimizers"][MODES[1]]
-    stored["optimizers"][MODES[1]] = narrow
-    assert claim.judge(stored).verdict == "not reproduced"
-
-
-def test_with_large_batches_a_difference_within_the_noise_is_none():
-    def judged(*differences):
-        stored = results((0.0, 1.0, 1.0), (0.0, 1.0, 1.0))
-        errors = stored["optimizers"][MODES[0]]["batches"]
-        moved = np.array(errors["400"]) + np.array(differences)[:, None]
-        errors["400"] = moved.tolist()
-        return LARGE.judge(stored)
-
-    assert judged(0.02, -0.01, 0.01).verdict == "reproduced"
-    worse = judged(0.02, 0.01, 0.01)
-    assert worse.verdict == "not reproduced"
-    assert f"{MODES[0]} 15.00% and 16.33% (+1.33 ± 0.33), " in worse.ours
-    assert worse.ours.endswith("points above AdamW over 3 paired seeds")
-
-
-@pytest.mark.parametrize(
-    ("claim", "curve", "width"),
-    [(WEIGHTS, "weights", "4.00"), (FLOAT16, "float16", "30.00")],
-)
-def test_a_width_that_hangs_on_one_seed_does_not_count(claim, curve, width):
-    stored, mode = results(GOOD, BAD), MODES[0]
-    errors = np.array(stored["optimizers"][mode][curve])
-    rise = errors - errors.min(axis=1, keepdims=True)
-    # The second seed falls so fast that the mean rises as before.
-    errors += rise * np.array([[3], [-6], [3]])
-    stored["optimizers"][mode][curve] = errors.tolist()
-    found = claim.judge(stored)
-    assert found.verdict == "not reproduced"
-    assert f"{mode} {width}" in found.ours
-
-
-def test_a_single_seed_is_refused_for_it_has_no_deviation(tmp_path):
-    with pytest.raises(SystemExit, match="`seeds` must be >= 2, got 1"):
-        main(["--seeds", "1", "--out", str(tmp_path / "runs")])
-    assert not (tmp_path / "runs").exists()
+def test_thirty_steps_of_the_largest_batch_tell_nothing():
+    stored = results(GOOD, BAD) | {"epochs": 30}
+    found = LARGE.judge(stored)
+    assert found.verdict == "not tested here"
+    assert found.ours.startswith("30 steps of the largest batch; it takes 500")
 
 
 def test_the_table_fits_a_plain_terminal_and_says_what_is_cut():
@@ -379,11 +325,15 @@ def test_the_table_fits_a_plain_terminal_and_says_what_is_cut():
     cut = "≥6.00 (6.00, 6.00) ≥40.0 (40.0, 40.0)"
     adam, wide = "2.00 (2.00, 2.00)", "10.0 (10.0, 10.0)"
     expected = {
-        **{mode: f"15.0 65.0 65.0 {cut}" for mode in MODES},
-        "AdamW": f"15.0 18.0 18.0 {adam} {wide}",
-        "SGD": f"15.0 18.0 18.0 {adam} -",
-        WIDE: f"15.0 - - - {wide}",
-        FLOAT32: f"15.0 18.0 18.0 {adam} {wide}",
+        **{
+            mode: f"17.5 67.5 67.5 {cut}"
+            for mode in METHODS
+            if mode.startswith("NovoGrad")
+        },
+        "AdamW": f"17.5 20.5 20.5 {adam} {wide}",
+        "SGD": f"17.5 20.5 20.5 {adam} -",
+        WIDE: f"17.5 - - - {wide}",
+        FLOAT32: f"17.5 20.5 20.5 {adam} {wide}",
     }
     for name, cells in expected.items():
         assert [" ".join(row.split()) for row in rows].count(f"{name} {cells}") == 1

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 import normopt
 from experiments.papers.spherical_2020 import effective_learning_rate, protocol
-from experiments.papers.spherical_2020.effective_learning_rate import QUANTITIES, main
+from experiments.papers.spherical_2020.effective_learning_rate import main
 from experiments.papers.spherical_2020.turning import (
     draw_factors,
     fit_rates,
@@ -131,7 +130,7 @@ def test_every_layer_of_every_run_is_stored(folder, stored):
         assert records == read_records(run / "metrics.jsonl")
         assert [record["epoch"] for record in records] == [1, 2]
         for record in records:
-            for quantity in QUANTITIES:
+            for quantity in ("norm", "angle", "rate"):
                 layers = record[quantity]
                 assert len(layers) == 5 and min(layers.values()) > 0
 
@@ -210,9 +209,22 @@ def test_fresh_trains_again(folder, tmp_path, monkeypatch):
 
 def test_layers_are_drawn_by_depth():
     names = ("stages/0/0/conv1", "stages/1/0/conv1", "stem/conv")
-    ones = {f"{name}/kernel": 1.0 for name in names}
-    axes = Figure().subplots()
-    records = [{"epoch": 1, "norm": ones}]
-    effective_learning_rate._draw_layers(axes, records, "norm", ones)
-    layers = [line.get_label().partition(" ")[0] for line in axes.lines]
-    assert layers == ["stem/conv", "stages/0/0/conv1", "stages/1/0/conv1"]
+    records = [{"norm": {f"{name}/kernel": 1.0 for name in names}}]
+    layers = [layer for layer, _ in effective_learning_rate._layers(records)]
+    assert layers == [f"{name}/kernel" for name in ("stem/conv", *names[:2])]
+
+
+def test_the_claim_is_judged_over_the_layers_in_proportion():
+    (claim,) = effective_learning_rate.EXHIBIT.claims
+
+    def judged(power, layers=6):
+        rates = {str(n): 1e-3 * 2**n for n in range(layers)}
+        angles = {layer: rate**power for layer, rate in rates.items()}
+        records = [{"rate": rates, "angle": angles}] * 2
+        return claim.judge({"runs": dict.fromkeys(("adam", "adams"), records)})
+
+    assert judged(0.85).verdict == judged(1.15).verdict == "reproduced"
+    assert judged(0.5).verdict == judged(1.5).verdict == "not reproduced"
+    assert "adam 0.500" in judged(0.5).ours and "n = 6 layers" in judged(0.5).ours
+    # Through few layers there is always a line.
+    assert judged(1.0, 4).verdict == "inconclusive"

@@ -4,10 +4,10 @@ import pytest
 
 from experiments.papers.spherical_2020 import protocol
 from experiments.papers.spherical_2020.cell_settings import IMAGES
-from experiments.papers.spherical_2020.claims import CHAPTER, ORDER, PUBLISHED
+from experiments.papers.spherical_2020.table1 import EXHIBIT
+from experiments.papers.spherical_2020.table1_claims import ORDER, PUBLISHED
 
-TABLE = CHAPTER.exhibits["spherical_2020.table1"]
-ORDERED, VALUES, *_ = TABLE.claims
+ORDERED, VALUES = EXHIBIT.claims
 COLUMN = "cifar10/resnet20"
 
 
@@ -21,7 +21,7 @@ def table(changes=None, **common):
             {
                 "column": COLUMN,
                 "optimizer": name,
-                "test_accuracy": [row[COLUMN][0] / 100] * 3,
+                "test_accuracy": [row[COLUMN][0] / 100 + n * 1e-5 for n in (-1, 0, 1)],
                 "epochs": protocol.EPOCHS,
                 "images": IMAGES["cifar10"],
                 "device": "a device",
@@ -35,24 +35,23 @@ def table(changes=None, **common):
     return {"cells": cells}
 
 
-def test_the_paper_s_own_settings_are_judged_and_not_mentioned():
+def test_the_paper_s_own_settings_are_judged():
     assert VALUES.judge(table()).verdict == "reproduced"
     assert ORDERED.judge(table()).verdict == "reproduced"
-    extent = TABLE.extent(table())
+    extent = EXHIBIT.extent(table())
     assert "405 epochs of 47,500 images, where" in extent
     assert "accuracies over test images: 9,980 of cifar10;" in extent
-
-
-def test_a_copy_that_lacks_a_few_images_is_judged():
-    """As this project's copy of CIFAR-10 does; what is held out is 5 % of it."""
-    assert VALUES.judge(table(images=47_431)).verdict == "reproduced"
-    assert VALUES.judge(table(images=5000)).verdict == "not run"
-    assert VALUES.judge(table({"sgd": {"images": 5000}})).verdict == "not run"
+    worse = {"sgd": {"test_accuracy": [0.8, 0.8001, 0.8002]}}
+    assert VALUES.judge(table(worse)).verdict == "not reproduced"
+    assert ORDERED.judge(table(worse)).verdict == "reproduced"
+    # The published script did the opposite of what the paper means by it.
+    adamg = {"adamg": {"test_accuracy": [0.1, 0.1001, 0.1002]}}
+    assert VALUES.judge(table(adamg)).verdict == "reproduced"
 
 
 def test_commands_are_those_of_the_stored_cells():
     def commands(changes=None, **common):
-        return TABLE.stored_by(table(changes, **common))
+        return EXHIBIT.stored_by(table(changes, **common))
 
     column = "--columns cifar10/resnet20"
     assert commands() == (f"--seeds 3 {column}",)
@@ -65,21 +64,24 @@ def test_commands_are_those_of_the_stored_cells():
     )
 
 
+# A copy of CIFAR-10 may lack a few images, as this project's does.
 @pytest.mark.parametrize(
-    ("option", "value"), [("dtype", "bfloat16"), ("channel_axes", "auto")]
+    ("change", "values", "order"),
+    [
+        ({"images": 47_431}, True, True),
+        ({"images": 5000}, False, False),
+        ({"epochs": 60}, False, True),
+        ({"epochs": 59}, False, False),
+        ({"dtype": "bfloat16"}, False, True),
+        ({"channel_axes": "auto"}, False, True),
+        ({"test_accuracy": [0.9, 0.91]}, False, False),
+    ],
 )
-@pytest.mark.parametrize("only", [None, "sgd"])
-def test_other_settings_are_named_and_values_not_judged(option, value, only):
-    changed = {option: value}
-    stored = table({only: changed}) if only else table(**changed)
-    found = VALUES.judge(stored)
-    assert found.verdict == "not run"
-    usual = {"dtype": "float32", "channel_axes": "paper"}[option]
-    words = " or ".join(sorted({value, usual} if only else {value}))
-    assert f"of 47,500 images, {option} {words}, where" in found.ours
-    assert f"of 47,500 images, {option} {words}, where" in TABLE.extent(stored)
-    # A setting that they share leaves the order of the optimizers to be seen.
-    assert ORDERED.judge(stored).verdict == "reproduced"
+def test_a_column_is_judged_by_what_can_tell(change, values, order):
+    for claim, judged in ((VALUES, values), (ORDERED, order)):
+        found = claim.judge(table(**change))
+        assert (found.verdict != "not tested here") == judged, claim.text
+        assert found.ours.startswith("it wants a GPU") != judged
 
 
 @pytest.mark.parametrize(
@@ -92,67 +94,25 @@ def test_other_settings_are_named_and_values_not_judged(option, value, only):
     ],
 )
 def test_order_is_that_of_cells_that_differ_in_their_optimizer_alone(change):
-    found = ORDERED.judge(table({"adams": change}))
-    assert found.verdict == "not run" and found.ours.startswith("not trained alike: ")
+    assert ORDERED.judge(table({"adams": change})).verdict == "not tested here"
     assert ORDERED.judge(table({"sgd": change})).verdict == "reproduced"
-
-
-@pytest.mark.parametrize(
-    "change", [{"epochs": 60}, {"dtype": "bfloat16"}, {"channel_axes": "auto"}]
-)
-def test_order_is_judged_with_settings_that_are_shared(change):
     alike = dict.fromkeys(ORDER, change)
-    assert ORDERED.judge(table(alike)).verdict == "reproduced"
+    judged = ORDERED.judge(table(alike)).verdict != "not tested here"
+    assert judged == ("images" not in change)
 
 
-def test_order_after_a_part_of_the_images_is_shown_and_not_judged():
-    found = ORDERED.judge(table(images=5000))
-    assert found.verdict == "not run"
-    assert found.ours.startswith("adam 90.98 ± 0.00 (3), adams 91.15")
-    assert found.ours.endswith("405 epochs of 5,000 images, where the paper has all")
-    assert ORDERED.judge(table(images=47_431)).verdict == "reproduced"
-
-
-def test_order_after_a_few_epochs_is_shown_and_not_judged():
-    assert ORDERED.judge(table(epochs=60)).verdict == "reproduced"
-    found = ORDERED.judge(table(epochs=59))
-    assert found.verdict == "not run" and found.ours.endswith("from 60 epochs on")
-
-
-def test_a_difference_within_the_noise_of_several_seeds_is_not_more_accurate():
-    seeds = {
-        "adam": [0.799, 0.8, 0.801],
-        "adams": [0.7991, 0.8001, 0.8011],
-        "adamsrt": [0.9, 0.9, 0.9],
-    }
-    changes = {
-        name: {"test_accuracy": accuracies} for name, accuracies in seeds.items()
-    }
+def test_a_difference_within_the_noise_of_several_seeds_is_inconclusive():
+    seeds = {"adam": [0.80, 0.81, 0.82], "adams": [0.82, 0.80, 0.81]}
+    changes = {name: {"test_accuracy": these} for name, these in seeds.items()}
     found = ORDERED.judge(table(changes))
-    assert found.verdict == "not reproduced"
-    assert found.ours.startswith("within the noise: adam 80.00 ± 0.10 (3)")
-    lone = {name: {"test_accuracy": [0.8]} for name in seeds}
-    found = ORDERED.judge(table(lone))
-    assert found.verdict == "not run" and found.ours.endswith("from 3 seeds on")
+    assert found.verdict == "inconclusive"
+    assert "cifar10/resnet20 adams 81.00, cifar10/resnet20 adam 81.00" in found.ours
 
 
-def test_noise_that_would_hide_the_paper_s_steps_decides_nothing():
-    assert PUBLISHED["adams"][COLUMN][0] - PUBLISHED["adam"][COLUMN][0] < 1
-    higher = {"adams": {"test_accuracy": [0.91, 0.92, 0.93]}}
-    noisy = {"adam": {"test_accuracy": [0.90, 0.91, 0.92]}, **higher}
-    found = ORDERED.judge(table(noisy | {"adamsrt": {"test_accuracy": [0.99] * 3}}))
-    assert found.verdict == "not run" and found.ours.startswith("too few seeds")
-    # What is lower by more than the noise is no question of seeds.
-    found = ORDERED.judge(table(noisy | {"adamsrt": {"test_accuracy": [0.5] * 3}}))
-    assert found.verdict == "not reproduced"
-
-
-def test_a_cell_that_diverged_is_not_one_that_was_not_run():
-    stored = table()
-    kept = [
-        cell for cell in stored["cells"] if cell["optimizer"] not in ("sgd", "adam")
-    ]
-    diverged = [{"column": COLUMN, "optimizer": "sgd"}]
-    found = VALUES.judge({"cells": kept, "diverged": diverged})
-    assert found.verdict == "not run"
-    assert found.ours.startswith("sgd: diverged; adam: not run; ")
+def test_published_values_stand_beside_ours():
+    short = {"cells": table()["cells"][:1]}
+    grid = EXHIBIT.tables[0](short)
+    assert grid.header[2:] == protocol.COLUMNS
+    assert grid.rows[0][:4] == ("sgd", "paper", "92.39 ± 0.12", "95.10 ± 0.04")
+    assert grid.rows[1][:4] == ("", "ours", "92.39 ± 0.00 (3)", "not run")
+    assert len(grid.rows) == 2 * len(PUBLISHED) and len(grid.rows[0]) == 9

@@ -2,155 +2,39 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
 from rich.console import Console
 
 from experiments import data
 from experiments.__main__ import discover
-from experiments.data.augment import Augmentation
 from experiments.models import MODELS, resnet8
-from experiments.papers.spherical_2020 import seed_groups
-from experiments.papers.spherical_2020.epochs import RunDiverged
-from experiments.papers.spherical_2020.seeds import (
-    initial_states,
-    repeat_over_seeds,
-    train_seeds,
-)
-from experiments.papers.spherical_2020.table1 import in_words, main, table
+from experiments.papers.spherical_2020 import table1
+from experiments.papers.spherical_2020.cell_settings import in_words
+from experiments.papers.spherical_2020.table1 import main, table
 from experiments.papers.spherical_2020.train import SphericalTrainConfig, prepare
 from experiments.train import train
-from experiments.training.images import on_device
-from experiments.training.loop import order_of
-from experiments.training.runs import Run, read_records
-from experiments.training.steps import Sums, initial_state, make_train_step
-from tests.experiments.small_runs import (
-    Line,
-    assert_same_run,
-    copy_of,
-    line_data,
-    quiet,
-)
-
-SMOKE_LABEL = "cifar10-resnet20-adamsrt"
-
-
-def prepared(tmp_path, seed):
-    config = SphericalTrainConfig(
-        smoke=True, seed=seed, runs_dir=tmp_path, optimizer="adamsrt"
-    )
-    return prepare(config)
-
-
-@pytest.fixture(scope="module")
-def cell(folder):
-    """The folder of the only cell of a smoke run."""
-    (found,) = (folder / "cells").iterdir()
-    return found
+from experiments.training.loop import TrainingDiverged
+from tests.experiments.small_runs import assert_same_run, quiet
 
 
 @pytest.mark.slow("needs a real run")
-def test_the_command_is_found_and_stores_one_cell(folder, stored, cell):
+def test_a_seed_of_the_cell_is_that_run_alone(folder, stored, tmp_path):
     assert "spherical_2020.table1" in discover()
     assert {path.name for path in folder.iterdir()} == {"table1.json", "cells"}
     (row,) = stored["cells"]
     assert (row["column"], row["optimizer"]) == ("cifar10/resnet20", "adamsrt")
-    assert row["epochs"] == 3 and len(row["test_accuracy"]) == 2
-    assert "seed" not in json.loads((cell / "config.json").read_text())
-
-
-@pytest.mark.slow("needs a real run")
-def test_a_seed_is_that_run_alone(stored, cell, tmp_path):
-    (row,), seed = stored["cells"], 1
-    own_run = prepared(tmp_path, seed)
-    alone = train(own_run, fresh=False, console=quiet())
-    (folder,) = tmp_path.iterdir()
-    theirs = read_records(folder / "metrics.jsonl")
-    ours = read_records(cell / "metrics.jsonl")
-    assert [r["step"] for r in ours] == [r["step"] for r in theirs]
-    own = np.array([record["train_loss"] for record in ours])
-    lone = np.array([record["train_loss"] for record in theirs])
-    # On CPU it is the same program. Batched convolutions sum in another order, and a
-    # run amplifies what that rounds.
-    together = own_run.loop.job.scan
-    np.testing.assert_allclose(own[:, seed], lone, rtol=3e-3 if together else 0)
-    # The other seed is another run.
-    assert np.abs(own[:, 1 - seed] / lone - 1).max() > 6e-3
-    assert row["test_accuracy"][seed] == pytest.approx(alone["test_accuracy"], abs=0.01)
-    assert row["tested_step"][seed] == alone["tested_step"]
-
-
-def test_seeds_together_are_seeds_one_after_another():
-    optimizer, seeds = optax.sgd(0.1), 3
-    step = make_train_step(Line(), optimizer, Augmentation(padding=1), batch_size=4)
-    states = jax.vmap(lambda params: initial_state(params, jnp.zeros(()), optimizer))(
-        jax.random.normal(jax.random.key(0), (seeds, 4, 3))
-    )
-    sums = jax.vmap(lambda _: Sums.zeros())(jnp.arange(seeds))
-    keys = jax.random.split(jax.random.key(1), seeds)
-    orders = jax.vmap(order_of, (0, None, None))(keys, 0, 30)
-    ends = []
-    for scan in (True, False):
-        run = repeat_over_seeds(step, scan=scan)
-        carry = jax.tree.map(jnp.copy, (states, sums))
-        ends.append(run(carry, 7, keys, orders, on_device(line_data(30))))
-    assert ends[0][0].step.tolist() == [7] * seeds
-    # Compiled apart, the two may round differently, which seven steps carry on.
-    jax.tree.map(
-        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6),
-        *ends,
-    )
-    # Each has its own weights, order and augmentation.
-    assert len(set(np.asarray(ends[1][1].loss).tolist())) == seeds
-
-
-@pytest.mark.slow("needs a real run")
-def test_each_seed_is_tested_at_its_own_best_epoch(stored, cell):
-    (row,) = stored["cells"]
-    records = read_records(cell / "metrics.jsonl")
-    accuracies = np.array([record["validation_accuracy"] for record in records])
-    steps = np.array([record["step"] for record in records])
-    assert row["tested_step"] == steps[accuracies.argmax(axis=0)].tolist()
-
-
-@pytest.mark.slow("prepares networks for several cells")
-def test_states_are_those_that_their_seeds_alone_begin_with(tmp_path):
-    seeds = (1, 3)
-    stacked = initial_states(prepared(tmp_path, 0), seeds)
-    for place, seed in enumerate(seeds):
-        jax.tree.map(
-            lambda ours, theirs, at=place: np.testing.assert_array_equal(
-                ours[at], theirs
-            ),
-            stacked,
-            prepared(tmp_path, seed).state,
-        )
-
-
-@pytest.mark.slow("needs a real run")
-def test_a_cell_is_prepared_once_for_all_its_seeds(folder, monkeypatch):
-    seeds = []
-    monkeypatch.setattr(
-        "experiments.papers.spherical_2020.table1.prepare",
-        lambda config, *rest, **options: (
-            seeds.append(config.seed) or prepare(config, *rest, **options)
-        ),
-    )
-    main(["--smoke", "--out", str(folder.parent)])
-    assert seeds == [0]
-
-
-@pytest.mark.slow("needs a real run")
-def test_a_cell_says_what_it_was_trained_with(stored, cell):
-    (row,) = stored["cells"]
-    own = json.loads((cell / "config.json").read_text())
-    assert row["config"] == {"dtype": "float32", "channel_axes": "paper", **own}
-    assert row["config"]["seeds"] == [0, 1] and row["config"]["batch_size"] == 128
-    assert row["config"]["optimizer"]["weight_decay"] == 7.8125e-06
-    assert row["provenance"] == Run(cell.parent, SMOKE_LABEL, own).provenance()
+    assert row["epochs"] == 3 and row["config"]["seeds"] == [0, 1]
+    config = SphericalTrainConfig(smoke=True, seed=1, runs_dir=tmp_path)
+    prepared = prepare(config)
+    alone = train(prepared, fresh=False, console=quiet())
+    assert row["test_accuracy"][1] == alone["test_accuracy"]
+    assert row["tested_step"][1] == alone["tested_step"]
+    own = prepared.run.folder
+    assert_same_run(own, folder / "cells" / own.name)
+    config = json.loads((own / "config.json").read_text())
+    left = {key: config[key] for key in config if key not in ("seed", "log_every")}
+    chosen = {"dtype": "float32", "channel_axes": "paper", "seeds": [0, 1]}
+    assert row["config"] == {**left, **chosen}
     assert [set(one) for one in row["provenance"]] == [
         {"commit", "versions", "devices"}
     ]
@@ -158,20 +42,20 @@ def test_a_cell_says_what_it_was_trained_with(stored, cell):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Runs the command without training: a cell is as accurate as it is long."""
+    """Runs the command without training: a run is as accurate as it is long."""
 
-    def train(prepared, seeds, run, console):
-        del console
-        epochs = prepared.plan.epochs
-        accuracies = [epochs / 1000] * len(seeds)
-        return {
-            "test_accuracy": accuracies,
-            "tested_step": [epochs] * len(seeds),
-            "epochs": epochs,
-            "device": run.folder.name,
-        }
+    def train(prepared, *, fresh, console):
+        run, epochs = prepared.run, prepared.plan.epochs
+        trained.append((run.config["optimizer"]["name"], run.config["seed"]))
+        if run.config["seed"] in diverging:
+            raise TrainingDiverged("the loss of step 7 is not finite")
+        run.open()
+        result = {"test_accuracy": epochs / 1000, "tested_step": 7, "steps": 9}
+        run.finish(result)
+        return result
 
-    monkeypatch.setattr(seed_groups, "train_seeds", train)
+    trained, diverging = [], set()
+    monkeypatch.setattr(table1, "run_train", train)
     monkeypatch.setattr(
         "experiments.papers.spherical_2020.table1.data.load",
         lambda name, folder, load=data.load: load("digits", folder),
@@ -180,21 +64,26 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setitem(MODELS, "resnet18", resnet8)
 
     def run(*arguments):
-        main(["--out", str(tmp_path), "--seeds", "1", *arguments])
+        trained.clear()
+        main(["--out", str(tmp_path), *arguments])
         return json.loads((tmp_path / "table1.json").read_text())["cells"]
 
+    run.trained, run.diverging = trained, diverging
     return run
+
+
+PLACE = ("--columns", "cifar10/resnet18", "--epochs", "4")
 
 
 @pytest.mark.slow("prepares networks for several cells")
 def test_commands_after_each_other_keep_the_cells_of_each(command):
-    both = ("--optimizers", "sgd", "adam")
+    both = ("--optimizers", "sgd", "adam", "--seeds", "1")
     first = command("--columns", "cifar100/resnet18", *both, "--epochs", "4")
-    second = command("--columns", "cifar10/resnet18", *both, "--epochs", "4")
+    second = command(*PLACE, *both)
     assert second[2:] == first and len(second) == 4
     # One cell again, and one that is new: in the order of the paper, none twice.
     again = ("--columns", "cifar10/resnet18", "--optimizers", "adamw", "sgd")
-    third = command(*again, "--epochs", "8")
+    third = command(*again, "--epochs", "8", "--seeds", "1")
     assert [(c["column"], c["optimizer"], c["epochs"]) for c in third] == [
         ("cifar10/resnet18", "sgd", 8),
         ("cifar10/resnet18", "adam", 4),
@@ -205,84 +94,43 @@ def test_commands_after_each_other_keep_the_cells_of_each(command):
     assert third[0]["config"]["epochs"] == 8 and third[1:2] == second[1:2]
 
 
+def test_more_seeds_train_those_that_are_missing(command):
+    sgd = (*PLACE, "--optimizers", "sgd")
+    command(*sgd, "--seeds", "1")
+    assert command.trained == [("sgdmrt", 0)]
+    (cell,) = command(*sgd, "--seeds", "2", "--fresh")
+    assert command.trained == [("sgdmrt", 0), ("sgdmrt", 1)]
+    (cell,) = command(*sgd, "--seeds", "3")
+    assert command.trained == [("sgdmrt", 2)]
+    assert cell["test_accuracy"] == [0.004] * 3 and cell["tested_step"] == [7] * 3
+    (cell,) = command(*sgd, "--seeds", "2")
+    assert command.trained == [] and cell["config"]["seeds"] == [0, 1]
+
+
 def test_options_that_the_paper_does_not_have_stand_in_the_cell(command):
-    place = ("--columns", "cifar10/resnet18", "--optimizers", "sgd", "--epochs", "4")
-    (cell,) = command(*place, "--dtype", "bfloat16", "--channel-axes", "auto")
+    options = ("--dtype", "bfloat16", "--channel-axes", "auto", "--seeds", "1")
+    (cell,) = command(*PLACE, "--optimizers", "sgd", *options)
     assert cell["config"]["dtype"] == "bfloat16"
     assert cell["config"]["channel_axes"] == "auto"
 
 
-@pytest.mark.slow("needs a real run")
-def test_resumed_cell_is_the_same(cell, tmp_path, capsys):
-    folder = copy_of(cell, tmp_path, steps=9)
-    config = json.loads((cell / "config.json").read_text())
-    run = Run(tmp_path, folder.name.rpartition("-")[0], config)
-    assert run.folder == folder
-    train_seeds(prepared(tmp_path / "unused", 0), (0, 1), run, Console())
-    assert "resuming after step 9 of" in capsys.readouterr().out
-    assert_same_run(folder, cell)
-
-
-@pytest.mark.slow("needs a real run")
-def test_finished_cell_is_read(folder, monkeypatch, capsys):
-    before = (folder / "table1.json").read_text()
-    monkeypatch.setattr(
-        "experiments.papers.spherical_2020.seeds.train_epochs",
-        lambda *args: pytest.fail("it was trained again"),
-    )
-    main(["--smoke", "--out", str(folder.parent)])
-    assert (
-        json.loads((folder / "table1.json").read_text())["cells"]
-        == (json.loads(before)["cells"])
-    )
-    capsys.readouterr()
-    main(["--smoke", "--redraw", "--out", str(folder.parent)])
-    assert "cifar10/resnet20" in capsys.readouterr().out
-
-
-FOUND = "the loss of step 7 of seed 1 is not finite"
-
-
-@pytest.mark.slow("prepares networks for several cells")
-def test_cell_that_diverges_ends_no_other_and_is_kept(command, monkeypatch, tmp_path):
-    """One of two cells goes the real way, up to the epochs, which diverge."""
-    accurate = seed_groups.train_seeds
-
-    def train_one_of_two(prepared, seeds, run, console):
-        train = train_seeds if "-sgd-" in run.folder.name else accurate
-        return train(prepared, seeds, run, console)
-
-    def ends():
-        with pytest.raises(SystemExit, match="cifar10/resnet18 --optimizers sgd; with"):
-            command(*place)
-        return json.loads((tmp_path / "table1.json").read_text())
-
-    def train_epochs(run, *arguments):
-        run.open()
-        raise RunDiverged(FOUND, 7, 1, "there is no checkpoint before it")
-
-    place = ("--columns", "cifar10/resnet18", "--optimizers", "sgd", "adam")
-    monkeypatch.setattr(seed_groups, "train_seeds", train_one_of_two)
-    monkeypatch.setattr(
-        "experiments.papers.spherical_2020.seeds.train_epochs", train_epochs
-    )
-    stored = ends()
-    assert [cell["optimizer"] for cell in stored["cells"]] == ["adam"]
+def test_cell_that_diverges_ends_no_other_and_is_kept(command, tmp_path):
+    sgd = (*PLACE, "--seeds", "3", "--optimizers", "sgd")
+    command.diverging.add(1)
+    with pytest.raises(SystemExit, match="cifar10/resnet18 --optimizers sgd; with"):
+        command(*sgd)
+    stored = json.loads((tmp_path / "table1.json").read_text())
+    assert not stored["cells"]
     (cell,) = stored["diverged"]
-    assert (cell["column"], cell["optimizer"]) == ("cifar10/resnet18", "sgd")
-    assert cell["diverged"] == {"step": 7, "seed": 1, "words": FOUND}
+    words = "seed 1: the loss of step 7 is not finite"
+    assert cell["diverged"] == {"seed": 1, "words": words}
     text = " ".join(printed(**stored).split())
-    assert "sgd diverged 95.10 +- 0.04 - 405" in text
-    assert f"cifar10/resnet18 sgd: {FOUND}" in text
-
-    # It is not trained again, until that is asked for.
-    monkeypatch.delattr("experiments.papers.spherical_2020.seeds.train_epochs")
-    assert ends()["diverged"] == stored["diverged"]
-    monkeypatch.setattr(seed_groups, "train_seeds", accurate)
-    cells = command(*place, "--fresh")
-    assert [cell["optimizer"] for cell in cells] == ["sgd", "adam"]
+    assert "sgd diverged 95.10 ± 0.04 - 4" in text
+    assert f"cifar10/resnet18 sgd: {words}" in text
+    command.diverging.clear()
+    (cell,) = command(*sgd)
+    assert command.trained == [("sgdmrt", 1), ("sgdmrt", 2)]
     assert not json.loads((tmp_path / "table1.json").read_text())["diverged"]
-    assert not list((tmp_path / "cells").glob("*-sgd-*"))
 
 
 def printed(cells, diverged=(), **_):
@@ -308,10 +156,10 @@ def test_row_is_ours_theirs_and_the_difference():
     text = printed([a_cell("adamsrt", 0.75, 0.76, 0.77), a_cell("sgd", 0.7)])
     # In the order of the paper.
     rows = [line.split() for line in text.splitlines() if "resnet18" in line][::-1]
-    theirs = "75.28 +- 0.35".split()
-    ours = "76.00 +- 1.00 (3)".split()
+    theirs = "75.28 ± 0.35".split()
+    ours = "76.00 ± 1.00 (3)".split()
     assert rows[0] == ["cifar100/resnet18", "adamsrt", *ours, *theirs, "+0.72", "60"]
-    lone = ["sgd", "70.00", "(1)", "77.08", "+-", "0.18", "-7.08", "60"]
+    lone = ["sgd", "70.00", "(1)", "77.08", "±", "0.18", "-7.08", "60"]
     assert rows[1] == ["cifar100/resnet18", *lone]
     assert "JAX on a device" in text and "405" in text and "adamg" not in text
     assert "training images: 5,120" in text
@@ -331,7 +179,7 @@ def test_adamg_has_its_footnote():
 
 def test_a_single_run_has_no_deviation():
     assert in_words([90.0]) == "90.00 (1)"
-    assert in_words([90.0, 91.0]) == "90.50 +- 0.71 (2)"
+    assert in_words([90.0, 91.0]) == "90.50 ± 0.71 (2)"
 
 
 @pytest.mark.parametrize(
