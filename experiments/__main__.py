@@ -1,8 +1,9 @@
 """The command line: lists the experiments, or runs one by its name.
 
-An experiment is any module of this package with a `main(args)`. What the list says of
-it stands in its docstring, which is read without importing it: the first line, and the
-sentence after the command, "takes ... on ...".
+An experiment is any module of this package with a `main(args)`. Its name is that of its
+file, after its paper's if it is in `papers`. What the list says of it stands in its
+docstring, which is read without importing it: the first line, and the sentence after
+the command, "takes ... on ...".
 """
 
 import ast
@@ -19,8 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import experiments
-from experiments import interrupting
+from experiments.training import interrupting
 
+PAPERS = "papers"  # the folder with one for each paper
 RESULTS = "results"  # the folder of what is stored in the repository
 # The file in it with the names of what is stored in part, which the report finds out:
 # to judge all claims takes seconds.
@@ -31,6 +33,7 @@ _INDENT = "    "
 class Header(NamedTuple):
     """What the file of an experiment says of itself."""
 
+    module: str
     summary: str
     takes: str  # how long it takes, and on what
     results: str  # whether they are in the repository
@@ -39,7 +42,7 @@ class Header(NamedTuple):
 def discover() -> dict[str, Header]:
     """Return each experiment's name and header."""
     found = {}
-    for name, path in _modules():
+    for module, path in _modules():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         mains = [
             node
@@ -47,8 +50,15 @@ def discover() -> dict[str, Header]:
             if isinstance(node, ast.FunctionDef) and node.name == "main"
         ]
         if mains and mains[0].args.args:
-            found[name] = _header(name, ast.get_docstring(tree) or "")
-    return found
+            name = name_of(module)
+            found[name] = _header(module, name, ast.get_docstring(tree) or "")
+    return dict(sorted(found.items()))
+
+
+def name_of(module: str) -> str:
+    """Return the name by which a command gives a module of this package."""
+    folder, *inner = module.removeprefix("experiments.").split(".")
+    return ".".join(inner if folder == PAPERS else (folder, *inner)[-1:])
 
 
 def markdown() -> str:
@@ -110,7 +120,7 @@ def _obey() -> None:
     elif name not in known:
         sys.exit(_unknown(name, known))
     else:
-        _run(name, args)
+        _run(known[name].module, args)
 
 
 def _show(text: str) -> None:
@@ -122,11 +132,11 @@ def _show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(name: str, args: list[str]) -> None:
+def _run(module: str, args: list[str]) -> None:
     try:
         interrupting.install()
-        importlib.import_module("experiments.devices").quieten_libtpu()
-        importlib.import_module(f"experiments.{name}").main(args)
+        importlib.import_module("experiments.training.devices").quieten_libtpu()
+        importlib.import_module(module).main(args)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("experiments", "normopt"):
@@ -154,7 +164,9 @@ def _unknown(name: str, known: Collection[str]) -> str:
 
     Names are often given without the folder, or a file's path in the place of a name.
     """
-    given = name.removesuffix(".py").replace("/", ".").removeprefix("experiments.")
+    given = name.removesuffix(".py").replace("/", ".")
+    if given.startswith("experiments."):
+        given = name_of(given)
     short: dict[str, list[str]] = {}
     for one in known:
         for form in {one, one.rpartition(".")[2]}:
@@ -165,9 +177,10 @@ def _unknown(name: str, known: Collection[str]) -> str:
     return f"error: unknown experiment {name!r}; known: {', '.join(known)}{hint}"
 
 
-def _header(name: str, docstring: str) -> Header:
+def _header(module: str, name: str, docstring: str) -> Header:
     takes = re.search(r"\btakes ([^.;,]+? on [^.;,]+?)(?= for |[.;,])", docstring)
     return Header(
+        module,
         docstring.partition("\n")[0],
         " ".join(takes[1].split()) if takes else "",
         _results(name),
@@ -184,7 +197,7 @@ def _results(name: str) -> str:
 
 
 def _paper(folder: str) -> str:
-    source = (_root() / folder / "__init__.py").read_text(encoding="utf-8")
+    source = (_root() / PAPERS / folder / "__init__.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").rstrip(".")
 
 
@@ -196,7 +209,7 @@ def _root() -> Path:
 def _modules() -> list[tuple[str, Path]]:
     root = _root()
     return [
-        (".".join(path.relative_to(root).with_suffix("").parts), path)
+        (".".join(path.relative_to(root.parent).with_suffix("").parts), path)
         for path in sorted(root.rglob("*.py"))
     ]
 

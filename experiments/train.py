@@ -21,16 +21,17 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments import devices, figures, locking, preparation, processes
-from experiments.checkpoints import Checkpoints, newest_step
-from experiments.interrupting import Interrupted
-from experiments.loop import TrainingDiverged
-from experiments.placement import PlacementConfig
-from experiments.preparation import Prepared, TrainConfig
-from experiments.preparation import prepare as prepare
-from experiments.progress import TrainingProgress
-from experiments.runs import Run, append_record, read_records
-from experiments.selection import chosen
+from experiments.report import figures
+from experiments.training import devices, locking, preparation, processes
+from experiments.training.checkpoints import Checkpoints, newest_step
+from experiments.training.interrupting import Interrupted
+from experiments.training.loop import TrainingDiverged
+from experiments.training.placement import PlacementConfig
+from experiments.training.preparation import Prepared, TrainConfig
+from experiments.training.preparation import prepare as prepare
+from experiments.training.progress import TrainingProgress
+from experiments.training.runs import Run, append_record, read_records
+from experiments.training.selection import chosen
 
 
 def main(args: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import jax
 import matplotlib
 import pytest
 
-from experiments import provenance
+from experiments.training import provenance
 
 
 @pytest.fixture(scope="session", autouse=True)

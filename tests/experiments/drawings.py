@@ -9,7 +9,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from experiments.figures import CONTENTS
+from experiments.report.figures import CONTENTS
 
 DECIMAL = re.compile(r"\d+\.\d+")
 

@@ -12,13 +12,13 @@ import optax
 import pytest
 from rich.console import Console
 
-from experiments.augment import Augmentation
-from experiments.checkpoints import Checkpoints
 from experiments.data import Dataset, Split
-from experiments.loop import Job, Loop, Plan
-from experiments.runs import Run, read_records
-from experiments.steps import initial_state
+from experiments.data.augment import Augmentation
 from experiments.train import TrainConfig
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.loop import Job, Loop, Plan
+from experiments.training.runs import Run, read_records
+from experiments.training.steps import initial_state
 
 ROOT = Path(__file__).parents[2]
 CONVOLUTIONS = {r"conv\d?/kernel$": [-1]}

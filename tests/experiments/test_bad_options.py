@@ -2,9 +2,9 @@
 
 import pytest
 
-from experiments.block_normalized_2017 import convex
-from experiments.decoupled_decay_2019 import warm_restarts
-from experiments.spherical_2020 import effective_learning_rate
+from experiments.papers.block_normalized_2017 import convex
+from experiments.papers.decoupled_decay_2019 import warm_restarts
+from experiments.papers.spherical_2020 import effective_learning_rate
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import devices, interrupting
 from experiments.__main__ import discover, listing
 from experiments.train import main
+from experiments.training import devices, interrupting
 from tests.experiments.small_runs import ROOT
 
 
@@ -43,7 +43,8 @@ def told(monkeypatch, capsys, *arguments):
         ("novograd_2019.mode", "novograd_2019.modes"),
         ("Train", "spherical_2020.train or train"),
         ("experiments.tabel1", "spherical_2020.table1"),
-        ("experiments/loop_time.py", "loop_time"),
+        ("experiments/benchmarks/loop_time.py", "loop_time"),
+        ("experiments/papers/novograd_2019/mode.py", "novograd_2019.modes"),
     ],
 )
 def test_a_misspelt_name_gets_the_nearest(monkeypatch, capsys, name, near):

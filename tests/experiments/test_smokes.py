@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from experiments.__main__ import discover
-from experiments.block_normalized_2017 import convex, methods
-from experiments.decoupled_decay_2019 import anytime, decay_grid
-from experiments.novograd_2019 import modes, robustness
+from experiments.papers.block_normalized_2017 import convex, methods
+from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
+from experiments.papers.novograd_2019 import modes, robustness
 from tests.experiments.drawings import figure_of
 
 
@@ -27,7 +27,7 @@ class Smoke:
 
     name: str
     measures: str
-    """The function of `experiments` without which nothing is measured."""
+    """The function of `experiments.papers` without which nothing is measured."""
     change: Callable[[dict[str, Any]], None]
     said: tuple[str, ...] = ()
     """How lines of the table begin."""
@@ -82,7 +82,7 @@ SMOKES = [
     Smoke(
         "block_normalized_2017.learning_rate_sensitivity",
         "block_normalized_2017.learning_rate_sensitivity.arrival",
-        put([40, 30, 20, 10, 0, 0], "methods", "Adam", "arrived_after"),
+        put([[40, 30, 20, 10, 0, 0]], "methods", "Adam", "arrived_after"),
         others=("convex.json", "convex.png"),
     ),
     of_network("deep_mlp"),
@@ -161,7 +161,7 @@ def test_it_leaves_its_files_and_is_redrawn_from_its_records(
     smoke, smoke_folder, tmp_path, monkeypatch, capsys
 ):
     assert smoke.name in discover()
-    main = importlib.import_module(f"experiments.{smoke.name}").main
+    main = importlib.import_module(discover()[smoke.name].module).main
     folder = shutil.copytree(smoke_folder(main), tmp_path / "smoke")
     records = folder / f"{smoke.records}.json"
     figures = [folder / f"{smoke.records}{end}.png" for end in smoke.figures]
@@ -179,7 +179,7 @@ def test_it_leaves_its_files_and_is_redrawn_from_its_records(
         return [figure_of(figure) for figure in figures]
 
     drawn = [figure_of(figure) for figure in figures]
-    monkeypatch.delattr(f"experiments.{smoke.measures}")
+    monkeypatch.delattr(f"experiments.papers.{smoke.measures}")
     assert redrawn() == drawn
     # A table that is narrower than a plain terminal is cut nowhere.
     printed = capsys.readouterr().out

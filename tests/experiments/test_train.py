@@ -14,20 +14,20 @@ import pytest
 from rich.console import Console
 
 import normopt
-from experiments import devices, optimizers
-from experiments.augment import Augmentation
-from experiments.checkpoints import Checkpoints
-from experiments.images import on_device
-from experiments.loop import Plan, TrainingDiverged
-from experiments.runs import append_record, read_records, write_json
-from experiments.steps import (
+from experiments.data.augment import Augmentation
+from experiments.train import TrainConfig, main, prepare, train
+from experiments.training import devices, optimizers
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.images import on_device
+from experiments.training.loop import Plan, TrainingDiverged
+from experiments.training.runs import append_record, read_records, write_json
+from experiments.training.steps import (
     Sums,
     initial_state,
     make_evaluation_step,
     make_train_step,
     repeat,
 )
-from experiments.train import TrainConfig, main, prepare, train
 from tests.experiments.small_runs import (
     CONVOLUTIONS,
     ROOT,

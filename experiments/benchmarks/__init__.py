@@ -1,0 +1,1 @@
+"""What is measured of the library itself: times, and what compilers make of it."""

@@ -1,0 +1,170 @@
+"""The bars that this library sets itself: what takes how long, and what a TPU does."""
+
+import functools
+import itertools
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from experiments.benchmarks import compile_time, loop_time, step_time
+from experiments.benchmarks.tpu import tpu_compile, tpu_tables
+from experiments.report.claims import (
+    NO_VALUE,
+    OF_A_BAR,
+    Chapter,
+    Claim,
+    Exhibit,
+    Finding,
+    Stored,
+)
+
+OURS = tuple(name for name in tpu_compile.OPTIMIZERS if name != tpu_compile.BASELINE)
+
+
+def _keeps(name: str, bar: float, stored: Stored) -> Finding:
+    row = next((row for row in stored["rows"] if row["optimizer"] == name), None)
+    if row is None:
+        return Finding(None, f"{name}: not run")
+    return Finding(row["ratio"] <= bar, _times(row))
+
+
+def _keeps_up(stored: Stored) -> Finding:
+    return Finding(
+        stored["ratio"] <= loop_time.BAR,
+        f"{_times(stored)}; medians of the times: {stored['loop_ms']:.1f} ms in the "
+        f"training loop, {stored['bare_ms']:.1f} ms bare",
+    )
+
+
+def _times(measured: Mapping[str, Any]) -> str:
+    low, high = measured["quartiles"]
+    ratio = measured["ratio"]
+    return f"{ratio:.2f} times, half of the rounds from {low:.2f} to {high:.2f}"
+
+
+def _bar_claims(module: ModuleType, what: str) -> tuple[Claim, ...]:
+    return tuple(
+        Claim(
+            f"{name} takes at most {case.bar:g} times {case.baseline}'s {what}.",
+            functools.partial(_keeps, name, case.bar),
+            published=f"{NO_VALUE}; the bar is {case.bar:g}",
+        )
+        for name, case in module.CASES.items()
+        if case.bar is not None
+    )
+
+
+def _traffic(name: str, stored: Stored) -> Finding:
+    """Compare the bytes a parameter of main memory, in every layout."""
+    rows = _compiled(stored, tpu_compile.WAYS, (name, tpu_compile.BASELINE))
+    if rows is None:
+        return Finding(None, f"{name} or {tpu_compile.BASELINE}: not run everywhere")
+    found = {
+        where: row["main_memory_bytes"] / row["parameters_of_chip"]
+        for where, row in rows.items()
+    }
+    pairs = [
+        (ours, found[*where, tpu_compile.BASELINE])
+        for (*where, program), ours in found.items()
+        if program == name
+    ]
+    most, least = max(ours for ours, _ in pairs), min(theirs for _, theirs in pairs)
+    return Finding(
+        all(ours <= theirs for ours, theirs in pairs),
+        f"at most {most:.1f} bytes a parameter, {tpu_compile.BASELINE} {least:.1f} and "
+        f"more, in {len(pairs)} layouts",
+    )
+
+
+def _alone(names: tuple[str, ...], way: str, stored: Stored) -> Finding:
+    """Check that the step of an optimizer waits for no other chip."""
+    rows = _compiled(stored, (way,), names)
+    if rows is None:
+        return Finding(None, f"{', '.join(names)}: not run everywhere")
+    sent = sum(found["bytes"] for row in rows.values() for found in row["collectives"])
+    return Finding(sent == 0, f"{sent} bytes in {len(rows)} programs")
+
+
+def _compiled(
+    stored: Stored, ways: Iterable[str], names: Iterable[str]
+) -> dict[tuple[str, str, str], tpu_compile.Row] | None:
+    """Return the rows of optimizers on all topologies, or None if one is missing."""
+    rows = {
+        (row["topology"], row["way"], row["program"]): row for row in stored["rows"]
+    }
+    wanted = list(itertools.product(tpu_compile.IMAGES_PER_CHIP, ways, names))
+    # A run of some topologies proves nothing of the others.
+    return {key: rows[key] for key in wanted} if rows.keys() >= set(wanted) else None
+
+
+def _rounds_extent(stored: Stored) -> str:
+    return (
+        f"n = {stored['rounds']} rounds; a time is the median over them, and a ratio "
+        "the median of the rounds' own ratios"
+    )
+
+
+def _tpu_extent(stored: Stored) -> str:
+    topologies = dict.fromkeys(row["topology"] for row in stored["rows"])
+    return (
+        f"compiled for {' and '.join(topologies)} with libtpu "
+        f"{stored['provenance']['versions']['libtpu']}; nothing is run or random"
+    )
+
+
+CHAPTER = Chapter(
+    title="The library's own bars",
+    source="Set for normopt itself; no paper has them.",
+    claimed="bars that this library sets itself",
+    verdicts=OF_A_BAR,
+    exhibits={
+        "step_time": Exhibit(
+            claims=_bar_claims(step_time, "step"),
+            extent=_rounds_extent,
+            tables=(step_time.table,),
+        ),
+        "compile_time": Exhibit(
+            claims=_bar_claims(compile_time, "tracing and compiling"),
+            extent=_rounds_extent,
+            tables=(compile_time.table,),
+        ),
+        "loop_time": Exhibit(
+            claims=(
+                Claim(
+                    f"A step in the training loop takes at most {loop_time.BAR:g} "
+                    "times the bare step.",
+                    _keeps_up,
+                    published=f"{NO_VALUE}; the bar is {loop_time.BAR:g}",
+                ),
+            ),
+            extent=_rounds_extent,
+        ),
+        "tpu_compile": Exhibit(
+            claims=(
+                *(
+                    Claim(
+                        f"On a TPU, {name}'s step moves no more bytes to and from main "
+                        f"memory than {tpu_compile.BASELINE}'s.",
+                        functools.partial(_traffic, name),
+                        published=f"{NO_VALUE}; the bar is {tpu_compile.BASELINE}",
+                    )
+                    for name in OURS
+                ),
+                Claim(
+                    "Data-parallel, no optimizer's step exchanges anything between "
+                    "chips.",
+                    functools.partial(_alone, OURS, "data-parallel"),
+                    published=f"{NO_VALUE}; the bar is 0",
+                ),
+                Claim(
+                    "Under FSDP, neither adamsrt's step nor adams's exchanges anything "
+                    "between chips.",
+                    functools.partial(_alone, ("adamsrt", "adams"), "FSDP"),
+                    published=f"{NO_VALUE}; the bar is 0",
+                ),
+            ),
+            extent=_tpu_extent,
+            tables=(tpu_tables.programs, tpu_tables.traffic, tpu_tables.exchanges),
+        ),
+    },
+)

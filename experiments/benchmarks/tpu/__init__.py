@@ -1,0 +1,1 @@
+"""What the compiler for TPUs makes of a training step."""

@@ -1,1 +1,0 @@
-"""Yu et al., "Block-Normalized Gradient Method", 2017."""

@@ -1,1 +1,0 @@
-"""Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019."""

@@ -1,1 +1,0 @@
-"""Ginsburg et al., "Stochastic Gradient Methods with Layer-wise Adaptive Moments"."""

@@ -1,0 +1,265 @@
+"""A small network trained at every learning rate and decay at once.
+
+The network is small enough that hundreds of runs, each with its own optimizer state,
+are one computation under `jax.vmap`.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import normopt
+from experiments.training import many_runs
+
+MOMENTUM = 0.9
+TRAIN_IMAGES, BATCH = 200, 20
+VARIANCE_EPS = 1e-5
+
+Optimizer = optax.GradientTransformation
+Make = Callable[[Any, Any, optax.Schedule], Optimizer]
+Params = list[dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An optimizer and the grid that has its optimum inside.
+
+    Attributes:
+        make: from learning rate, decay and eta_t to the optimizer.
+        learning_rates: exponents of 2.
+        decays: exponents of 2.
+    """
+
+    make: Make
+    learning_rates: range
+    decays: range
+
+
+def _sgd(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    step = normopt.sgdw(learning_rate, MOMENTUM, schedule=eta)
+    return optax.chain(normopt.add_decay(decay), step)
+
+
+def _sgdw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    return normopt.sgdw(learning_rate, MOMENTUM, weight_decay=decay, schedule=eta)
+
+
+def _adam(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    return optax.chain(
+        normopt.add_decay(decay),
+        normopt.scale_by_block_adam(),
+        optax.scale_by_learning_rate(lambda count: learning_rate * eta(count)),
+    )
+
+
+def _adamw(learning_rate: Any, decay: Any, eta: optax.Schedule) -> Optimizer:
+    return normopt.adamw(learning_rate, weight_decay=decay, schedule=eta)
+
+
+METHODS = {
+    "SGD, L2": Method(_sgd, range(-10, 1), range(-13, -2)),
+    "SGDW": Method(_sgdw, range(-10, 1), range(-14, -3)),
+    "Adam, L2": Method(_adam, range(-12, -1), range(-12, -1)),
+    "AdamW": Method(_adamw, range(-12, -1), range(-14, -3)),
+}
+
+
+# Arrays have no hash: a task is itself alone, so that compiled programs know it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """What one run trains, and on what.
+
+    Attributes:
+        images: (n, 64), float32, standardised; the first `TRAIN_IMAGES` are trained on.
+        labels: (n,), int32.
+        epochs: passes over the training images.
+        hidden: units in each of the two hidden layers.
+        batch_norm: whether these are normalised.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    epochs: int
+    hidden: int
+    batch_norm: bool
+
+
+class Start(NamedTuple):
+    """What differs between the seeds.
+
+    Attributes:
+        params: initial ones, a layer each.
+        batches: (steps, `BATCH`), indices of training images.
+    """
+
+    params: Params
+    batches: jax.Array
+
+
+def load_task(epochs: int, hidden: int, batch_norm: bool) -> Task:
+    """Return the digits with the training images first; see `Task`."""
+    images, labels = many_runs.standardised_digits()
+    flat = jnp.asarray(images.reshape(len(images), -1))
+    return Task(flat, jnp.asarray(labels), epochs, hidden, batch_norm)
+
+
+def grid_errors(
+    make: Make,
+    learning_rates: Sequence[int],
+    decays: Sequence[int],
+    starts: Sequence[Start],
+    task: Task,
+) -> np.ndarray:
+    """Train every cell of a grid, from every start.
+
+    Args:
+        make: gives the optimizer.
+        learning_rates: exponents of 2.
+        decays: exponents of 2.
+        starts: one for each seed.
+        task: what is trained on.
+
+    Returns:
+        The errors, seeds x learning rates x decays.
+    """
+
+    def error(start: Start, learning_rate: jax.Array, decay: jax.Array) -> jax.Array:
+        return held_out_error(train(make, learning_rate, decay, start, task), task)
+
+    over_decays = jax.vmap(error, (None, None, 0))
+    over_rates = jax.vmap(over_decays, (None, 0, None))
+    over_starts = jax.jit(jax.vmap(over_rates, (0, None, None)))
+    powers = (2.0 ** jnp.asarray(exponents) for exponents in (learning_rates, decays))
+    return np.asarray(over_starts(many_runs.stacked(starts), *powers), float)
+
+
+def cell_curves(
+    make: Make, learning_rate: int, decay: int, starts: Sequence[Start], task: Task
+) -> np.ndarray:
+    """Train one cell of a grid, from every start.
+
+    Args:
+        make: gives the optimizer.
+        learning_rate: an exponent of 2.
+        decay: an exponent of 2.
+        starts: one for each seed.
+        task: what is trained on.
+
+    Returns:
+        The errors after each epoch, seeds x epochs.
+    """
+    exponents = (learning_rate, decay)
+    powers = (jnp.asarray(2.0**exponent, float) for exponent in exponents)
+    return np.asarray(_curves(make, *powers, many_runs.stacked(starts), task), float)
+
+
+# Compiled once for a cell after another of the same optimizer.
+@functools.partial(jax.jit, static_argnames=("make", "task"))
+def _curves(
+    make: Make, learning_rate: jax.Array, decay: jax.Array, starts: Start, task: Task
+) -> jax.Array:
+    def curve(start: Start) -> jax.Array:
+        return errors_by_epoch(make, learning_rate, decay, start, task)
+
+    return jax.vmap(curve)(starts)
+
+
+def start(seed: int, task: Task) -> Start:
+    """Return initial weights and batches."""
+    random = np.random.default_rng(seed)
+    sizes, params = [task.images.shape[1], task.hidden, task.hidden, 10], []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        kernel = random.normal(0, (2 / fan_in) ** 0.5, (fan_in, fan_out))
+        layer = {"kernel": kernel, "bias": np.zeros(fan_out)}
+        is_hidden = len(params) < len(sizes) - 2
+        if task.batch_norm and is_hidden:
+            layer["scale"] = np.ones(fan_out)
+        params.append({name: jnp.asarray(leaf, float) for name, leaf in layer.items()})
+    batches = many_runs.shuffled_batches(random, TRAIN_IMAGES, BATCH, task.epochs)
+    return Start(params, batches)
+
+
+def train(
+    make: Make,
+    learning_rate: jax.Array | float,
+    decay: jax.Array | float,
+    start: Start,
+    task: Task,
+) -> Params:
+    """Return the parameters of one run, all of whose numbers may be traced.
+
+    Args:
+        make: gives the optimizer.
+        learning_rate: at eta_t = 1.
+        decay: at eta_t = 1.
+        start: where it begins, and its batches.
+        task: what is trained on.
+    """
+    optimizer = make(learning_rate, decay, _one_cosine(start))
+    loss = functools.partial(_loss, task)
+    return many_runs.train(optimizer, loss, start.params, start.batches)
+
+
+def errors_by_epoch(
+    make: Make,
+    learning_rate: jax.Array | float,
+    decay: jax.Array | float,
+    start: Start,
+    task: Task,
+) -> jax.Array:
+    """Return the held-out error after each epoch of the run that `train` does.
+
+    Args:
+        make: gives the optimizer.
+        learning_rate: at eta_t = 1.
+        decay: at eta_t = 1.
+        start: where it begins, and its batches.
+        task: what is trained on.
+    """
+    optimizer = make(learning_rate, decay, _one_cosine(start))
+    step = many_runs.step_of(optimizer, functools.partial(_loss, task))
+
+    def epoch(carry: Any, batches: jax.Array) -> tuple[Any, jax.Array]:
+        carry, _ = jax.lax.scan(step, carry, batches)
+        return carry, held_out_error(carry[0], task)
+
+    epochs = start.batches.reshape(task.epochs, -1, BATCH)
+    begin = (start.params, optimizer.init(start.params))
+    return jax.lax.scan(epoch, begin, epochs)[1]
+
+
+def _one_cosine(start: Start) -> optax.Schedule:
+    return normopt.cosine_restarts(len(start.batches))
+
+
+def held_out_error(params: Params, task: Task) -> jax.Array:
+    """Return the share of wrong answers on the images that were not trained on.
+
+    A run that diverged answers 0 throughout and so is wrong on nine in ten.
+    """
+    answers = _logits(params, task.images, TRAIN_IMAGES).argmax(axis=-1)
+    return jnp.mean((answers != task.labels)[TRAIN_IMAGES:])
+
+
+def _loss(task: Task, params: Params, batch: jax.Array) -> jax.Array:
+    logits = _logits(params, task.images[batch], BATCH)
+    labels = task.labels[batch]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _logits(params: Params, images: jax.Array, counted: int) -> jax.Array:
+    """Answer for all images; the first `counted` give the batch norm's statistics."""
+    for layer in params[:-1]:
+        images = images @ layer["kernel"]
+        if "scale" in layer:
+            mean, variance = images[:counted].mean(0), images[:counted].var(0)
+            factor = layer["scale"] * jax.lax.rsqrt(variance + VARIANCE_EPS)
+            images = (images - mean) * factor
+        images = jax.nn.relu(images + layer["bias"])
+    return images @ params[-1]["kernel"] + params[-1]["bias"]

@@ -1,0 +1,1 @@
+"""The report: claims and verdicts, tables, figures and the pages."""

@@ -1,0 +1,154 @@
+"""Report what the stored results say: a verdict for every claim, tables and figures.
+
+It reads the JSON files under `experiments/results`, each named as its experiment, and
+trains nothing: figures and tables are made again by the experiments' own functions, and
+each verdict is found in the numbers. What has no file is reported as not run, with the
+command that runs it.
+
+    python -m experiments report
+
+takes ten seconds on two CPU cores. It writes `RESULTS.md` with the figures in a folder
+beside it, and `index.html`, which has them inside and opens without a network; and, for
+the list of experiments, the names of those that are stored in part.
+"""
+
+import dataclasses
+import functools
+import importlib
+import io
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.console import Console
+
+from experiments.__main__ import IN_PART, PAPERS, RESULTS, discover
+from experiments.benchmarks import bars
+from experiments.report import figures, pages
+from experiments.report.claims import Chapter, Exhibit, Picture, Stored
+from experiments.report.parts import Part, Report, Section
+from experiments.training.runs import write_bytes, write_json, write_text
+
+FOLDER = Path(__file__).parents[1] / RESULTS
+FIGURES = "figures"
+# The text that matplotlib writes into a PNG.
+DRAWN_BY = "Software"
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportConfig:
+    """What to read, and where to write."""
+
+    results: Path = FOLDER
+    """The folder with the stored results."""
+    out: Path = FOLDER
+    """The folder for all that is written."""
+
+
+def main(args: Sequence[str]) -> None:
+    """Write the report that the command line asks for, and say how it turned out."""
+    config = tyro.cli(ReportConfig, args=args, prog="python -m experiments report")
+    report = gather(config.results)
+    folder = config.out / FIGURES
+    folder.mkdir(parents=True, exist_ok=True)
+    images = draw_all(report)
+    for name, image in images.items():
+        write_bytes(folder / f"{name}.png", image)
+    write_text(config.out / "RESULTS.md", pages.markdown(report, FIGURES))
+    write_text(config.out / "index.html", pages.html(report, images))
+    in_part = [section.name for section in report.sections if section.is_in_part]
+    write_json(config.out / IN_PART, {"experiments": in_part})
+    console = Console(highlight=False, soft_wrap=True)
+    for tally in report.tallies:
+        console.print(f"{tally.claimed}: {tally.in_words()}")
+    console.print(f"{config.out / 'RESULTS.md'}\n{config.out / 'index.html'}")
+
+
+@functools.cache
+def chapters() -> tuple[Chapter, ...]:
+    """Return one for each paper, of every experiment in its folder, and the bars."""
+    papers: dict[str, dict[str, Exhibit]] = {}
+    for name, header in discover().items():
+        module = importlib.import_module(header.module)
+        if header.module.startswith(f"experiments.{PAPERS}.") and hasattr(
+            module, "EXHIBIT"
+        ):
+            papers.setdefault(name.partition(".")[0], {})[name] = module.EXHIBIT
+    packages = {
+        paper: importlib.import_module(f"experiments.{PAPERS}.{paper}")
+        for paper in papers
+    }
+    return (
+        *(
+            Chapter(packages[paper].TITLE, packages[paper].SOURCE, exhibits)
+            for paper, exhibits in papers.items()
+        ),
+        bars.CHAPTER,
+    )
+
+
+def gather(results: Path) -> Report:
+    """Return what is shown of every experiment, with the results that are there.
+
+    Args:
+        results: the folder with the stored results.
+    """
+    headers, parts = discover(), []
+    for chapter in chapters():
+        sections = [
+            Section(name, headers[name].summary, command_of(name), exhibit, stored)
+            for name, exhibit in chapter.exhibits.items()
+            for stored in [_read(results / f"{name.replace('.', '/')}.json")]
+        ]
+        parts.append(Part(chapter, sections))
+    shown = {section.name for part in parts for section in part.sections}
+    others = {name: h.summary for name, h in headers.items() if name not in shown}
+    return Report(parts, others)
+
+
+def command_of(name: str) -> str:
+    """Return the command that the head of an experiment's file gives for it."""
+    start = re.escape(f"python -m experiments {name}")
+    text = importlib.import_module(discover()[name].module).__doc__ or ""
+    found = re.search(rf"^ +({start}\b.*)$", text, re.MULTILINE)
+    if found is None:
+        raise ValueError(f"the head of experiments.{name} has no command")
+    return " ".join(found[1].split())
+
+
+def draw_all(report: Report) -> dict[str, bytes]:
+    """Return the PNG of each picture whose results are stored, by its name."""
+    return {
+        picture.name: draw(picture, section.stored)
+        for section in report.sections
+        if section.stored is not None
+        for picture in section.exhibit.pictures
+    }
+
+
+def draw(picture: Picture, stored: Stored) -> bytes:
+    """Return a picture as a small PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.png"
+        picture.draw(path, stored)
+        # Lines and their edges need no more colours, and a third of the bytes.
+        with Image.open(path) as full:
+            small = full.convert("RGB").quantize(
+                256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+            )
+            about = PngInfo()
+            # By which matplotlib it was drawn: another one draws other pixels.
+            about.add_text(DRAWN_BY, full.info[DRAWN_BY])
+            about.add_text(figures.CONTENTS, full.info[figures.CONTENTS], zip=True)
+    image = io.BytesIO()
+    small.save(image, format="png", optimize=True, pnginfo=about)
+    return image.getvalue()
+
+
+def _read(path: Path) -> Stored | None:
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,1 +1,0 @@
-"""Roburin et al., "Spherical Perspective on Learning with Normalization Layers"."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its steps, checkpoints, placement and the folder of a run."""

@@ -1,0 +1,76 @@
+"""From numbers on the device to a line of `metrics.jsonl`, or to a reason to stop."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.training.skipping import MOST_IN_A_ROW
+from experiments.training.steps import NEVER, Sums
+
+Record = dict[str, Any]
+
+
+class Numbers(NamedTuple):
+    """What the device says of an interval of steps."""
+
+    train: Sums
+    validation: Sums | None  # at the end of an epoch
+    learning_rate: jax.Array  # float scalar: of the last update
+    first_bad_step: jax.Array  # int32 scalar
+    finite: jax.Array | None  # bool scalar, at the end of an epoch: all weights are
+    skipped: jax.Array | None  # int32 scalar: steps skipped so far, if any ever is
+
+
+def record_of(step: int, epoch: float, numbers: Numbers) -> Record:
+    """Return the record of the interval that ends with `step`.
+
+    A loss or accuracy is None where no image counted: outside the end of an epoch, and
+    for an interval of nothing but skipped steps.
+    """
+    record = {
+        "step": step,
+        "epoch": epoch,
+        "learning_rate": float(numbers.learning_rate),
+    }
+    for split in ("train", "validation"):
+        sums = getattr(numbers, split)
+        known = averages(sums) if sums is not None and sums.images else {}
+        record[f"{split}_loss"] = known.get("loss")
+        record[f"{split}_accuracy"] = known.get("accuracy")
+    if numbers.skipped is not None:
+        record["skipped"] = int(numbers.skipped)
+    return record
+
+
+def averages(sums: Sums) -> dict[str, float | int]:
+    """Return the loss and accuracy over at least one image, and their counts."""
+    images = int(sums.images)
+    return {
+        "loss": float(sums.loss) / images,
+        "accuracy": int(sums.correct) / images,
+        "correct": int(sums.correct),
+        "images": images,
+    }
+
+
+def problem(record: Record, numbers: Numbers) -> str | None:
+    """Name the first thing that is not finite and stops the run, None if all is well.
+
+    Args:
+        record: of the interval.
+        numbers: that it was made of.
+    """
+    if (bad_step := int(numbers.first_bad_step)) != NEVER:
+        if numbers.skipped is None:
+            return f"the loss of step {bad_step}"
+        return (
+            f"the loss or a gradient of step {bad_step}, after {MOST_IN_A_ROW} steps "
+            "skipped in a row,"
+        )
+    if numbers.finite is not None and not numbers.finite:
+        return f"a weight, statistic or moment after step {record['step']}"
+    for name, value in record.items():
+        if value is not None and not math.isfinite(value):
+            return f"the {name.replace('_', ' ')} recorded at step {record['step']}"
+    return None

@@ -1,0 +1,228 @@
+"""Claims are decided by the numbers: there are some that make them hold, and fail."""
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import bars, compile_time, step_time
+from experiments.papers.block_normalized_2017.curve_figures import WHOLE
+from experiments.papers.decoupled_decay_2019.decay_grid import MARGIN
+from experiments.papers.novograd_2019.modes import BASELINES, PAPERS
+from experiments.report.claims import OF_A_BAR, is_whole
+from experiments.report.report import chapters
+
+EXHIBITS = {
+    name: exhibit
+    for chapter in chapters()
+    for name, exhibit in chapter.exhibits.items()
+}
+NETWORK = EXHIBITS["block_normalized_2017.cifar_cnn"]
+SEEDS = 6
+
+
+# For each experiment, results with which all its claims hold, and none.
+
+
+def curves():
+    """Of a network; normalized SGD is ahead of normalized Adam as well."""
+    slow, fast, faster = (2.0, 0.2), (1.0, 0.7), (0.5, 0.8)
+    methods = ("SGD", "normalized SGD", "Adam", "normalized Adam")
+    ends = [(slow, faster, slow, fast), (faster, slow, faster, fast)]
+    return [network(dict(zip(methods, each, strict=True))) for each in ends]
+
+
+def network(ends, seeds=3):
+    """Stored curves of a whole run, that end with these losses and accuracies."""
+    images, epochs = WHOLE["cifar10"]
+
+    def ended(loss, accuracy, seed):
+        # The seeds differ by far more than the methods.
+        last = {"train_loss": loss * 10**seed, "test_accuracy": accuracy + 0.1 * seed}
+        return {key: [0.5, value] for key, value in last.items()}
+
+    return {
+        "config": {"data": "cifar10", "images": images, "epochs_per_rate": epochs},
+        "seeds": {
+            str(seed): {
+                "curves": {name: ended(*end, seed) for name, end in ends.items()}
+            }
+            for seed in range(seeds)
+        },
+    }
+
+
+def recurrent():
+    """Of a recurrent network; of the normalized ones, Adam is ahead or behind."""
+    methods = ("SGD", "normalized SGD", "Adam", "normalized Adam")
+    found = []
+    for ends in [(0.06, 0.04, 0.05, 0.03), (0.03, 0.04, 0.05, 0.06)]:
+        tuned = {
+            name: {
+                "exponents": [-1.0, 0.0],
+                "errors": [[end + 0.1 * seed, 0.9] for seed in range(SEEDS)],
+                "losses": [[end * 2.0**seed, 99.0] for seed in range(SEEDS)],
+            }
+            for name, end in zip(methods, ends, strict=True)
+        }
+        found.append({"curves": tuned})
+    return found
+
+
+def decay_grid():
+    rates, decays = np.meshgrid(range(9), range(9), indexing="ij")
+    shapes = {
+        # A valley along the diagonal, and one that leans less and is deeper.
+        True: 0.06 + MARGIN / 2 * abs(rates + decays - 8) + 1e-5 * abs(rates - 4),
+        False: 0.05 + MARGIN / 2 * abs(decays - 4) + 1e-5 * abs(rates - 4),
+    }
+    axes = {"learning_rates": list(range(9)), "decays": list(range(9))}
+    forms = {"SGD, L2": True, "SGDW": False, "Adam, L2": True, "AdamW": False}
+    return [
+        {
+            "batch_norm": True,
+            "grids": {
+                name: {**axes, "errors": [shapes[coupled is right]] * SEEDS}
+                for name, coupled in forms.items()
+            },
+        }
+        for right in (True, False)
+    ]
+
+
+def modes():
+    exponents = np.linspace(-2, 2, 9)
+
+    def curve(best, decades):
+        errors = best + 0.01 * abs(exponents) / (decades / 2)
+        seeds = [errors + 1e-3 * seed for seed in range(SEEDS)]
+        return {"exponents": list(exponents), "errors": np.array(seeds)}
+
+    good, bad = curve(0.05, 2.0), curve(0.08, 1.0)
+    return [
+        {"curves": {PAPERS: a, **dict.fromkeys(BASELINES, b)}}
+        for a, b in ((good, bad), (bad, good))
+    ]
+
+
+def ratios(cases):
+    largest = {name: case.bar for name, case in cases.items() if case.bar is not None}
+    return [
+        {
+            "rows": [
+                {"optimizer": name, "ratio": bar + more, "quartiles": [1.0, 2.0]}
+                for name, bar in largest.items()
+            ]
+        }
+        for more in (0.0, 0.01)
+    ]
+
+
+def loop():
+    times = {"loop_ms": 11.0, "bare_ms": 10.0, "quartiles": [1.0, 1.2]}
+    return [{**times, "ratio": 1.1}, {**times, "ratio": 1.11}]
+
+
+def tpu_compile():
+    def stored(size, collectives):
+        rows = [
+            {
+                "topology": topology,
+                "way": way,
+                "program": program,
+                "parameters_of_chip": 10,
+                "main_memory_bytes": 280 if program == "optax.adamw" else size,
+                "collectives": [] if program == "optax.adamw" else collectives,
+            }
+            for topology in ("v5e:2x2", "v5e:16x16")
+            for way in ("data-parallel", "FSDP")
+            for program in ("optax.adamw", *bars.OURS)
+        ]
+        return {"rows": rows}
+
+    return [stored(280, []), stored(281, [{"bytes": 4}])]
+
+
+# Those of the other experiments are decided in tests of their own.
+GOOD_AND_BAD = {
+    "block_normalized_2017.deep_mlp": curves,
+    "block_normalized_2017.cifar_cnn": curves,
+    "block_normalized_2017.recurrent": recurrent,
+    "decoupled_decay_2019.decay_grid": decay_grid,
+    "novograd_2019.modes": modes,
+    "step_time": lambda: ratios(step_time.CASES),
+    "compile_time": lambda: ratios(compile_time.CASES),
+    "loop_time": loop,
+    "tpu_compile": tpu_compile,
+}
+
+
+@pytest.mark.parametrize("name", GOOD_AND_BAD)
+def test_every_claim_can_hold_and_can_fail(name):
+    good, bad = GOOD_AND_BAD[name]()
+    for claim in EXHIBITS[name].claims:
+        held, failed = claim.judge(good), claim.judge(bad)
+        assert held.verdict == "reproduced", claim
+        assert failed.verdict == "not reproduced", claim
+        assert held.ours != failed.ours
+
+
+def test_what_couples_is_seen_with_batch_norm_alone():
+    good, _ = decay_grid()
+    claim = EXHIBITS["decoupled_decay_2019.decay_grid"].claims[0]
+    assert claim.judge({**good, "batch_norm": False}).verdict == "not tested here"
+
+
+def test_a_copy_may_lack_a_few_images():
+    assert is_whole(50_000, 50_000) and is_whole(49_927, 50_000)
+    assert not is_whole(49_499, 50_000) and not is_whole(5_000, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"images": 5000}, "50 epochs of 5,000 images, where the example has 50 of"),
+        ({"epochs_per_rate": 10}, "10 epochs of 50,000 images, where the example"),
+        ({"images": 49_927}, None),
+    ],
+)
+def test_networks_are_judged_by_whole_runs(part, words):
+    good, _ = curves()
+    stored = {**good, "config": {**good["config"], **part}}
+    for claim in NETWORK.claims:
+        found = claim.judge(stored)
+        assert (found.verdict == "not tested here") == (words is not None)
+        assert found.ours.startswith(words or "")
+
+
+def test_networks_are_judged_by_three_seeds_and_against_their_noise():
+    ends = {"SGD": (2.0, 0.2), "normalized SGD": (1.0, 0.7)}
+    faster, better, *_ = NETWORK.claims
+    for claim in (faster, better):
+        two = claim.judge(network(ends, seeds=2))
+        assert two.ours == "n = 2, judged from 3 seeds on"
+        assert claim.judge(network(ends)).verdict == "reproduced"
+        stored = network(ends)
+        # One seed that goes the other way.
+        normalized = stored["seeds"]["0"]["curves"]["normalized SGD"]
+        normalized |= {"train_loss": [9.0, 9.0], "test_accuracy": [0.1, 0.1]}
+        assert claim.judge(stored).verdict == "inconclusive"
+
+
+def test_nothing_is_said_of_programs_that_are_not_compiled():
+    whole, _ = tpu_compile()
+    claims = EXHIBITS["tpu_compile"].claims
+    # Without its last row, NovoGrad's under FSDP on the larger topology.
+    short = {"rows": whole["rows"][:-1]}
+    adamsrt, adams, novograd, parallel, fsdp = (c.judge(short) for c in claims)
+    assert novograd.verdict == "not tested here" and "novograd" in novograd.ours
+    held = {found.verdict for found in (adamsrt, adams, parallel, fsdp)}
+    assert held == {"reproduced"}
+    small = {"rows": [r for r in whole["rows"] if r["topology"] == "v5e:2x2"]}
+    assert {claim.judge(small).verdict for claim in claims} == {"not tested here"}
+
+
+def test_bars_are_met_or_missed():
+    words = {chapter.claimed: chapter.verdicts for chapter in chapters()}
+    assert len(words) == 2
+    assert words.pop(bars.CHAPTER.claimed) == OF_A_BAR
+    (of_papers,) = words.values()
+    assert all(word == str(verdict) for verdict, word in of_papers.items())
