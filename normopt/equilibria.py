@@ -73,7 +73,7 @@ def equilibrium(config: Mapping[str, Any], *, size: int | None = None) -> Equili
 
     References:
       Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
-      Learning Across Neural Networks", 2024, arXiv 2305.17212, Table 1.
+      Learning Across Neural Networks", 2024, arXiv 2305.17212.
     """
     if size is not None:
         check_number("size", size, 1)
