@@ -143,6 +143,18 @@ def check_not_negative(option: str, value: Any, where: str) -> None:
     check_number(option, value, 0, where=where)
 
 
+def check_radius(option: str, value: Any, where: str) -> None:
+    """Checks one value of a radius per leaf: above 0, a word for a length, or None."""
+    if isinstance(value, str) and value not in ("initial", "present"):
+        place = f" at {where!r}" if where else ""
+        raise ValueError(
+            f'`{option}` must be a number above 0, "initial", "present" or None, got '
+            f"{option}={value!r}{place}"
+        )
+    if value is not None and not isinstance(value, str):
+        check_number(option, value, above=0, where=where)
+
+
 def check_moment_dtype(option: str, dtype: Any) -> None:
     """Raises unless `dtype` is None or names a real floating-point dtype."""
     if dtype is None:

@@ -73,7 +73,7 @@ def equilibrium(config: Mapping[str, Any], *, size: int | None = None) -> Equili
 
     References:
       Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
-      Learning Across Neural Networks", 2024, arXiv 2305.17212, Table 1.
+      Learning Across Neural Networks", 2024, arXiv 2305.17212.
     """
     if size is not None:
         check_number("size", size, 1)
@@ -136,13 +136,12 @@ def _trace(run: _Run, options: Mapping[str, Any]) -> _Run:
     return run.changed(total=total, squares=squares, decay=run.decay * total)
 
 
-def _scale(run: _Run, factor: float) -> _Run:
-    factor = abs(factor)
-    return run.changed(rate=run.rate * factor, decay=run.decay * factor)
+def _scale(run: _Run, by: float) -> _Run:
+    return run.changed(rate=run.rate * by, decay=run.decay * by)
 
 
-def _pull(run: _Run, decay: float) -> _Run:
-    return run.changed(decay=run.decay + decay)
+def _pull(run: _Run, by: float) -> _Run:
+    return run.changed(decay=run.decay + by)
 
 
 def _as_direction(run: _Run) -> _Run:
@@ -196,7 +195,7 @@ def _links(config: Mapping[str, Any]) -> list[Read]:
 def _after(options: Mapping[str, Any]) -> list[Read]:
     """Reads a learning rate, and a decay that is tied to the schedule alone."""
     eta = 1.0 if options.get("schedule") is None else _number(options, "schedule")
-    reads = [(_scale, eta * rate) for _, rate in _rate(options)]
+    reads: list[Read] = [(_scale, eta * rate) for _, rate in _rate(options)]
     if "lr_multipliers" in options:
         reads = [(_scale, _number(options, "lr_multipliers") * r) for _, r in reads]
     if "weight_decay" in options:

@@ -87,7 +87,7 @@ def centered(params: Any, channel_axes: PerLeaf) -> Any:
 
     References:
       Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
-      Learning Across Neural Networks", 2024, arXiv 2305.17212, section 4.
+      Learning Across Neural Networks", 2024, arXiv 2305.17212.
     """
     check_channel_axes(channel_axes)
     weights, treedef = jax.tree.flatten(params)

@@ -82,6 +82,8 @@ class Case:
     # Options in optax's `mechanize`, which looks for the learning rate itself. One of
     # each kind of moments: to train all would double the time and test the wrapper.
     mechanized: Mapping[str, Any] | None = None
+    # Whose tests show what its own would, where those of all cases would take too long.
+    like: str = ""
 
     def make(self, rate=RATE, inject=unchanged, **options):
         """The optimizer; `inject` wraps each builder of a part that has numbers."""
@@ -169,6 +171,10 @@ OF_MATRICES = {
 }
 
 WHOLE = {"channel_axes": ()}
+LENGTHS_STAY = Task(
+    {"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)},
+    exempt="it keeps the lengths of matrices, and no optimum has them",
+)
 TRAINS = {"learning_rate": 1e-3, "momentum": 0.9}
 
 CASES = [
@@ -236,7 +242,7 @@ CASES = [
         wraps={"inner": STEADY},
         needs_params="hyperball",
         blocks_alone=True,
-        tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
+        tasks=(LENGTHS_STAY,),
     ),
     Case(
         "muon",
@@ -280,7 +286,7 @@ CASES = [
         wraps={"inner": STEADY},
         needs_params="rotational",
         blocks_alone=True,
-        tasks=(Task({"learning_rate": 1e-2, "inner": optax.sgd(1e-3, 0.9)}),),
+        tasks=(LENGTHS_STAY,),
     ),
     Case(
         "scion",
@@ -342,6 +348,7 @@ LINKS = [
         chain=link_last,
         needs_params="bound_relative_step",
         linear=True,
+        like="scale_by_param_norm",
     ),
     Case(
         "brake_radial",
@@ -349,6 +356,7 @@ LINKS = [
         inner=MOMENTUM,
         needs_params="brake_radial",
         linear=True,
+        like="retract_to_sphere",
     ),
     Case(
         "cautious",
@@ -356,7 +364,13 @@ LINKS = [
         inner=MOMENTUM,
         linear=True,
     ),
-    Case("center_blocks", BY_COLUMN, **FIRST, linear=True),
+    Case(
+        "center_blocks",
+        BY_COLUMN,
+        **FIRST,
+        linear=True,
+        like="project_tangent",
+    ),
     Case(
         "clip_blocks",
         {"max_norm": 0.5, **BY_COLUMN, "eps": 1e-3},
@@ -387,6 +401,7 @@ LINKS = [
         {"inner": optax.trace(0.8), **BY_COLUMN},
         **FIRST,
         linear=True,
+        like="normalize_blocks",
     ),
     Case(
         "normalize_blocks",
@@ -487,7 +502,16 @@ LINKS = [
 
 
 def of_each(cases):
-    return pytest.mark.parametrize("case", cases, ids=lambda case: case.name)
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(
+                case, marks=[pytest.mark.slow(f"as {case.like}")] if case.like else []
+            )
+            for case in cases
+        ],
+        ids=[case.name for case in cases],
+    )
 
 
 every_case = of_each(CASES + LINKS)

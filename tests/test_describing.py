@@ -53,3 +53,22 @@ def test_the_half_life_is_that_of_the_product():
 def test_mistakes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         normopt.describe(PARAMS, **options)
+
+
+def test_radii_are_the_lengths_that_the_blocks_have():
+    kernel = jnp.ones((4, 3)) * jnp.array([1.0, 2.5, 0.0])
+    params = {"kernel": kernel, "head": jnp.ones((4, 1)), "bias": jnp.ones(3)}
+    options = {"channel_axes": {"kernel": -1, "head": -1, "bias": -1}}
+    radii = {"kernel": "initial", "head": 7.0, "bias": "initial"}
+
+    def last(params):
+        rows = normopt.describe(params, **options, radius=radii).splitlines()[:-1]
+        column = rows[0].index("radius")
+        return {row.split()[0]: row[column:] for row in rows[1:]}
+
+    # A block of one element has no direction.
+    found = {"kernel": "2 to 5, 1 without length", "head": "7", "bias": "-"}
+    assert last(params) == found
+    assert last(jax.eval_shape(lambda: params)) == {**found, "kernel": "initial"}
+    with pytest.raises(ValueError, match="got radius='first' at 'kernel'"):
+        normopt.describe(params, **options, radius={"kernel": "first"})

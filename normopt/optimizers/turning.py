@@ -81,8 +81,8 @@ def hyperball(
       0.0997
 
     References:
-      AdamH and MuonH of the marin project; the hyperball hook of
-      NVIDIA-NeMo/Emerging-Optimizers; Wen et al., "Hyperball Optimization", 2025.
+      AdamH and MuonH of the marin project, and the hyperball hook of
+      NVIDIA-NeMo/Emerging-Optimizers.
     """
     check_inner("hyperball", inner)
     check_learning_rate(learning_rate)
@@ -164,7 +164,7 @@ def rotational(
 
     References:
       Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
-      Learning Across Neural Networks", 2024, arXiv 2305.17212, Algorithm 1.
+      Learning Across Neural Networks", 2024, arXiv 2305.17212.
     """
     check_inner("rotational", inner)
     check_learning_rate(learning_rate)

@@ -176,13 +176,13 @@ def _step(g, w, axes, option, kept, shared, *, has_mu, amsgrad, nesterov):
     """Takes the direction and the moments of one leaf; with `w`, on the tangent."""
     b1, b1_rest, b2, b2_rest, scale, eps, correction = shared
     mu, nu, *rest = kept if has_mu else (None, *kept)
-    past = b1 * mu if has_mu else 0
+    past = 0 if mu is None else b1 * mu
     if w is not None and axes is not None:
         length, last = bounded_sqrt(squared_length(w, axes)), rest[-1]
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
         has_length = length > 2 * smallest_root(length.dtype)
-        if has_mu:
+        if mu is not None:
             radial = block_dot(mu, w, axes, keepdims=False) / length / length
             is_known = has_length & (length < largest_root(length.dtype))
             radial = select(is_known & jnp.isfinite(radial), radial, 0)

@@ -18,7 +18,7 @@ from normopt.blocks import (
     per_block,
     resolve_proper_axes,
 )
-from normopt.checks import check_flag, check_number
+from normopt.checks import check_flag, check_number, check_radius
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Lens, Option, around
 from normopt.numerics import safe_quotient, select, widened
@@ -247,10 +247,10 @@ class _Sphere(NamedTuple):
 
 def _spheres(channel_axes: PerLeaf, radius: PerLeaf) -> dict[str, Any]:
     """Gives what `around` is told of spheres with these radii."""
-    check_per_leaf("radius", radius, _check_radius)
+    check_per_leaf("radius", radius, check_radius)
 
     def resolve(channel_axes: PerLeaf, tree: Any) -> list[_Sphere | None]:
-        radii = per_leaf("radius", radius, tree, None, _check_radius)
+        radii = per_leaf("radius", radius, tree, None, check_radius)
         return [
             None
             if axes is None or own is None
@@ -267,7 +267,7 @@ def _spheres(channel_axes: PerLeaf, radius: PerLeaf) -> dict[str, Any]:
     return {
         "channel_axes": channel_axes,
         "resolve": resolve,
-        "options": {"radius": Option(_numbers_of(radius), 0.0, _check_radius)},
+        "options": {"radius": Option(_numbers_of(radius), 0.0, check_radius)},
         "acts": lambda leaf: leaf.has_blocks,
         "reads_weights": lambda leaf: True,
         "keeps": {"radius": _InitialRadii()} if keeps else {},
@@ -339,17 +339,6 @@ def _numbers_of(radius: PerLeaf) -> PerLeaf:
             number, radius(tree), is_leaf=lambda x: x is None
         )
     return number(radius)
-
-
-def _check_radius(option: str, value: Any, where: str) -> None:
-    if isinstance(value, str) and value not in ("initial", "present"):
-        place = f" at {where!r}" if where else ""
-        raise ValueError(
-            f'`{option}` must be a number above 0, "initial", "present" or None, got '
-            f"{option}={value!r}{place}"
-        )
-    if value is not None and not isinstance(value, str):
-        check_number(option, value, above=0, where=where)
 
 
 def _stretched(m: jax.Array, stretch: jax.Array, dtype: Any) -> jax.Array:

@@ -19,11 +19,11 @@ from normopt.blocks import (
     block_sum,
     per_block,
     radial_quotient,
-    reduce_blocks,
     resolve_proper_axes,
 )
 from normopt.keeping import OfBlocks
 from normopt.leafwise import around, leafwise
+from normopt.norms import block_norm
 from normopt.numerics import (
     positive_sqrt,
     safe_quotient,
@@ -61,7 +61,7 @@ def _step_relatively(u, w, axes, option, kept, shared):
     So a leaf is read once for the sums and once for the step, and w' is never stored.
     """
     radius = across_block(kept[0], axes, u.ndim)
-    length = _length(u, axes)
+    length = block_norm("l2", u, axes)
     gain = radius * shared[0] * safe_quotient(1, length)
     ww, uw = block_dot(w, w, axes), block_dot(u, w, axes)
     after = _root(ww + gain * (2 * uw + gain * length * length))
@@ -117,7 +117,7 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     numbers are in the unit of |u|, is never stored.
     """
     radius, nu = (across_block(one, axes, u.ndim) for one in kept)
-    length, size = _length(u, axes), block_size(u.shape, axes)
+    length, size = block_norm("l2", u, axes), block_size(u.shape, axes)
     unit = safe_quotient(1, length)
     uw, ww, mean, square = block_dot(u, w, axes) * unit, block_dot(w, w, axes), 0, 1
     if center:
@@ -139,16 +139,6 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     step = of_w * w + (back * gain) * u - back * gain * length * mean
     kept = tuple(per_block(one, axes) for one in (radius, nu))
     return jnp.where(radius > 0, step, u), kept
-
-
-def _length(u: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Takes |u| of each block, right from 1e-30 to 1e30.
-
-    Without the branch of `block_norm`, for which XLA would store u as it is then.
-    """
-    largest = reduce_blocks(jnp.max, jnp.abs(u), axes)
-    scaled = u * safe_quotient(1, largest)
-    return largest * safe_sqrt(block_dot(scaled, scaled, axes))
 
 
 def _root(square: jax.Array) -> jax.Array:

@@ -308,3 +308,26 @@ def test_a_state_of_other_params_is_refused():
         link.update({"v": jnp.ones(3)}, state)
     with pytest.raises(ValueError, match="made for other params .* 'w'"):
         link.update({}, state)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("tangent", [False, True])
+def test_a_plain_b1_of_zero_keeps_no_moment(tangent, nesterov):
+    options = {"tangent": tangent, "nesterov": nesterov}
+    params = {"kernel": normal(KEYS[0]), "bias": jnp.ones(3)}
+    axes = {"kernel": (-1,)}
+    link = normopt.scale_by_block_adam(0, 0.9, 1e-8, axes, **options)
+    # One that may change keeps the moment, and is the same at zero.
+    other = normopt.scale_by_block_adam(jnp.zeros([]), 0.9, 1e-8, axes, **options)
+    state, its_state = link.init(params), other.init(params)
+    assert state.mu is None and its_state.mu["kernel"].shape == SHAPE
+    for factor in (1.0, -2.0):
+        grads = jax.tree.map(lambda w, f=factor: f * w + 0.1, params)
+        updates, state = link.update(grads, state, params)
+        expected, its_state = other.update(grads, its_state, params)
+        for leaf, u in updates.items():
+            np.testing.assert_allclose(u, expected[leaf], rtol=1e-6)
+    with pytest.raises(ValueError, match="without `b1`, and has no 'mu'"):
+        other.update(params, state, params)
+    tx = normopt.adamg(0.1, b1=0.0, channel_axes=axes)
+    assert all(leaf.shape != SHAPE for leaf in jax.tree.leaves(tx.init(params)))

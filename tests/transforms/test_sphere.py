@@ -195,3 +195,99 @@ def test_two_leaves_of_one_path_are_refused_at_init():
     link = normopt.retract_to_sphere(optax.sgd(0.1, 0.9), (), moment="trace")
     with pytest.raises(ValueError, match="two parameters have the path 'a/b'"):
         link.init(params)
+
+
+def test_each_leaf_has_a_radius_of_its_own():
+    params = {"kept": 3 * W, "present": W, "one": W, "free": W, "bias": jnp.ones(3)}
+    radius = {"kept": "initial", "present": "present", "one": 2.0, "bias": None}
+    tx = normopt.retract_to_sphere(optax.sgd(0.5), {"": ()}, radius)
+    state, after = tx.init(params), params
+    assert sorted(state.radius) == ["kept@"]
+    for _ in range(3):
+        updates, state = tx.update(params, state, after)
+        after = optax.apply_updates(after, updates)
+    lengths = normopt.block_norms(after)
+    for leaf in ("kept", "present"):
+        own = normopt.block_norms(params[leaf])
+        np.testing.assert_allclose(lengths[leaf], own, rtol=1e-6)
+    np.testing.assert_allclose(lengths["one"], 2, rtol=1e-6)
+    # No radius is found for these: they take inner's steps.
+    np.testing.assert_allclose(after["free"], W - 1.5 * W, atol=1e-5)
+    np.testing.assert_allclose(after["bias"], -0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("radius", ["initial", "present"])
+def test_a_block_without_length_takes_the_inner_step(radius):
+    params, grads = W.at[..., 0].set(0), G.at[..., 1].set(0)
+    tx = normopt.retract_to_sphere(optax.sgd(0.1), (-1,), radius)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    np.testing.assert_array_equal(updates[..., 0], (-0.1 * grads)[..., 0])
+    np.testing.assert_allclose(updates[..., 1], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("radius", ["initial", lambda tree: "initial"])
+def test_an_initial_radius_does_not_drift_in_low_precision(radius):
+    params = W.astype(jnp.bfloat16)
+    lengths = normopt.block_norms(params, (-1,))
+    tx = normopt.retract_to_sphere(optax.sgd(0.1), (-1,), radius)
+
+    def step(carry, g):
+        updates, state = tx.update(g, carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    grads = jax.random.normal(jax.random.key(5), (1000, *W.shape), jnp.bfloat16)
+    scan = jax.jit(lambda start: jax.lax.scan(step, start, grads)[0][0])
+    after = normopt.block_norms(scan((params, tx.init(params))), (-1,))
+    # Of 8 bits in each of twelve weights.
+    np.testing.assert_allclose(after, lengths, rtol=2**-8)
+
+
+def test_a_moment_is_projected_and_not_stretched():
+    options = {"moment": "trace", "radius": "present"}
+    traces = []
+    for stretch in (True, False):
+        inner = optax.sgd(0.3, momentum=0.9)
+        tx = normopt.retract_to_sphere(inner, (-1,), stretch=stretch, **options)
+        traces.append(tx.update(G, tx.init(W), W)[1][0].trace)
+    new = W - 0.3 * G
+    grown = normopt.block_norms(new, (-1,)) / normopt.block_norms(W, (-1,))
+    np.testing.assert_allclose(traces[0], grown * traces[1], rtol=1e-5)
+    np.testing.assert_allclose(jnp.sum(traces[1] * new, (0, 1)), 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", ["first", {"": "first"}, lambda tree: "first"])
+def test_a_radius_that_is_no_word_of_these_is_refused(bad):
+    with pytest.raises(ValueError, match='number above 0, "initial", "present"'):
+        normopt.retract_to_sphere(optax.sgd(0.1), (), bad).init(W)
+
+
+def test_a_state_without_the_radii_is_refused():
+    tx = normopt.retract_to_sphere(optax.sgd(0.1), (-1,), "initial")
+    whole = normopt.retract_to_sphere(optax.sgd(0.1), (), "initial")
+    with pytest.raises(ValueError, match="no number for each of the"):
+        tx.update(G, whole.init(W), W)
+    with pytest.raises(TypeError, match="needs its RetractToSphereState"):
+        tx.update(G, optax.sgd(0.1).init(W), W)
+
+
+@pytest.mark.parametrize(("outward", "inward"), [(0.5, 1.0), (0.25, 0.75), (0.0, 0.0)])
+def test_a_brake_takes_a_part_of_the_growth(outward, inward):
+    tx = normopt.brake_radial(optax.sgd(1.0), (-1,), outward, inward)
+    # Two columns grow, two shrink, and one has no length yet.
+    factors = jnp.array([1.0, 0.5, -0.5, -0.25, 1.0])
+    params = W.at[..., 4].set(0)
+    grads = jnp.where(jnp.arange(5) == 4, G, -factors * W + 0.1 * G)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    before, stepped, after = (
+        normopt.block_norms(w, (-1,))
+        for w in (params, params - grads, optax.apply_updates(params, updates))
+    )
+    part = jnp.where(stepped > before, outward, inward)
+    expected = jnp.where(before > 0, before + part * (stepped - before), stepped)
+    np.testing.assert_allclose(after, expected, rtol=2e-6)
+    angles = normopt.block_angles(
+        params - grads, optax.apply_updates(params, updates), (-1,)
+    )
+    np.testing.assert_allclose(angles, 0, atol=1e-5)
+    with pytest.raises(ValueError, match="`outward` must be at least 0"):
+        normopt.brake_radial(optax.sgd(1.0), (), -0.5)
