@@ -229,6 +229,7 @@ CASES = [
         wraps=STEADY,
         needs_params="hyperball",
         blocks_alone=True,
+        like="rotational",
         tasks=(LENGTHS_STAY,),
     ),
     Case(
@@ -332,6 +333,7 @@ LINKS = [
         {**BY_COLUMN, "floor": 0.8},
         inner=MOMENTUM,
         linear=True,
+        like="project_if_invariant",
     ),
     Case(
         "center_blocks",
