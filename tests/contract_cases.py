@@ -242,6 +242,7 @@ CASES = [
         wraps={"inner": STEADY},
         needs_params="hyperball",
         blocks_alone=True,
+        like="rotational",
         tasks=(LENGTHS_STAY,),
     ),
     Case(
@@ -363,6 +364,7 @@ LINKS = [
         {**BY_COLUMN, "floor": 0.8},
         inner=MOMENTUM,
         linear=True,
+        like="project_if_invariant",
     ),
     Case(
         "center_blocks",
