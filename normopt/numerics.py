@@ -51,7 +51,7 @@ def positive_sqrt(x: jax.Array) -> jax.Array:
     It can be divided by without a look at x.
     """
     tiny = jnp.finfo(x.dtype).tiny
-    return jnp.sqrt(select(x < tiny, tiny, x))
+    return jnp.sqrt(jnp.maximum(x, tiny))
 
 
 def bounded_sqrt(x: jax.Array) -> jax.Array:
