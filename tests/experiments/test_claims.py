@@ -245,6 +245,17 @@ def tpu_compile():
     return [stored(280, []), stored(281, [{"bytes": 4}])]
 
 
+def gpu_compile():
+    def stored(conditionals):
+        rows = [
+            {"optimizer": name, "conditionals": conditionals}
+            for name in step_time.CASES
+        ]
+        return {"rows": rows}
+
+    return [stored(0), stored(1)]
+
+
 GOOD_AND_BAD = {
     "block_normalized_2017.convex": convex,
     "block_normalized_2017.learning_rate_sensitivity": learning_rate_sensitivity,
@@ -262,6 +273,7 @@ GOOD_AND_BAD = {
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),
     "loop_time": loop,
+    "gpu_compile": gpu_compile,
     "tpu_compile": tpu_compile,
 }
 
