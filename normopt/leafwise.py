@@ -39,7 +39,14 @@ import optax
 
 from normopt.blocks import check_channel_axes, has_numbers, resolve_axes
 from normopt.checks import check_inner, is_zero
-from normopt.copies import apart, from_kept, is_made, remember, takes_sums, with_sums_of
+from normopt.copies import (
+    apart,
+    from_kept,
+    remember,
+    takes_sums,
+    wants_copies,
+    with_sums_of,
+)
 from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
 from normopt.numerics import real_dtype, wide_dtype, wider_dtype
 from normopt.paths import params_like, places
@@ -500,8 +507,8 @@ def _step_leaf(
     return update.astype(dtype), narrow
 
 
-# Jitted, so that leaves of one shape are traced once. Steps that keep nothing are then
-# written out where they stand.
+# Jitted, so that leaves of one shape are traced once. Short steps, which keep nothing
+# and take no sums, are then written out where they stand.
 _PROGRAM = ("step", "axes", "static", "number_kept", "dtype")
 _call_step = jax.jit(_step_leaf, static_argnames=_PROGRAM)
 _inline_step = jax.jit(_step_leaf, static_argnames=_PROGRAM, inline=True)
@@ -511,11 +518,12 @@ def _step_together(
     inputs: Sequence[Any], shared: tuple[Any, ...], **program: Any
 ) -> list[tuple[jax.Array, Kept]]:
     """Takes the step of leaves of one kind, of several as one batch."""
-    jitted = _call_step if program["number_kept"] else _inline_step
+    own = (*inputs[0], shared)
+    has_sums = _takes_sums(program, own)
+    jitted = _call_step if program["number_kept"] or has_sums else _inline_step
     step_leaf = functools.partial(jitted, **program)
     if len(inputs) == 1:
-        own = (*inputs[0], shared)
-        if is_made(own) and _takes_sums(program, own):
+        if has_sums and wants_copies(own):
             seen, option, kept = inputs[0]
             seen_apart, kept_apart = apart((seen, kept))
             own = (*own, (seen_apart, option, kept_apart, shared))
