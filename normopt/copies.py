@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.extend import core
 
 _TAKEN: contextvars.ContextVar[list[jax.Array] | None] = contextvars.ContextVar(
@@ -169,4 +170,4 @@ def _as_they_are(arrays: list[Any]) -> list[Any]:
 
 
 def _is_traced(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)

@@ -508,7 +508,9 @@ def _step_leaf(
 
 
 # Jitted, so that leaves of one shape are traced once. Short steps, which keep nothing
-# and take no sums, are then written out where they stand.
+# and take no sums, are then written out where they stand: as calls they made 2,774
+# equations of AdamW's 2,414 (compile_time --layers 40). Steps with sums written out
+# made AdamP's 9,699 at 1,002 leaves 107,895, traced in 2.3 times as long.
 _PROGRAM = ("step", "axes", "static", "number_kept", "dtype")
 _call_step = jax.jit(_step_leaf, static_argnames=_PROGRAM)
 _inline_step = jax.jit(_step_leaf, static_argnames=_PROGRAM, inline=True)

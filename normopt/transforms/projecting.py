@@ -136,7 +136,8 @@ def _radial_part(
     pairs = ((g, w), (g, g), (w, w), (p, w))
     gw, gg, ww, pw = (block_dot(a, b, axes) for a, b in pairs)
     # The sums of a layer follow from those of its blocks; without the barrier XLA
-    # takes them from the leaf again, of products that it stores.
+    # takes them from the leaf again, of products that it stores: AdamP's step accesses
+    # 116 bytes a parameter instead of 68 (`cost_analysis` of a kernel of 3x3x512x512).
     all_gw, all_gg, all_ww, all_pw = (
         reduce_blocks(jnp.sum, one, layers)
         for one in jax.lax.optimization_barrier((gw, gg, ww, pw))
