@@ -1,18 +1,17 @@
 """Copies of arrays for sums alone, which XLA's CPU then takes without storing them.
 
 XLA's CPU hands each large sum to a library, together with the arithmetic that makes
-what is summed, if nobody else uses that. Of g + wd w there are two users: the sum of
-its squares, and the moment. So it is stored: 45 MB in each step of AdamS on ResNet-18's
-shapes, and 2.3 times optax.adamw's time, where a copy for the sum alone leaves 0 MB and
-1.0 times:
+what is summed, if nobody else uses that. But g + wd w has two users, the sum of its
+squares and the moment, and is stored: 45 MB in each step of AdamS on ResNet-18's
+shapes, where a copy for the sum alone leaves none, and half of the time:
 
-    python -m experiments step_time --optimizers adams adams+L2
+    python -m experiments step_time --optimizers adams+L2 adamp
 
-A link's step is therefore taken twice where what comes in was made by a link: once of
-copies, for the sums, of which all else is thrown away, and once of what came in, with
-those sums. Copies are made of the inputs of the link that made an array, behind a
-barrier, as XLA would see that they are the same and merge them. Elsewhere than on CPUs
-there is no barrier, and they are merged: a GPU's or TPU's program stays as it is.
+So where a link has made what comes in, the step of the next one is taken twice: once of
+copies, of which only the sums are used, and once of what came in, with those sums. The
+copies are computed anew, from what is stored in any case, behind a barrier without
+which XLA would find out that they are the same. Elsewhere than on CPUs there is no
+barrier and one of them goes: a GPU's or TPU's program stays what it was.
 """
 
 import contextlib
@@ -22,21 +21,27 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.extend import core
 
-_Sums = list[jax.Array]
-_TAKEN: contextvars.ContextVar[_Sums | None] = contextvars.ContextVar(
+_TAKEN: contextvars.ContextVar[list[jax.Array] | None] = contextvars.ContextVar(
     "taken", default=None
 )
 _GIVEN: contextvars.ContextVar[Iterator[jax.Array] | None] = contextvars.ContextVar(
     "given", default=None
 )
-# By the identity of an array that is traced: itself, and what makes a copy of it. Both
-# are held weakly, so that nothing of a trace outlives it.
-_MADE: dict[int, tuple[weakref.ref, Callable[[], jax.Array | None]]] = {}
+# The elements of 128 kB, from which on the C library gives memory back after each step.
+# Copies of smaller arrays only cost: of 120 leaves they made AdamP's step take 1.4
+# times as long to compile (python -m experiments compile_time --layers 40).
+_LARGE = 2**15
+# By the identity of an array that is traced: itself, and what copies it, if that can be
+# had. All arrays are held weakly: nothing of a trace outlives it.
+_MADE: dict[int, tuple[weakref.ref, Callable[[], Any]]] = {}
 
 
 def reduction(take: Callable[[], jax.Array]) -> jax.Array:
-    """Takes a sum over blocks, or gives that of a copy which was taken before."""
+    """Takes a sum over blocks, or gives the one that was taken of a copy."""
     if (given := _GIVEN.get()) is not None:
         return next(given)
     result = take()
@@ -45,8 +50,25 @@ def reduction(take: Callable[[], jax.Array]) -> jax.Array:
     return result
 
 
+def with_sums_of(
+    copies: tuple[Any, ...], step: Callable[..., Any], *inputs: Any
+) -> Any:
+    """Calls `step(*inputs)`, in which the sums over blocks are those of the copies."""
+    with _set(_TAKEN, []) as sums:
+        step(*copies)
+    with _set(_GIVEN, iter(sums)):
+        return step(*inputs)
+
+
+def takes_sums(step: Callable[..., Any], *inputs: Any) -> bool:
+    """Tells whether a step takes sums over blocks, which may want copies."""
+    with _set(_TAKEN, []) as sums:
+        jax.eval_shape(step, *inputs)
+    return bool(sums)
+
+
 @contextlib.contextmanager
-def _within(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
+def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
     token = variable.set(value)
     try:
         yield value
@@ -54,57 +76,85 @@ def _within(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
         variable.reset(token)
 
 
-def with_sums_of(copy: Any, step: Callable[..., Any], *inputs: Any) -> Any:
-    """Calls `step(*inputs)`, in which all sums are those of `step(*copy)`."""
-    with _within(_TAKEN, []) as sums:
-        step(*copy)
-    with _within(_GIVEN, iter(sums)):
-        return step(*inputs)
-
-
-def remember(made: Any, make: Callable[..., Any] | None, *inputs: Any) -> None:
-    """Notes that `made`, an array, is `make(*inputs)`, or with None that none is made.
-
-    What `make` takes is cheap to compute again from what is stored in any case.
-    """
+def remember(made: Any, copy: Callable[..., Any], *inputs: Any) -> None:
+    """Notes that `copy(*inputs)` gives a copy of an array, or None."""
     if not _is_traced(made):
         return
     leaves, treedef = jax.tree.flatten(inputs)
     held = [weakref.ref(x) if _is_traced(x) else (lambda x=x: x) for x in leaves]
 
-    def again() -> jax.Array | None:
-        copies = None if make is None else _copies([hold() for hold in held])
-        return None if copies is None else make(*treedef.unflatten(copies))
+    def again() -> Any:
+        # They live as long as what was made of them, for that refers to them.
+        return copy(*treedef.unflatten([hold() for hold in held]))
 
     key = id(made)
     _MADE[key] = weakref.ref(made, lambda _: _MADE.pop(key, None)), again
 
 
-def copied(tree: Any) -> Any:
-    """Copies the arrays of a tree, or gives None unless that spares one its place."""
-    leaves, treedef = jax.tree.flatten(tree)
-    copies = _copies(leaves) if any(map(_again, leaves)) else None
-    return None if copies is None else treedef.unflatten(copies)
+def wants_copies(tree: Any) -> bool:
+    """Tells whether a link has made one of the arrays of a tree that is worth it."""
+    return any(jnp.size(x) >= _LARGE and _copier(x) for x in jax.tree.leaves(tree))
 
 
-def _copies(arrays: list[Any]) -> list[Any] | None:
-    """Copies arrays, each apart from all that has been copied before.
+def apart(tree: Any) -> Any:
+    """Copies the arrays of a tree, those that links have made from what made them.
 
-    None are given where one of them would have to be stored.
+    An array of which no copy can be had stays as it is.
     """
-    again = [_again(x) for x in arrays]
-    made = [None if one is None else one() for one in again]
-    others = [x for x, one in zip(arrays, again, strict=True) if one is None]
-    if any(x is None for x in others):
+    leaves, treedef = jax.tree.flatten(tree)
+    copiers = [_copier(x) for x in leaves]
+    others = [x for x, one in zip(leaves, copiers, strict=True) if one is None]
+    behind = iter(_behind_barrier(others))
+    copies = [next(behind) if copier is None else copier() for copier in copiers]
+    return treedef.unflatten(
+        x if copy is None else copy for x, copy in zip(leaves, copies, strict=True)
+    )
+
+
+def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
+    """Computes the first result of a program anew, of its other ones.
+
+    Args:
+      program: a traced function, whose other results are kept in any case.
+      kept: those.
+      inputs: what it was called with, of which only numbers are used.
+
+    Returns:
+      The array, or None if it does not follow from these.
+    """
+    jaxpr = program.jaxpr.jaxpr
+    first, *others = jaxpr.outvars
+    arguments = zip(jaxpr.invars, jax.tree.leaves(inputs), strict=True)
+    given = {var: x for var, x in arguments if jnp.ndim(x) == 0}
+    given |= zip(others, jax.tree.leaves(kept), strict=True)
+
+    def is_given(x: Any) -> bool:
+        return isinstance(x, core.Literal) or x in given
+
+    wanted = set() if is_given(first) else {first}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(equation.outvars):
+            equations.append(equation)
+            wanted.update(x for x in equation.invars if not is_given(x))
+    if not wanted.issubset(var for one in equations for var in one.outvars):
         return None
-    behind = iter(_behind_barrier(others) if others else ())
-    copies = [
-        next(behind) if one is None else x for x, one in zip(made, again, strict=True)
-    ]
-    return None if any(x is None for x in copies) else copies
+    # With the program's own numbers, too: one that a copy and the update had in common
+    # would be stored in the shape of the leaf.
+    read = [first, *(x for equation in equations for x in equation.invars)]
+    leaves = {id(x): x for x in read if is_given(x)}
+    own = [x.val if isinstance(x, core.Literal) else given[x] for x in leaves.values()]
+    values = dict(zip(leaves, _behind_barrier(own), strict=True))
+    for equation in reversed(equations):
+        operands = (values[id(x)] for x in equation.invars)
+        results = equation.primitive.bind(*operands, **equation.params)
+        if not equation.primitive.multiple_results:
+            results = [results]
+        values |= zip(map(id, equation.outvars), results, strict=True)
+    return values[id(first)]
 
 
-def _again(x: Any) -> Callable[[], jax.Array | None] | None:
+def _copier(x: Any) -> Callable[[], Any] | None:
     made, again = _MADE.get(id(x), (None, None))
     return again if made is not None and made() is x else None
 
@@ -120,4 +170,4 @@ def _as_they_are(arrays: list[Any]) -> list[Any]:
 
 
 def _is_traced(x: Any) -> bool:
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)

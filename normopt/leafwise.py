@@ -28,6 +28,7 @@ import contextvars
 import dataclasses
 import functools
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,7 +39,14 @@ import optax
 
 from normopt.blocks import check_channel_axes, has_numbers, resolve_axes
 from normopt.checks import check_inner, is_zero
-from normopt.copies import copied, remember, with_sums_of
+from normopt.copies import (
+    apart,
+    from_kept,
+    remember,
+    takes_sums,
+    wants_copies,
+    with_sums_of,
+)
 from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
 from normopt.numerics import real_dtype, wide_dtype, wider_dtype
 from normopt.paths import params_like, places
@@ -465,7 +473,7 @@ def _step_leaf(
     option: tuple[Any, ...],
     kept: Kept,
     shared: tuple[Any, ...],
-    copy: Any = None,
+    copies: Any = None,
     *,
     step: Step,
     axes: Any,
@@ -473,8 +481,8 @@ def _step_leaf(
     number_kept: int,
     dtype: Any,
 ) -> tuple[jax.Array, Kept]:
-    """Takes the step of one leaf in float32 at least, its sums of a copy if given."""
-    if copy is not None:
+    """Takes the step of one leaf in float32 at least, its sums of copies if given."""
+    if copies is not None:
         once = functools.partial(
             _step_leaf,
             step=step,
@@ -483,7 +491,7 @@ def _step_leaf(
             number_kept=number_kept,
             dtype=dtype,
         )
-        return with_sums_of(copy, once, seen, option, kept, shared)
+        return with_sums_of(copies, once, seen, option, kept, shared)
 
     def wide(x: jax.Array) -> jax.Array:
         is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
@@ -498,8 +506,10 @@ def _step_leaf(
     return update.astype(dtype), narrow
 
 
-# Jitted, so that leaves of one shape are traced once. Steps that keep nothing are then
-# written out where they stand.
+# Jitted, so that leaves of one shape are traced once. Short steps, which keep nothing
+# and take no sums, are then written out where they stand: as calls they made 2,774
+# equations of AdamW's 2,414 (compile_time --layers 40). Steps with sums written out
+# made AdamP's 9,699 at 1,002 leaves 107,895, traced in 2.3 times as long.
 _PROGRAM = ("step", "axes", "static", "number_kept", "dtype")
 _call_step = jax.jit(_step_leaf, static_argnames=_PROGRAM)
 _inline_step = jax.jit(_step_leaf, static_argnames=_PROGRAM, inline=True)
@@ -509,26 +519,43 @@ def _step_together(
     inputs: Sequence[Any], shared: tuple[Any, ...], **program: Any
 ) -> list[tuple[jax.Array, Kept]]:
     """Takes the step of leaves of one kind, of several as one batch."""
-    jitted = _call_step if program["number_kept"] else _inline_step
+    own = (*inputs[0], shared)
+    has_sums = _takes_sums(program, own)
+    jitted = _call_step if program["number_kept"] or has_sums else _inline_step
     step_leaf = functools.partial(jitted, **program)
     if len(inputs) == 1:
-        seen, option, kept = inputs[0]
-        # What leaves without blocks have no sums over needs no copy.
-        copy = None if program["axes"] is None else copied((seen, kept))
-        sees = None if copy is None else (copy[0], option, copy[1], shared)
-        own = (seen, option, kept, shared)
-        results = step_leaf(*own, sees)
-        is_cheap = program["axes"] is None and not program["number_kept"]
-        remember(
-            results[0], (lambda *own: step_leaf(*own)[0]) if is_cheap else None, *own
-        )
-        return [results]
+        if has_sums and wants_copies(own):
+            seen, option, kept = inputs[0]
+            seen_apart, kept_apart = apart((seen, kept))
+            own = (*own, (seen_apart, option, kept_apart, shared))
+        update, held = step_leaf(*own)
+
+        def copy(held: Kept, *own: Any) -> Any:
+            if program["number_kept"]:
+                return from_kept(jitted.trace(*own, **program), held, *own)
+            return step_leaf(*apart(own))[0] if program["axes"] is None else None
+
+        remember(update, copy, held, *own)
+        return [(update, held)]
     stacked = jax.tree.map(lambda *one: jnp.stack(one), *inputs)
     results = jax.vmap(step_leaf, in_axes=(0, 0, 0, None))(*stacked, shared)
     return [
         jax.tree.map(lambda x, index=index: x[index], results)
         for index in range(len(inputs))
     ]
+
+
+# Of which steps it is known whether they take sums over blocks.
+_SUMMING: weakref.WeakKeyDictionary[Step, bool] = weakref.WeakKeyDictionary()
+
+
+def _takes_sums(program: Mapping[str, Any], own: tuple[Any, ...]) -> bool:
+    step = program["step"]
+    if program["axes"] is None:
+        return False
+    if step not in _SUMMING:
+        _SUMMING[step] = takes_sums(functools.partial(_step_leaf, **program), *own)
+    return _SUMMING[step]
 
 
 def _kind(*trees: Any) -> tuple[Any, ...]:

@@ -51,7 +51,7 @@ def positive_sqrt(x: jax.Array) -> jax.Array:
     It can be divided by without a look at x.
     """
     tiny = jnp.finfo(x.dtype).tiny
-    return jnp.sqrt(select(x < tiny, tiny, x))
+    return jnp.sqrt(jnp.maximum(x, tiny))
 
 
 def bounded_sqrt(x: jax.Array) -> jax.Array:
@@ -86,8 +86,9 @@ def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
 def saturated(x: jax.Array) -> jax.Array:
     """Bounds numbers of at least 0: an average would keep an infinite one for ever.
 
-    NaN stays. `jnp.minimum` would do the same, and make a whole step of Adam take three
-    times as long on XLA's CPU.
+    NaN stays. `jnp.minimum` would do the same; but XLA's CPU computes that twice, of a
+    copy of the moments, which makes AdamW's step take 2.5 times as long
+    (python -m experiments step_time --optimizers adamw).
     """
     largest = jnp.finfo(x.dtype).max
     return select(x > largest, largest, x)
@@ -101,7 +102,8 @@ def larger(old: jax.Array, new: jax.Array) -> jax.Array:
 def select(condition: jax.Array, yes: Any, no: Any) -> jax.Array:
     """Takes `jnp.where` without a function of its own in the program.
 
-    XLA copies and inlines such a function for each use of it. The result is never
+    XLA copies and inlines such a function for each use of it: AdamSRT of 1,002 leaves
+    has 44,102 equations, with `jnp.where` 51,784 (`compile_time`). The result is never
     weakly typed: both cases have to be in the dtype of the leaf already, or plain.
     """
     cases = (jnp.asarray(x, jnp.result_type(yes, no)) for x in (yes, no))

@@ -94,6 +94,7 @@ def test_wheel_depends_on_jax_and_optax_alone(wheel):
         "cuda13",
         "dev",
         "experiments",
+        "gpu-compile",
         "test",
         "tpu",
         "tpu-compile",

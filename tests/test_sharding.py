@@ -19,7 +19,7 @@ compiles_much = pytest.mark.slow("compiles for eight devices")
 @pytest.mark.parametrize(
     ("script", "least"),
     [
-        ("optimizers both", 100),
+        ("optimizers both", 90),
         ("restarts", 18),
         pytest.param("mapped", 56, marks=needs_shard_map),
         pytest.param("optimizers", 240, marks=compiles_much),

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments.benchmarks import compile_time, loop_time, step_time
+from experiments.benchmarks.gpu import gpu_compile
 from experiments.benchmarks.tpu import tpu_compile, tpu_tables
 from experiments.report.claims import (
     NO_VALUE,
@@ -85,6 +86,16 @@ def _alone(names: tuple[str, ...], way: str, stored: Stored) -> Finding:
     return Finding(sent == 0, f"{sent} bytes in {len(rows)} programs")
 
 
+def _without_conditionals(stored: Stored) -> Finding:
+    """Check that no step makes a GPU wait for its host."""
+    rows = {row["optimizer"]: row["conditionals"] for row in stored["rows"]}
+    if missing := step_time.CASES.keys() - rows:
+        return Finding(None, f"{', '.join(sorted(missing))}: not run")
+    return Finding(
+        not any(rows.values()), f"{sum(rows.values())} in {len(rows)} programs"
+    )
+
+
 def _compiled(
     stored: Stored, ways: Iterable[str], names: Iterable[str]
 ) -> dict[tuple[str, str, str], tpu_compile.Row] | None:
@@ -101,6 +112,14 @@ def _rounds_extent(stored: Stored) -> str:
     return (
         f"n = {stored['rounds']} rounds; a time is the median over them, and a ratio "
         "the median of the rounds' own ratios"
+    )
+
+
+def _gpu_extent(stored: Stored) -> str:
+    versions = stored["provenance"]["versions"]
+    return (
+        f"compiled for an H100 with {gpu_compile.PLUGIN} "
+        f"{versions[gpu_compile.PLUGIN]}; nothing is run or random"
     )
 
 
@@ -138,6 +157,17 @@ CHAPTER = Chapter(
                 ),
             ),
             extent=_rounds_extent,
+        ),
+        "gpu_compile": Exhibit(
+            claims=(
+                Claim(
+                    "Compiled for a GPU, no optimizer's step has a conditional.",
+                    _without_conditionals,
+                    published=f"{NO_VALUE}; the bar is 0",
+                ),
+            ),
+            extent=_gpu_extent,
+            tables=(gpu_compile.table,),
         ),
         "tpu_compile": Exhibit(
             claims=(

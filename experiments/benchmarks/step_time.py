@@ -16,10 +16,10 @@ stored, gave AdamSRT 1.6 to 1.7. The bars: AdamS at most 0.95 and AdamSRT at mos
 times optax.adamw, SGD-MRT at most 2.2 times optax.sgd, NovoGrad at most 0.9 times
 optax.novograd.
 
-With "+L2", and in AdamG and AdamP, XLA writes numbers of all parameters to memory of
-their own, 45 to 57 MB, which the C library gives back after each step and fetches page
-by page in the next. In runs that are not stored, these steps took 0.4 to 0.7 of their
-time where it kept the memory, as it does with
+AdamG still writes numbers of all parameters to memory of their own, 45 MB on CPUs,
+which the C library gives back after each step and fetches page by page in the next. In
+runs that are not stored, such steps took 0.4 to 0.7 of their time where it kept the
+memory, as it does with
 
     MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 """

@@ -129,7 +129,9 @@ def _called(
     if isinstance(loss, tuple):
         hint = "; one that returns (loss, aux) needs has_aux=True"
     elif isinstance(loss, Mapping):
-        hint = "; return the entry that is the loss, the others as aux with has_aux=True"
+        hint = (
+            "; return the entry that is the loss, the others as aux with has_aux=True"
+        )
     elif is_array and loss.ndim:
         hint = "; take its mean, or the one element of a (1,)-array"
     raise TypeError(

@@ -47,6 +47,7 @@ FALLBACK_SIZE = 0.1
 # No leaf is moved by more than this many times the largest leaf's size.
 LARGEST_MOVE = 1e4
 
+
 class Move(NamedTuple):
     """A way from the given parameters to a point around them."""
 
@@ -74,9 +75,7 @@ class Point(NamedTuple):
 class Probe:
     """One loss around one set of parameters."""
 
-    def __init__(
-        self, value: Value, gradient: Gradient, base: Weights, key: jax.Array
-    ):
+    def __init__(self, value: Value, gradient: Gradient, base: Weights, key: jax.Array):
         """Measure the gradient at `base`, and give every leaf a size.
 
         Raises:
@@ -140,9 +139,7 @@ class Probe:
                 break
         else:
             return None, False
-        measured = [
-            _by_level(host(w), g) for w, g in zip(weights, grads, strict=True)
-        ]
+        measured = [_by_level(host(w), g) for w, g in zip(weights, grads, strict=True)]
         del weights, grads
         weights = self.at(move, jitter=True)
         again, grads = self._gradient(weights, 3.0)

@@ -200,7 +200,9 @@ def _claim(
 
     At one point they may say the opposite, see `ENOUGH`.
     """
-    seen = {p.move.number: p.sights[leaf][axes] for p in points if axes in p.sights[leaf]}
+    seen = {
+        p.move.number: p.sights[leaf][axes] for p in points if axes in p.sights[leaf]
+    }
     told = {n: s for n, s in seen.items() if s.rounding < HIDDEN_GRADIENT}
     if len(told) < ENOUGH:
         return "its gradient is zero or rounding"

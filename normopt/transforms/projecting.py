@@ -174,7 +174,8 @@ class _Passed(NamedTuple):
 def _sums(both: tuple[Any, Any], *pairs: tuple[jax.Array, jax.Array]) -> list[_Sum]:
     axes, layers = both
     # The sums of a layer follow from those of its blocks; without the barrier XLA
-    # takes them from the leaf again, of products that it stores.
+    # takes them from the leaf again, of products that it stores: AdamP's step accesses
+    # 116 bytes a parameter instead of 68 (`cost_analysis` of a kernel of 3x3x512x512).
     dots = tuple(block_dot(a, b, axes) for a, b in pairs)
     whole = jax.lax.optimization_barrier(dots)
     return [

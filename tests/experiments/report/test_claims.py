@@ -141,6 +141,17 @@ def tpu_compile():
     return [stored(280, []), stored(281, [{"bytes": 4}])]
 
 
+def gpu_compile():
+    def stored(conditionals):
+        rows = [
+            {"optimizer": name, "conditionals": conditionals}
+            for name in step_time.CASES
+        ]
+        return {"rows": rows}
+
+    return [stored(0), stored(1)]
+
+
 # Those of the other experiments are decided in tests of their own.
 GOOD_AND_BAD = {
     "block_normalized_2017.deep_mlp": curves,
@@ -151,6 +162,7 @@ GOOD_AND_BAD = {
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),
     "loop_time": loop,
+    "gpu_compile": gpu_compile,
     "tpu_compile": tpu_compile,
 }
 

@@ -1,0 +1,1 @@
+"""What the compiler for GPUs makes of a step."""

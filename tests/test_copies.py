@@ -1,0 +1,95 @@
+"""XLA's CPU stores nothing of the size of a leaf between a sum and what follows it."""
+
+import gc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import normopt
+from normopt import copies
+
+AXES = (-1,)
+CHAINS = {
+    "adams": lambda: normopt.adams(0.1, weight_decay=0.1, channel_axes=AXES),
+    "adamsrt": lambda: normopt.adamsrt(0.1, weight_decay=0.1, channel_axes=AXES),
+    "adamp": lambda: normopt.adamp(0.1, weight_decay=0.1),
+    "a chain of one's own": lambda: optax.chain(
+        normopt.add_decay(0.1),
+        normopt.scale_by_path(0.5),
+        normopt.scale_by_block_adam(channel_axes=AXES),
+        optax.scale(-0.1),
+    ),
+}
+# A sum over fewer numbers than XLA hands to its library would be fused either way.
+PARAMS = jax.random.normal(jax.random.key(0), (512, 256))
+
+
+def stepper(tx):
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_no_place_is_taken_for_what_is_summed(name):
+    tx = CHAINS[name]()
+    state = jax.eval_shape(tx.init, PARAMS)
+    program = stepper(tx).lower(PARAMS, state, PARAMS).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.1 * PARAMS.nbytes
+    assert " conditional(" not in program.as_text()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_numbers_are_those_of_steps_without_copies(name, monkeypatch):
+    def train():
+        tx = CHAINS[name]()
+        params, state = PARAMS, tx.init(PARAMS)
+        step = jax.jit(tx.update)
+        for seed in range(5):
+            grads = jax.random.normal(jax.random.key(seed), PARAMS.shape)
+            updates, state = step(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    ours = train()
+    monkeypatch.setattr(copies, "remember", lambda *_: None)
+    monkeypatch.setattr("normopt.leafwise.remember", lambda *_: None)
+    jax.clear_caches()
+    np.testing.assert_allclose(ours, train(), rtol=0, atol=2.4e-7)
+
+
+def test_elsewhere_than_on_a_cpu_there_is_no_barrier():
+    tx = CHAINS["adams"]()
+    state = jax.eval_shape(tx.init, PARAMS)
+    traced = stepper(tx).trace(PARAMS, state, PARAMS)
+    for platform, has in (("cpu", True), ("tpu", False), ("cuda", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("optimization_barrier" in text) == has
+
+
+def test_nothing_of_a_trace_outlives_it():
+    tx = CHAINS["adamp"]()
+    with jax.checking_leaks():
+        stepper(tx).lower(PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS)
+    gc.collect()
+    assert not copies._MADE
+
+
+def test_a_step_outside_jit_and_under_a_derivative():
+    tx = CHAINS["adamsrt"]()
+    state = tx.init(PARAMS)
+
+    def length(decay):
+        tx = normopt.adamsrt(0.1, weight_decay=decay, channel_axes=AXES)
+        updates, _ = tx.update(jnp.ones_like(PARAMS), state, PARAMS)
+        return jnp.sum(updates * PARAMS)
+
+    near = (length(0.11) - length(0.09)) / 0.02
+    np.testing.assert_allclose(jax.grad(length)(0.1), near, rtol=2e-2)
+    several = jax.vmap(length)(jnp.array([0.09, 0.11]))
+    np.testing.assert_allclose(several, [length(0.09), length(0.11)], rtol=1e-4)
