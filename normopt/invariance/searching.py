@@ -13,15 +13,7 @@ import numpy as np
 from normopt.invariance.deciding import ENOUGH, Claim, Decider
 from normopt.invariance.evidence import Partition, partitions
 from normopt.invariance.losses import compiled_loss, numeric_leaves
-from normopt.invariance.probing import Point, Probe
-
-# The root mean square of a candidate's measure, at most, over the root of its leaf's
-# size, and the least and the most that this is. Moves of a large leaf change the loss
-# mostly beyond first order, by up to so many times more, and what an epsilon breaks is
-# small or large beside that.
-CANDIDATE, LEAST, MOST = 0.0015, 0.05, 0.3
-# More rounding than this in the measure of one gradient, and it says nothing.
-HIDDEN_GRADIENT = 0.3
+from normopt.invariance.probing import Point, Probe, limit
 
 
 class Found(dict[str, Partition]):
@@ -182,8 +174,7 @@ def _search(
             reasons[i] = str(claims[-1]) if claims else "it is no block: one element"
     decider, found = Decider(probe, points), {}
     while tried := {i: claims.pop(0) for i, claims in candidates.items() if claims}:
-        # The doubtful stand together, so that bisection leaves the others whole.
-        refuted = decider.refuted(sorted(tried.values(), key=lambda c: c.measure))
+        refuted = decider.refuted(list(tried.values()))
         for i, claim in tried.items():
             if i in refuted:
                 reasons[i] = refuted[i]
@@ -200,19 +191,21 @@ def _claim(
 
     At one point they may say the opposite, see `ENOUGH`.
     """
-    seen = {p.move.number: p.sights[leaf][axes] for p in points if axes in p.sights[leaf]}
-    told = {n: s for n, s in seen.items() if s.rounding < HIDDEN_GRADIENT}
-    if len(told) < ENOUGH:
+    seen = {p.move.number: p.sights[leaf].get(axes) for p in points}
+    told = {n: sight for n, sight in seen.items() if sight and sight.tells}
+    if not told:
         return "its gradient is zero or rounding"
     close = sorted(told.values(), key=lambda s: s.radial.measure)
-    close = close[: max(ENOUGH, len(close) - 1)]
+    close = close[: max(ENOUGH, len(points) - 1)]
     measure, rounding = (
         math.sqrt(np.mean(np.square(column)))
         for column in zip(*((s.radial.measure, s.rounding) for s in close), strict=True)
     )
-    if measure > min(max(LEAST, CANDIDATE * math.sqrt(math.prod(shape))), MOST):
+    if measure > limit(shape):
         return (
             f"its gradient is not orthogonal to it: {measure:.2g} where chance gives 1"
         )
-    references = {n: s.radial.reference for n, s in seen.items()}
+    if len(told) < ENOUGH:
+        return "its gradient is zero or rounding at most points"
+    references = {n: sight.radial.reference for n, sight in told.items()}
     return Claim(leaf, axes, measure, rounding, references)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from normopt import adamg, describe, find_scale_invariance, normalize_blocks
-from normopt.invariance.evidence import partitions, radial, summary
+from normopt.invariance.evidence import Products, Sample, length, partitions
 from tests.invariance.oracle import Oracle
 from tests.modern_networks import (
     HOMOGENEOUS,
@@ -244,7 +244,7 @@ def test_the_measure_is_of_random_lengths_beside_random_moves():
         dots = (w * g).sum(within)
         squares = (w**2).sum(within) * (g**2).sum(within) / (w.size / dots.size)
         for unit in (1.0, 1e-30):
-            found = radial(w * unit, g, axes)
+            found = Products(w * unit, g).radial(axes)
             np.testing.assert_allclose(found.dots, dots.ravel() * unit)
             np.testing.assert_allclose(
                 found.measure, np.sqrt((dots**2).sum() / squares.sum())
@@ -253,10 +253,9 @@ def test_the_measure_is_of_random_lengths_beside_random_moves():
 
 def test_rounding_is_what_differs_between_two_gradients():
     g = np.random.default_rng(1).normal(size=(6, 4))
-    first = summary(g)
-    assert first.rounding(summary(g * 1.01, first.chosen)) == pytest.approx(0.01)
-    assert first.length == pytest.approx(np.linalg.norm(g))
-    assert summary(0 * g).rounding(summary(g, summary(0 * g).chosen)) == np.inf
+    assert Sample.of(g).rounding(g * 1.01) == pytest.approx(0.01)
+    assert Sample.of(0 * g).rounding(g) == np.inf
+    assert length(g * 1e-200) == pytest.approx(1e-200 * np.linalg.norm(g))
 
 
 def test_found_blocks_can_be_brought_to_the_sphere_without_a_change_of_loss():
