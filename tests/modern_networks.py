@@ -206,7 +206,7 @@ def gat_init(key):
 
 
 def weight_and_spectral(p, x):
-    """A layer of weight normalization, and one divided by its largest singular value."""
+    """Divides one layer by its columns' lengths, one by its largest singular value."""
     h = jax.nn.relu(x @ (p["length"] * unit(p["direction"], 0)) + p["bias"])
     u = jnp.ones(9)
     for _ in range(3):
@@ -244,7 +244,9 @@ def scanned_gelu(x):
         @nn.compact
         def __call__(self, x, _):
             h = bare(12, name="up")(x)
-            return x + nn.RMSNorm(use_scale=False)(bare(7, name="down")(nn.gelu(h))), None
+            return x + nn.RMSNorm(use_scale=False)(
+                bare(7, name="down")(nn.gelu(h))
+            ), None
 
     stack = nn.scan(
         Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
@@ -361,7 +363,10 @@ SANDWICH = ("v", "o", "up", "down")
 MODERN_NETWORKS = [
     *(
         Network(
-            f"{name}_before_rms", before_rms(act), {"w2": ()}, quick=name not in ("celu", "elu")
+            f"{name}_before_rms",
+            before_rms(act),
+            {"w2": ()},
+            quick=name not in ("celu", "elu"),
         )
         for name, act in SMOOTH.items()
     ),
@@ -448,7 +453,14 @@ MODERN_NETWORKS = [
         "normalized_weights",
         plain(
             lambda key: (
-                normal(key, embed=(12, 8), gate=(8, 12), up=(8, 12), down=(12, 8), head=(8, 4))
+                normal(
+                    key,
+                    embed=(12, 8),
+                    gate=(8, 12),
+                    up=(8, 12),
+                    down=(12, 8),
+                    head=(8, 4),
+                )
                 | {"rate": jnp.full(8, 0.3), "scale": jnp.array(4.0)}
             ),
             normalized_weights,
@@ -504,9 +516,7 @@ MODERN_NETWORKS = [
     Network("maxout", plain(weights(w=(3, 7, 9), head=(9, 4)), maxout), {"w": ()}),
     Network(
         "mixture_of_experts",
-        plain(
-            weights(router=(7, 4), up=(4, 7, 9), down=(4, 9, 8), head=(8, 4)), moe
-        ),
+        plain(weights(router=(7, 4), up=(4, 7, 9), down=(4, 9, 8), head=(8, 4)), moe),
         {"up": (0,), "down": (0,)},
     ),
 ]

@@ -530,9 +530,7 @@ NETWORKS = [
     Network("dense_ln", linen(dense_ln), {"Dense_0/kernel": ()}, quick=True),
     Network("dense_bias_ln", linen(dense_bias_ln), {}, quick=True),
     # Its bias matters only once it has grown as large as what the pixels lead to.
-    Network(
-        "dense_bias_ln_pixels", linen(dense_bias_ln, pixels), {}, in_float64=False
-    ),
+    Network("dense_bias_ln_pixels", linen(dense_bias_ln, pixels), {}, in_float64=False),
     Network("dense_ln_pixels", linen(dense_ln, pixels), {"Dense_0/kernel": ()}),
     Network("dense_rms", linen(dense_rms), {"Dense_0/kernel": ()}),
     Network(
@@ -609,9 +607,7 @@ NETWORKS = [
     Network("nnx_stack", nnx_stack, {"dense/kernel": (0, 2)}),
     Network("has_aux", aux_net, CONV_BN, has_aux=True, quick=True),
     # A frozen leaf has no gradient, whatever the loss does not see of it.
-    Network(
-        "odd_leaves", odd_leaves, {"kernel": (), "column": ()}, in_float64=False
-    ),
+    Network("odd_leaves", odd_leaves, {"kernel": (), "column": ()}, in_float64=False),
     Network("complex", complex_net, {"kernel": (1,)}, quick=True),
     Network(
         "bfloat16_params",

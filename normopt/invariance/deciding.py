@@ -89,8 +89,7 @@ class Decider:
             known = [claim.references.get(point.move.number, 0.0) for claim in claims]
             limit = TOLERANCE * min([*known, self._largest])
             changes = (
-                abs(change) <= limit
-                for change in self._changes(point, claims, scaled)
+                abs(change) <= limit for change in self._changes(point, claims, scaled)
             )
             against += not all(changes)
             if len(self._points) - against < ENOUGH:

@@ -1,4 +1,4 @@
-"""The loss as a function of the numeric leaves alone, compiled, and what is asked of it.
+"""The loss as a compiled function of the numeric leaves, and what is asked of it.
 
 What a user may have got wrong about it is said in the user's terms, without a tracer.
 """
@@ -129,7 +129,9 @@ def _called(
     if isinstance(loss, tuple):
         hint = "; one that returns (loss, aux) needs has_aux=True"
     elif isinstance(loss, Mapping):
-        hint = "; return the entry that is the loss, the others as aux with has_aux=True"
+        hint = (
+            "; return the entry that is the loss, the others as aux with has_aux=True"
+        )
     elif is_array and loss.ndim:
         hint = "; take its mean, or the one element of a (1,)-array"
     raise TypeError(

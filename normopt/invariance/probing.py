@@ -25,9 +25,9 @@ from normopt.invariance.losses import Gradient, Value, Weights
 from normopt.invariance.moving import Randomness, host, jittered, like, moved
 
 # Strengths of the moves, relative to each leaf's size: what holds is to hold near the
-# parameters. Only leaves without a size are moved by all of the one that they are given.
+# parameters. Leaves without a size are moved by all of the one that they are given.
 STRENGTHS = (0.1, 0.2, 0.3, 0.4)
-# So many more points are looked at, at most, if the first gives leaves other sizes.
+# So many more points are looked at if the first gives leaves other sizes.
 CALIBRATIONS = 1
 # How often a move is halved that goes too far: the loss is not finite there, or most
 # leaves lose their gradient (a saturated network).
@@ -43,8 +43,8 @@ NEGLIGIBLE = 0.01
 # A size found for such a leaf holds as long as it moves the loss like the median leaf
 # within this factor.
 SETTLED = 10.0
-# The largest measure of a candidate, over the root of its leaf's size, and the least and
-# the most that this is; 1 is chance. Moves of a large leaf change the loss mostly beyond
+# The largest measure of a candidate over the root of its leaf's size; the least and
+# the most that it is; 1 is chance. Moves of a large leaf change the loss mostly beyond
 # first order, by up to so many times more, and what an epsilon breaks is small or large
 # beside that.
 CANDIDATE, LEAST, MOST = 0.0015, 0.05, 0.3
@@ -54,6 +54,7 @@ HIDDEN = 0.3
 FALLBACK_SIZE = 0.1
 # No leaf is moved by more than this many times the largest leaf's size.
 LARGEST_MOVE = 1e4
+
 
 class Move(NamedTuple):
     """A way from the given parameters to a point around them."""
@@ -96,9 +97,7 @@ class Point(NamedTuple):
 class Probe:
     """One loss around one set of parameters."""
 
-    def __init__(
-        self, value: Value, gradient: Gradient, base: Weights, key: jax.Array
-    ):
+    def __init__(self, value: Value, gradient: Gradient, base: Weights, key: jax.Array):
         """Measure the gradient at `base`, and give every leaf a size.
 
         Raises:

@@ -107,11 +107,14 @@ def find_scale_invariance(
       >>> batch = normal(keys[2], (16, 5))
       >>> found = normopt.find_scale_invariance(loss_fn, params, batch)
       >>> print(normopt.describe(params, channel_axes=found))
-      path    shape   dtype    axes  blocks  multiplier  decay  half-life
-      bias    (3,)    float32  None  -       1           0      -
-      head    (3, 1)  float32  None  -       1           0      -
-      kernel  (5, 3)  float32  (1,)  3 of 5  1           0      -
+      path    shape   axes  blocks
+      bias    (3,)    None  -
+      head    (3, 1)  None  -
+      kernel  (5, 3)  (1,)  3 of 5
+      every leaf: dtype float32, multiplier 1, decay 0
       3 leaves, 21 parameters, 3 blocks
+      >>> found.left_out["bias"]
+      'its gradient is zero or rounding'
 
       An attention that normalizes its queries and keys by head, in a transformer: the
       loss does not see their length, and sees that of the values and of all else.

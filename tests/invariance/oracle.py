@@ -74,7 +74,9 @@ class Oracle:
                     move /= np.sqrt(np.sum(np.abs(move) ** 2, within, keepdims=True))
                     move *= np.sqrt(np.sum(np.abs(w) ** 2, within, keepdims=True))
                     others = w + np.abs(factors - 1) * move
-                    by_scale += ((self._value(point | {i: w * factors}) - loss) / size) ** 2
+                    by_scale += (
+                        (self._value(point | {i: w * factors}) - loss) / size
+                    ) ** 2
                     by_others += ((self._value(point | {i: others}) - loss) / size) ** 2
         if by_others < NO_CHANGE**2:
             return np.inf
@@ -109,7 +111,9 @@ def _finer(shape: tuple[int, ...], axes: Axes | None) -> list[Axes]:
         rest = [a for a, n in enumerate(shape) if a not in axes and n > 1]
         options = [tuple(sorted((*axes, a))) for a in rest]
     return [
-        o for o in options if np.prod([n for a, n in enumerate(shape) if a not in o]) > 1
+        o
+        for o in options
+        if np.prod([n for a, n in enumerate(shape) if a not in o]) > 1
     ]
 
 
@@ -132,4 +136,3 @@ def _doubled(leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jnp.floating):
         return np.asarray(leaf, np.float64)
     return leaf
-
