@@ -6,6 +6,7 @@ had again from its seed instead of being kept, and nothing is compiled for it.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 
 from normopt.numerics import wide_dtype
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 class Randomness:

@@ -117,7 +117,7 @@ class Probe:
             collections.Counter()
         )
         self._moved: tuple[Move, Weights] | None = None
-        if not np.all(np.isfinite([loss, *lengths])):
+        if not np.all(np.isfinite([float(loss), *lengths])):
             raise ValueError(
                 "`find_scale_invariance` needs a finite loss with finite gradients at "
                 f"`params`; the loss is {float(loss):g}"
@@ -166,7 +166,7 @@ class Probe:
             weights = self._at(move)
             loss, grads = self._gradient(weights, 1.0)
             lengths = [length(host(g)) for g in grads]
-            finite = np.all(np.isfinite([loss, *lengths]))
+            finite = np.all(np.isfinite([float(loss), *lengths]))
             if finite and 2 * np.count_nonzero(lengths) >= self._alive:
                 break
         else:
