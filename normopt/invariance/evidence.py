@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normopt.blocks import block_size
-from normopt.invariance.moving import in_units, squared
+from normopt.invariance.moving import Array, in_units, squared
 
 Partition = tuple[int, ...]  # the axes that index the blocks
 
@@ -66,7 +66,7 @@ class Products:
     the conjugate of the direction of ascent.
     """
 
-    def __init__(self, w: np.ndarray, g: np.ndarray):
+    def __init__(self, w: Array, g: Array):
         """Take the products that the blocks of every partition sum."""
         (w, top), (g, steepest) = in_units(w), in_units(g)
         self._scale = top * steepest
@@ -98,8 +98,9 @@ class Sample(NamedTuple):
     @classmethod
     def of(cls, g: np.ndarray) -> "Sample":
         """Chooses elements that are not zero, evenly spaced."""
-        chosen = np.flatnonzero(g)
-        chosen = chosen[:: max(1, len(chosen) // SAMPLE)]
+        nonzero = np.flatnonzero(g)
+        # A view would keep the numbers of all elements.
+        chosen = nonzero[:: max(1, len(nonzero) // SAMPLE)].copy()
         return cls(g.ravel()[chosen], chosen)
 
     def rounding(self, other: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from normopt.numerics import wide_dtype
 
-Array = np.ndarray[Any, Any]
+Array = Any  # of NumPy; pyright knows no `real` of one
 
 
 class Randomness:
@@ -32,8 +32,8 @@ class Randomness:
 
 def host(x: jax.Array) -> Array:
     """Gives a leaf as a NumPy array, in float32 at least, without a copy if it is."""
-    x = np.asarray(x)
-    return x.astype(wide_dtype(x.dtype), copy=False)
+    numbers: Array = np.asarray(x)
+    return numbers.astype(wide_dtype(numbers.dtype), copy=False)
 
 
 def like(x: Array, w: jax.Array) -> jax.Array:

@@ -63,11 +63,22 @@ def test_finds_the_truth(network: Network, key: int):
     assert found == anchored(network.invariant)
 
 
-@pytest.mark.parametrize(
-    ("network", "key"), [one for one in EVERY if one.values[0].in_float64]
-)
-def test_the_truth_is_that_of_brute_force(network: Network, key: int):
-    loss_fn, params, args = network.build(jax.random.key(key))
+IN_FLOAT64 = [
+    pytest.param(
+        network,
+        id=network.name,
+        marks=[]
+        if network.name in ("gelu_before_rms", "gemma")
+        else pytest.mark.slow("two show that the truths are held against it"),
+    )
+    for network in EVERY_NETWORK
+    if network.in_float64
+]
+
+
+@pytest.mark.parametrize("network", IN_FLOAT64)
+def test_the_truth_is_that_of_brute_force(network: Network):
+    loss_fn, params, args = network.build(jax.random.key(0))
     oracle = Oracle(loss_fn, params, args, network.has_aux)
     assert oracle.mistakes(network.invariant) == {}
 
