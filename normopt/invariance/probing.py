@@ -29,6 +29,8 @@ from normopt.invariance.moving import Randomness, host, jittered, like, moved
 STRENGTHS = (0.1, 0.2, 0.3, 0.4)
 # So many more points are looked at if the first gives leaves other sizes.
 CALIBRATIONS = 1
+# So many times the loss has the same gradient, times this, but for its rounding.
+FACTOR = 3.0
 # How often a move is halved that goes too far: the loss is not finite there, or most
 # leaves lose their gradient (a saturated network).
 HALVINGS = 4
@@ -154,8 +156,8 @@ class Probe:
     def _look(self, number: int, strength: float) -> tuple[Point | None, bool]:
         """Takes the gradient at a point twice, and corrects sizes by it.
 
-        The second is that of three times the loss, at weights that differ in their last
-        bits: the same in exact arithmetic to a few units of precision.
+        The second is that of `FACTOR` times the loss, at weights that differ in their
+        last bits: the same in exact arithmetic to a few units of precision.
 
         Returns:
           The point, or None if every one goes too far, and whether a size
@@ -178,10 +180,11 @@ class Probe:
         ]
         del weights, grads
         weights = self._at(move, jitter=True)
-        again, grads = self._gradient(weights, 3.0)
+        again, grads = self._gradient(weights, FACTOR)
         sights, live = [], {}
         for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
-            products = Products(host(w), host(g)) if measured[i] else None
+            g = host(g) / np.float32(FACTOR)
+            products = Products(host(w), g) if measured[i] else None
             sights.append(
                 {
                     axes: Sight(one, one.rounding(products.radial(axes)))
@@ -189,7 +192,7 @@ class Probe:
                     if products and (not axes or one.measure < FINER)
                 }
             )
-            if samples[i].rounding(host(g)) < ROUNDING:
+            if samples[i].rounding(g) < ROUNDING:
                 live[i] = lengths[i]
         noise = abs(float(loss) - float(again))
         changed = self._resize(live)

@@ -66,7 +66,7 @@ def find_scale_invariance(
 
     It takes about ten gradients and as many more losses, and two compilations, those of
     the gradient and of the loss; half-true candidates cost some losses more. At most
-    two copies of the parameters are held beside them, and some of the largest leaf.
+    three copies of the parameters are held beside them, and some of the largest leaf.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`;
