@@ -1,7 +1,10 @@
 """What each leaf will get, as a table to read before a GPU is spent on it."""
 
+import itertools
 import math
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,23 +12,45 @@ import numpy as np
 from normopt.blocks import Axes, block_size, check_channel_axes, resolve_axes
 from normopt.checks import check_not_negative, check_radius
 from normopt.norms import block_norm
-from normopt.paths import places
+from normopt.paths import compiled, places
+from normopt.registry import config as completed
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+
+_COLUMNS = ("dtype", "axes", "blocks", "multiplier", "decay", "half-life", "radius")
+_NEUTRAL = {"channel_axes": None, "weight_decay": 0.0, "l1": 0.0, "lr_multipliers": 1.0}
+_Digits = tuple[str, ...]
+
+
+class _Row(NamedTuple):
+    path: str
+    shape: tuple[int, ...]
+    cells: tuple[str, ...]  # of _COLUMNS
 
 
 def describe(
     params: Any,
+    config: Mapping[str, Any] | None = None,
     *,
     channel_axes: PerLeaf = None,
     weight_decay: PerLeaf = 0.0,
     l1: PerLeaf = 0.0,
     lr_multipliers: PerLeaf = 1.0,
     radius: PerLeaf = None,
+    only: str = "",
 ) -> str:
-    r"""Tells what per-leaf options mean for each leaf, one row a leaf.
+    r"""Tells what per-leaf options mean for each leaf.
+
+    Leaves of one shape and options whose paths differ in numbers alone share a row:
+    `stages/{0..2}/conv{1,2}/kernel` is six leaves. A column that says the same of every
+    leaf is one entry of the line below the rows.
 
     Args:
-      params: arrays, or `jax.ShapeDtypeStruct`s of `jax.eval_shape`.
+      params: a pytree: of arrays, of `jax.ShapeDtypeStruct`s of `jax.eval_shape`, a
+        whole module. What is no array in it has no row.
+      config: the optimizer's configuration, as `normopt.config` takes and writes it.
+        Its options are read from there, of a chain or a wrapper the first that is not
+        neutral; those given beside it as keywords go first. A decay that is tied to
+        the gradient or to the learning rate has no half-life: a line tells of it.
       channel_axes: the axes that index a leaf's blocks, per leaf.
       weight_decay: a decay per step that is decoupled from the learning rate, at least
         0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.
@@ -34,79 +59,131 @@ def describe(
       radius: that of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
         `hyperball` and `rotational`), `"present"`, or None for no such column. Of a
         word the lengths that the blocks have are shown, and how many have none.
+      only: a regular expression; leaves in whose path it is not found have no row and
+        do not count in the totals.
 
     Returns:
-      A table: path, shape, dtype, axes, number and size of blocks, multiplier, decay
-      and its half-life, and the radius if one is given; a last line with the totals.
+      A table: path, shape, number of leaves, dtype, axes, number and size of a leaf's
+      blocks, multiplier, decay and its half-life, and the radius if one is given; a
+      line with what all leaves share; one with the totals.
 
     Raises:
       TypeError: if a value has the wrong type.
-      ValueError: for a bad value, an axis that does not exist, a pattern that matches
-        no path.
+      ValueError: for a bad value or configuration, an axis that does not exist, a
+        pattern that matches no path.
 
     Examples:
       >>> import jax.numpy as jnp
-      >>> params = {"kernel": jnp.ones((3, 8)), "bias": jnp.ones(8)}
+      >>> layer = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+      >>> params = {"layers": [layer, layer, layer], "head": jnp.ones((8, 3))}
       >>> print(normopt.describe(params, channel_axes={"kernel": (-1,)},
       ...                        weight_decay={"kernel": 0.01}))
-      path    shape   dtype    axes  blocks  multiplier  decay  half-life
-      bias    (8,)    float32  None  -       1           0      -
-      kernel  (3, 8)  float32  (1,)  8 of 3  1           0.01   69 steps
-      2 leaves, 32 parameters, 8 blocks
+      path                  shape   leaves  axes  blocks  decay  half-life
+      head                  (8, 3)  1       None  -       0      -
+      layers/{0..2}/bias    (8,)    3       None  -       0      -
+      layers/{0..2}/kernel  (8, 8)  3       (1,)  8 of 8  0.01   69 steps
+      every leaf: dtype float32, multiplier 1
+      7 leaves, 240 parameters, 24 blocks
     """
+    given = {
+        "channel_axes": channel_axes,
+        "weight_decay": weight_decay,
+        "l1": l1,
+        "lr_multipliers": lr_multipliers,
+    }
     check_channel_axes(channel_axes)
-    options = {"weight_decay": weight_decay, "l1": l1, "lr_multipliers": lr_multipliers}
-    for option, value in options.items():
-        check_per_leaf(option, value, check_not_negative)
+    for option in list(_NEUTRAL)[1:]:
+        check_per_leaf(option, given[option], check_not_negative)
     check_per_leaf("radius", radius, check_radius)
-    axes = resolve_axes(channel_axes, params)
-    radii = per_leaf("radius", radius, params, None, check_radius)
-    decays = per_leaf("weight_decay", weight_decay, params, 0.0, check_not_negative)
-    l1s = per_leaf("l1", l1, params, 0.0, check_not_negative)
-    multipliers = per_leaf(
-        "lr_multipliers", lr_multipliers, params, 1.0, check_not_negative
+    options, notes = given, []
+    if config is not None:
+        options, notes = _read(completed(**config), given)
+    arrays = jax.tree.map(_array_or_none, params)
+    search = compiled("only", only).search
+    rows = [row for row in _rows(arrays, options, radius) if search(row.path)]
+    if not rows and places(arrays):
+        listing = "\n  ".join(place.path for place in places(arrays))
+        raise ValueError(
+            f"`only`: no parameter path matches {only!r}. The paths are:\n  {listing}"
+        )
+    left_out = len(places(params)) - len(places(arrays))
+    if left_out:
+        notes.append(f"not shown: leaves that are no arrays, {left_out} of them")
+    return "\n".join([*_table(rows), *notes, _totals(rows)])
+
+
+def _array_or_none(leaf: Any) -> Any:
+    if isinstance(leaf, float | complex):
+        return np.asarray(leaf)
+    return leaf if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else None
+
+
+def _read(
+    config: Mapping[str, Any], given: dict[str, PerLeaf]
+) -> tuple[dict[str, PerLeaf], list[str]]:
+    """Reads the options of a complete configuration, and notes what has no column."""
+    options, notes = dict(given), []
+    for level in _levels(config):
+        for option, neutral in _NEUTRAL.items():
+            value = level.get(option, neutral)
+            if _is_neutral(value, neutral):
+                continue
+            is_decay = option in ("weight_decay", "l1")
+            if is_decay and "schedule" not in level:
+                notes.append(
+                    f"{option} {value} of {level['name']}: tied to the gradient or the "
+                    "learning rate, for which the table has no column"
+                )
+            elif _is_neutral(options[option], neutral):
+                options[option] = value
+            elif options[option] != value:
+                notes.append(f"{option} {value} of {level['name']}: not in the table")
+    return options, notes
+
+
+def _levels(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Lists a configuration and all those inside it, the outermost first."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("name"), str):
+            yield value
+        for inner in value.values():
+            yield from _levels(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _levels(inner)
+
+
+def _is_neutral(value: PerLeaf, neutral: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_neutral(one, neutral) for one in value.values())
+    return (
+        value is None if neutral is None else not callable(value) and value == neutral
     )
 
-    rows = [
-        ("path", "shape", "dtype", "axes", "blocks", "multiplier", "decay", "half-life")
-    ]
-    columns = len(rows[0]) + (radius is not None)
-    rows = [(*rows[0], "radius")[:columns]]
-    number_of_blocks = number_of_parameters = 0
-    for place, own, multiplier, decay, sparsity, length in zip(
-        places(params), axes, multipliers, decays, l1s, radii, strict=True
+
+def _rows(params: Any, options: dict[str, PerLeaf], radius: PerLeaf) -> list[_Row]:
+    axes = resolve_axes(options["channel_axes"], params)
+    decays, l1s, multipliers = (
+        per_leaf(option, options[option], params, neutral, check_not_negative)
+        for option, neutral in list(_NEUTRAL.items())[1:]
+    )
+    radii = per_leaf("radius", radius, params, None, check_radius)
+    rows = []
+    for place, own, decay, sparsity, multiplier, length in zip(
+        places(params), axes, decays, l1s, multipliers, radii, strict=True
     ):
-        shape = np.shape(place.leaf)
-        number_of_parameters += math.prod(shape)
-        blocks = "-"
+        shape, blocks = np.shape(place.leaf), "-"
         if own is not None:
             size = block_size(shape, own)
-            number_of_blocks += math.prod(shape) // size
             blocks = f"{math.prod(shape) // size} of {size}"
         l1_part = f" + l1 {float(sparsity):g}" if float(sparsity) else ""
-        rows.append(
-            (
-                place.path,
-                str(shape),
-                str(place.leaf.dtype),
-                str(own),
-                blocks,
-                f"{float(multiplier):g}",
-                f"{float(decay):g}{l1_part}",
-                _half_life(float(decay)),
-                _radius(place.leaf, own, length),
-            )[:columns]
+        cells = (
+            *(str(place.leaf.dtype), str(own), blocks, f"{float(multiplier):g}"),
+            *(f"{float(decay):g}{l1_part}", _half_life(float(decay))),
+            _radius(place.leaf, own, length),
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    totals = (
-        f"{len(rows) - 1} leaves, {number_of_parameters:,} parameters, "
-        f"{number_of_blocks:,} blocks"
-    )
-    return "\n".join([*lines, totals])
+        rows.append(_Row(place.path, shape, cells))
+    return rows
 
 
 def _radius(leaf: Any, axes: Axes, radius: Any) -> str:
@@ -128,3 +205,84 @@ def _half_life(decay: float) -> str:
         return "-"
     steps = 1.0 if decay >= 0.5 else math.log(2) / -math.log1p(-decay)
     return f"{steps:,.0f} steps"
+
+
+def _table(rows: Sequence[_Row]) -> list[str]:
+    """Lays rows out: folded, and with what all of them share in a line below."""
+    values = [sorted({row.cells[i] for row in rows}) for i in range(len(_COLUMNS))]
+    shared = [len(own) == 1 and len(rows) > 1 for own in values]
+    shared[-1] |= values[-1] == ["-"]  # nobody asked for radii
+    folded = list(_folded(rows))
+    counted = any(count > 1 for *_, count in folded)
+    lines = [["path", "shape", *["leaves"] * counted]]
+    lines[0] += [
+        name for name, all_of in zip(_COLUMNS, shared, strict=True) if not all_of
+    ]
+    for path, row, count in folded:
+        cells = [
+            cell for cell, all_of in zip(row.cells, shared, strict=True) if not all_of
+        ]
+        lines.append([path, str(row.shape), *[str(count)] * counted, *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    laid = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    told = [
+        f"{name} {own[0]}"
+        for name, own, all_of in zip(_COLUMNS, values, shared, strict=True)
+        if all_of and own[0] != "-"
+    ]
+    return [*laid, f"every leaf: {', '.join(told)}"] if told else laid
+
+
+def _folded(rows: Sequence[_Row]) -> Iterator[tuple[str, _Row, int]]:
+    """Joins the rows that differ in the numbers of their paths alone."""
+    groups: dict[Any, dict[_Digits, _Row]] = {}
+    for row in rows:
+        words = tuple(re.split(r"\d+", row.path))
+        key = words, row.shape, row.cells
+        groups.setdefault(key, {})[tuple(re.findall(r"\d+", row.path))] = row
+    for (words, *_), members in groups.items():
+        for choices in _products(list(members)):
+            first = members[tuple(choice[0] for choice in choices)]
+            spelt = [_spelt(choice) for choice in choices]
+            path = "".join(itertools.chain(*zip(words, [*spelt, ""], strict=True)))
+            yield path, first, math.prod(map(len, choices))
+
+
+def _products(numbers: list[_Digits]) -> Iterator[tuple[_Digits, ...]]:
+    """Splits tuples of numbers into full products of choices for each place."""
+    choices = tuple(tuple(dict.fromkeys(place)) for place in zip(*numbers, strict=True))
+    if math.prod(map(len, choices)) == len(numbers):
+        yield choices
+        return
+    rests: dict[str, list[_Digits]] = {}
+    for first, *rest in numbers:
+        rests.setdefault(first, []).append(tuple(rest))
+    alike: dict[tuple[_Digits, ...], list[str]] = {}
+    for first, rest in rests.items():
+        alike.setdefault(tuple(rest), []).append(first)
+    for rest, firsts in alike.items():
+        for choice in _products(list(rest)):
+            yield (tuple(firsts), *choice)
+
+
+def _spelt(choice: _Digits) -> str:
+    """Writes 3, {0,2} or {0..5}."""
+    if len(choice) == 1:
+        return choice[0]
+    start = int(choice[0])
+    is_run = choice == tuple(str(start + i) for i in range(len(choice)))
+    if is_run and len(choice) > 2:
+        return f"{{{choice[0]}..{choice[-1]}}}"
+    return f"{{{','.join(choice)}}}"
+
+
+def _totals(rows: Sequence[_Row]) -> str:
+    blocks = [row.cells[_COLUMNS.index("blocks")] for row in rows]
+    parameters = sum(math.prod(row.shape) for row in rows)
+    return (
+        f"{len(rows)} leaves, {parameters:,} parameters, "
+        f"{sum(int(b.split()[0]) for b in blocks if b != '-'):,} blocks"
+    )

@@ -206,7 +206,7 @@ def gat_init(key):
 
 
 def weight_and_spectral(p, x):
-    """A layer of weight normalization, and one divided by its largest singular value."""
+    """Divides one layer by its columns' lengths, one by its largest singular value."""
     h = jax.nn.relu(x @ (p["length"] * unit(p["direction"], 0)) + p["bias"])
     u = jnp.ones(9)
     for _ in range(3):

@@ -1,6 +1,8 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 import normopt
 
@@ -26,6 +28,107 @@ def test_one_row_a_leaf_with_what_it_gets():
     assert scale.split() == "scale () float32 None - 0.5 0 -".split()
     assert totals == "3 leaves, 297 parameters, 16 blocks"
     assert heading.index("shape") == bias.index("(8,)")
+
+
+def stages(*left_out: str) -> dict:
+    kernel = jnp.ones((3, 4))
+    tree = {
+        "stages": [
+            [{"conv1": kernel, "conv2": kernel} for _ in range(2)] for _ in range(3)
+        ],
+        "head": jnp.ones(3),
+    }
+    for path in left_out:
+        stage, block, name = path.split("/")
+        del tree["stages"][int(stage)][int(block)][name]
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("left_out", "expected"),
+    [
+        ((), ["stages/{0..2}/{0,1}/conv{1,2} (3, 4) 12"]),
+        (
+            ("1/0/conv2",),
+            [
+                "stages/{0,2}/{0,1}/conv{1,2} (3, 4) 8",
+                "stages/1/0/conv1 (3, 4) 1",
+                "stages/1/1/conv{1,2} (3, 4) 2",
+            ],
+        ),
+    ],
+)
+def test_numbered_siblings_share_a_row_that_names_no_other_leaf(left_out, expected):
+    heading, *rows, shared, totals = normopt.describe(stages(*left_out)).splitlines()
+    assert heading.split() == ["path", "shape", "leaves"]
+    assert [" ".join(row.split()) for row in rows] == ["head (3,) 1", *expected]
+    assert shared == ("every leaf: dtype float32, axes None, multiplier 1, decay 0")
+    assert totals.startswith(f"{13 - len(left_out)} leaves, ")
+
+
+def test_only_shows_and_counts_what_a_pattern_finds():
+    table = normopt.describe(PARAMS, channel_axes=(-1,), only="kernel$")
+    assert "bias" not in table and "conv/kernel" in table
+    assert table.endswith("1 leaves, 288 parameters, 8 blocks")
+    with pytest.raises(ValueError, match="`only`: no parameter path matches 'krenel'"):
+        normopt.describe(PARAMS, only="krenel")
+
+
+ADAMW = {
+    "name": "adamw",
+    "learning_rate": 0.1,
+    "weight_decay": {"kernel": 0.01},
+    "lr_multipliers": {"scale": 0.5},
+}
+SRT = {"name": "adamsrt", "learning_rate": 0.1, "channel_axes": {"kernel": [-1]}}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (ADAMW, {"weight_decay": {"kernel": 0.01}, "lr_multipliers": {"scale": 0.5}}),
+        (SRT, {"channel_axes": {"kernel": (-1,)}}),
+        (
+            {"name": "normalized", "inner": SRT, "channel_axes": None},
+            {"channel_axes": {"kernel": (-1,)}},
+        ),
+        (
+            {
+                "name": "chain",
+                "links": [SRT, {"name": "decay_weights", "weight_decay": 0.01}],
+            },
+            {"channel_axes": {"kernel": (-1,)}, "weight_decay": 0.01},
+        ),
+    ],
+)
+def test_options_are_read_from_a_configuration(config, options):
+    expected = normopt.describe(PARAMS, **options)
+    assert normopt.describe(PARAMS, config) == expected
+    assert normopt.describe(PARAMS, normopt.config(**config)) == expected
+
+
+def test_what_a_configuration_has_no_column_for_is_told():
+    table = normopt.describe(PARAMS, SRT | {"weight_decay": 0.01})
+    assert "\nweight_decay 0.01 of adamsrt: tied to the gradient or the " in table
+    assert "steps" not in table
+    given = normopt.describe(PARAMS, SRT, channel_axes={"kernel": (0,)})
+    assert "(0,)  3 of 96" in given
+    assert "channel_axes {'kernel': [-1]} of adamsrt: not in the table" in given
+    with pytest.raises(TypeError, match="weight_decya"):
+        normopt.describe(PARAMS, SRT | {"weight_decya": 0.01})
+
+
+def test_whole_modules_are_described_by_their_arrays():
+    module = eqx.nn.MLP(3, 2, 8, 1, key=jax.random.key(0))
+    table = normopt.describe(module, channel_axes=normopt.output_channels(axis=0))
+    assert "layers/0/weight  (8, 3)  (0,)  8 of 3" in table
+    assert "\nnot shown: leaves that are no arrays, 2 of them\n" in table
+    model = nnx.Sequential(
+        nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.1, rngs=nnx.Rngs(0))
+    )
+    for tree in (model, nnx.state(model)):
+        table = normopt.describe(tree, channel_axes={"kernel$": (-1,)})
+        assert "(3, 4)  float32" in table and "4 of 3" in table
 
 
 def test_abstract_params_are_enough():

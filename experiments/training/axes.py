@@ -15,8 +15,7 @@ from experiments.data import Split
 from experiments.training.steps import Network
 
 # A batch norm is as invariant over few images as over many, and a search takes some
-# seventy gradients or more of them: half a minute on two CPU cores for a ResNet-20 on
-# images of 32 x 32.
+# ten gradients of them, and as many losses or a few more.
 _IMAGES = 16
 
 

@@ -18,7 +18,8 @@ from normopt.invariance.probing import Point, Probe
 
 # Scaling changes the loss by at most this share of what other moves do.
 TOLERANCE = 0.015
-# So many times that at two points, and there is no need for more.
+# So many times that at two points, and there is no need for more; so many times the
+# measure of another claim, and one is doubtful beside it.
 CLEAR = 4.0
 # How often each point is scaled.
 DRAWS = 2
@@ -57,7 +58,10 @@ class Decider:
         self._largest = max(all_losses) - min(all_losses)
 
     def refuted(self, claims: list[Claim]) -> dict[int, str]:
-        """Bisects the claims until each is borne out with others, or decided alone.
+        """Splits the claims until each is borne out with others, or decided alone.
+
+        The doubtful are parted from the others, where the gradients' measures are
+        furthest apart; without such a gap they are halved.
 
         Returns:
           The reason for each leaf whose claim does not hold.
@@ -67,8 +71,12 @@ class Decider:
         if len(claims) == 1:
             reason = self._reason(claims[0])
             return {claims[0].leaf: reason} if reason else {}
-        half = len(claims) // 2
-        return self.refuted(claims[:half]) | self.refuted(claims[half:])
+        claims = sorted(claims, key=lambda claim: claim.measure)
+        logs = [math.log(max(claim.measure, 1e-9)) for claim in claims]
+        gaps = np.diff(logs)
+        is_clear = gaps.max() > math.log(CLEAR)
+        split = 1 + int(np.argmax(gaps)) if is_clear else len(claims) // 2
+        return self.refuted(claims[:split]) | self.refuted(claims[split:])
 
     def _hold_together(self, claims: list[Claim]) -> bool:
         """Tells whether scaling them all changes less than a share of any other move.

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from normopt.blocks import block_size
-from normopt.invariance.moving import in_units
+from normopt.invariance.moving import Array, in_units, squared
 
 Partition = tuple[int, ...]  # the axes that index the blocks
 
@@ -58,43 +58,54 @@ class Radial(NamedTuple):
         return float(np.linalg.norm(self.dots - other.dots)) / self.reference
 
 
-class Summary(NamedTuple):
-    """What one gradient says about a leaf as a whole."""
+class Products:
+    """A leaf and its gradient, multiplied element by element and summed by block.
 
-    length: float  # of the gradient
-    sample: np.ndarray  # of its elements, to compare it with another one
-    chosen: np.ndarray  # where they are
-
-    def rounding(self, other: "Summary") -> float:
-        """Gives the share of the gradient that is rounding, from a second one."""
-        length = float(np.linalg.norm(self.sample))
-        if length == 0:
-            return math.inf
-        return float(np.linalg.norm(self.sample - other.sample)) / length
-
-
-def summary(g: np.ndarray, chosen: np.ndarray | None = None) -> Summary:
-    """Sums up a gradient, of which no copy has to be kept to see its rounding."""
-    unit, top = in_units(g)
-    flat = unit.ravel()
-    if chosen is None:
-        chosen = np.flatnonzero(flat)
-        chosen = chosen[:: max(1, len(chosen) // SAMPLE)]
-    length = top * float(np.sqrt(np.sum(np.abs(flat) ** 2)))
-    return Summary(length, flat[chosen] * top, chosen)
-
-
-def radial(w: np.ndarray, g: np.ndarray, axes: Partition) -> Radial:
-    """Measures a gradient by the blocks of one partition.
-
+    All is in units of the largest elements, so that no square under- or overflows.
     Re(g w), without a conjugate, is Euler's product for complex leaves too: JAX returns
     the conjugate of the direction of ascent.
     """
-    (w, top), (g, steepest) = in_units(w), in_units(g)
-    within = tuple(axis for axis in range(w.ndim) if axis not in axes)
-    dots, ww, gg = (
-        np.sum(x, axis=within, dtype=x.dtype).ravel().astype(np.float64)
-        for x in ((g * w).real, np.abs(w) ** 2, np.abs(g) ** 2)
-    )
-    reference = math.sqrt(np.sum(gg * ww) / block_size(w.shape, axes))
-    return Radial(dots * (top * steepest), reference * top * steepest)
+
+    def __init__(self, w: Array, g: Array):
+        """Take the products that the blocks of every partition sum."""
+        (w, top), (g, steepest) = in_units(w), in_units(g)
+        self._scale = top * steepest
+        self._products = (g * w).real, squared(w), squared(g)
+
+    def radial(self, axes: Partition) -> Radial:
+        """Measures the gradient by the blocks of one partition."""
+        whole = self._products[0]
+        within = tuple(axis for axis in range(whole.ndim) if axis not in axes)
+        dots, ww, gg = (
+            np.sum(x, axis=within).ravel().astype(np.float64) for x in self._products
+        )
+        reference = math.sqrt(np.sum(gg * ww) / block_size(whole.shape, axes))
+        return Radial(dots * self._scale, reference * self._scale)
+
+
+def length(x: np.ndarray) -> float:
+    """Takes the length of a leaf or a gradient."""
+    unit, top = in_units(x)
+    return top * math.sqrt(np.sum(squared(unit)))
+
+
+class Sample(NamedTuple):
+    """Some elements of a gradient, of which then no copy has to be kept."""
+
+    elements: np.ndarray
+    chosen: np.ndarray  # where they are
+
+    @classmethod
+    def of(cls, g: np.ndarray) -> "Sample":
+        """Chooses elements that are not zero, evenly spaced."""
+        nonzero = np.flatnonzero(g)
+        # A view would keep the numbers of all elements.
+        chosen = nonzero[:: max(1, len(nonzero) // SAMPLE)].copy()
+        return cls(g.ravel()[chosen], chosen)
+
+    def rounding(self, other: np.ndarray) -> float:
+        """Gives the share of the gradient that is rounding, from a second one."""
+        size = length(self.elements) if len(self.chosen) else 0.0
+        if size == 0:
+            return math.inf
+        return length(self.elements - other.ravel()[self.chosen]) / size

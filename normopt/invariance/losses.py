@@ -1,4 +1,4 @@
-"""The loss as a function of the numeric leaves alone, compiled, and what is asked of it.
+"""The loss as a compiled function of the numeric leaves, and what is asked of it.
 
 What a user may have got wrong about it is said in the user's terms, without a tracer.
 """
@@ -53,8 +53,8 @@ def compiled_loss(
     else there may be anything, and is closed over.
 
     Returns:
-      `weights -> loss`, and `(weights, factor) -> (loss, gradient)`. The gradient is
-      that of factor times the loss, divided by factor: the same up to rounding.
+      `weights -> loss`, and `(weights, factor) -> (loss, gradient of factor times the
+      loss)`.
     """
     leaves, structure = jax.tree.flatten(params)
     positions = [position for position, _ in numeric_leaves(params)]
@@ -87,7 +87,7 @@ def compiled_loss(
             return loss * factor.astype(loss.dtype), loss
 
         grads, loss = jax.grad(scaled, has_aux=True)(weights)
-        return loss, [widened(g) / factor for g in grads]
+        return loss, grads
 
     value = jax.jit(loss_of)
     return (

@@ -6,6 +6,7 @@ had again from its seed instead of being kept, and nothing is compiled for it.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 
 from normopt.numerics import wide_dtype
 
-Array = np.ndarray
+Array = Any  # of NumPy; pyright knows no `real` of one
 
 
 class Randomness:
@@ -31,8 +32,8 @@ class Randomness:
 
 def host(x: jax.Array) -> Array:
     """Gives a leaf as a NumPy array, in float32 at least, without a copy if it is."""
-    x = np.asarray(x)
-    return x.astype(wide_dtype(x.dtype), copy=False)
+    numbers: Array = np.asarray(x)
+    return numbers.astype(wide_dtype(numbers.dtype), copy=False)
 
 
 def like(x: Array, w: jax.Array) -> jax.Array:
@@ -74,14 +75,19 @@ def perturbed(w: jax.Array, rng: np.random.Generator, axes: tuple[int, ...]) -> 
 
 def in_units(x: Array) -> tuple[Array, float]:
     """Divides by the largest element, so that no square under- or overflows."""
-    top = float(np.max(np.abs(x)))
-    return x / x.dtype.type(top or 1.0), top
+    top = float(max(x.max(), -x.min()) if x.dtype.kind == "f" else np.abs(x).max())
+    return x * x.real.dtype.type(1 / top if top else 1), top
+
+
+def squared(x: Array) -> Array:
+    """Takes |x|^2 of each element."""
+    return np.square(x) if x.dtype.kind == "f" else np.abs(x) ** 2
 
 
 def _lengths(x: Array, axes: tuple[int, ...]) -> Array:
     unit, top = in_units(x)
     within = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    squares = np.sum(np.abs(unit) ** 2, axis=within, keepdims=True)
+    squares = np.sum(squared(unit), axis=within, keepdims=True)
     return unit.real.dtype.type(top) * np.sqrt(squares)
 
 

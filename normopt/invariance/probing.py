@@ -5,6 +5,7 @@ would break. So parameters are moved, every leaf by its own size, and leaves wit
 size of their own by as much as changes the loss like the others do.
 """
 
+import collections
 import itertools
 import math
 from typing import NamedTuple
@@ -14,20 +15,22 @@ import numpy as np
 
 from normopt.invariance.evidence import (
     Partition,
+    Products,
     Radial,
-    Summary,
+    Sample,
+    length,
     partitions,
-    radial,
-    summary,
 )
 from normopt.invariance.losses import Gradient, Value, Weights
 from normopt.invariance.moving import Randomness, host, jittered, like, moved
 
 # Strengths of the moves, relative to each leaf's size: what holds is to hold near the
-# parameters. Only leaves without a size are moved by all of the one that they are given.
+# parameters. Leaves without a size are moved by all of the one that they are given.
 STRENGTHS = (0.1, 0.2, 0.3, 0.4)
-# So many more points are looked at, at most, until every leaf has a size.
-CALIBRATIONS = 3
+# So many more points are looked at if the first gives leaves other sizes.
+CALIBRATIONS = 1
+# So many times the loss has the same gradient, times this, but for its rounding.
+FACTOR = 3.0
 # How often a move is halved that goes too far: the loss is not finite there, or most
 # leaves lose their gradient (a saturated network).
 HALVINGS = 4
@@ -42,6 +45,13 @@ NEGLIGIBLE = 0.01
 # A size found for such a leaf holds as long as it moves the loss like the median leaf
 # within this factor.
 SETTLED = 10.0
+# The largest measure of a candidate over the root of its leaf's size; the least and
+# the most that it is; 1 is chance. Moves of a large leaf change the loss mostly beyond
+# first order, by up to so many times more, and what an epsilon breaks is small or large
+# beside that.
+CANDIDATE, LEAST, MOST = 0.0015, 0.05, 0.3
+# More rounding than this in the measure of one gradient, and it says nothing.
+HIDDEN = 0.3
 # The size of leaves of zeros where all are, as long as no gradient tells a better one.
 FALLBACK_SIZE = 0.1
 # No leaf is moved by more than this many times the largest leaf's size.
@@ -61,6 +71,20 @@ class Sight(NamedTuple):
 
     radial: Radial
     rounding: float  # the share of its measure that is rounding
+
+    @property
+    def tells(self) -> bool:
+        """Tells whether the measure is more than rounding."""
+        return self.rounding < HIDDEN
+
+    def is_against(self, shape: tuple[int, ...]) -> bool:
+        """Tells whether the gradient sees the length of the blocks of a leaf."""
+        return self.tells and self.radial.measure > limit(shape)
+
+
+def limit(shape: tuple[int, ...]) -> float:
+    """Gives the largest measure of a candidate, for a leaf of this shape."""
+    return min(max(LEAST, CANDIDATE * math.sqrt(math.prod(shape))), MOST)
 
 
 class Point(NamedTuple):
@@ -83,22 +107,32 @@ class Probe:
         """
         self.value, self._gradient, self.random = value, gradient, Randomness(key)
         self._base = base
-        sizes = [summary(host(w)).length / math.sqrt(w.size) for w in base]
+        sizes = [length(host(w)) / math.sqrt(w.size) for w in base]
         self._small = {i for i, size in enumerate(sizes) if not size}
         usual = float(np.median([s for s in sizes if s] or [FALLBACK_SIZE]))
         self._sizes = [size or usual for size in sizes]
         self._cap = LARGEST_MOVE * max(self._sizes)
         loss, grads = gradient(base, 1.0)
-        first = [summary(host(g)) for g in grads]
-        self._alive = _alive(first)
-        if not _is_finite(loss, first):
+        lengths = [length(host(g)) for g in grads]
+        self._alive = np.count_nonzero(lengths)
+        self._against: collections.Counter[tuple[int, Partition]] = (
+            collections.Counter()
+        )
+        self._moved: tuple[Move, Weights] | None = None
+        if not np.all(np.isfinite([float(loss), *lengths])):
             raise ValueError(
                 "`find_scale_invariance` needs a finite loss with finite gradients at "
                 f"`params`; the loss is {float(loss):g}"
             )
 
-    def at(self, move: Move, *, jitter: bool = False) -> Weights:
-        """Moves the parameters; `jitter` changes their last bits, too."""
+    def at(self, move: Move) -> Weights:
+        """Moves the parameters, and keeps them until another point is asked for."""
+        if self._moved is None or self._moved[0] != move:
+            self._moved = None  # before the next ones are made
+            self._moved = move, self._at(move)
+        return list(self._moved[1])
+
+    def _at(self, move: Move, *, jitter: bool = False) -> Weights:
         weights = []
         for i, (w, size) in enumerate(zip(self._base, self._sizes, strict=True)):
             rng = self.random(move.number, i)
@@ -122,8 +156,8 @@ class Probe:
     def _look(self, number: int, strength: float) -> tuple[Point | None, bool]:
         """Takes the gradient at a point twice, and corrects sizes by it.
 
-        The second is that of three times the loss, at weights that differ in their last
-        bits: the same in exact arithmetic to a few units of precision.
+        The second is that of `FACTOR` times the loss, at weights that differ in their
+        last bits: the same in exact arithmetic to a few units of precision.
 
         Returns:
           The point, or None if every one goes too far, and whether a size
@@ -131,33 +165,63 @@ class Probe:
         """
         for halving in range(HALVINGS + 1):
             move = Move(number, strength / 2**halving, 1 / 2**halving)
-            weights = self.at(move)
+            weights = self._at(move)
             loss, grads = self._gradient(weights, 1.0)
-            grads = [host(g) for g in grads]
-            first = [summary(g) for g in grads]
-            if _is_finite(loss, first) and 2 * _alive(first) >= self._alive:
+            lengths = [length(host(g)) for g in grads]
+            finite = np.all(np.isfinite([float(loss), *lengths]))
+            if finite and 2 * np.count_nonzero(lengths) >= self._alive:
                 break
         else:
             return None, False
-        measured = [_by_level(host(w), g) for w, g in zip(weights, grads, strict=True)]
+        samples = [Sample.of(host(g)) for g in grads]
+        measured = [
+            self._by_level(i, host(w), host(g))
+            for i, (w, g) in enumerate(zip(weights, grads, strict=True))
+        ]
         del weights, grads
-        weights = self.at(move, jitter=True)
-        again, grads = self._gradient(weights, 3.0)
-        sights, lengths = [], {}
+        weights = self._at(move, jitter=True)
+        again, grads = self._gradient(weights, FACTOR)
+        sights, live = [], {}
         for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
-            w, g = host(w), host(g)
+            g = host(g) / np.float32(FACTOR)
+            products = Products(host(w), g) if measured[i] else None
             sights.append(
                 {
-                    axes: Sight(one, one.rounding(radial(w, g, axes)))
+                    axes: Sight(one, one.rounding(products.radial(axes)))
                     for axes, one in measured[i].items()
-                    if not axes or one.measure < FINER
+                    if products and (not axes or one.measure < FINER)
                 }
             )
-            if first[i].rounding(summary(g, first[i].chosen)) < ROUNDING:
-                lengths[i] = first[i].length
+            if samples[i].rounding(g) < ROUNDING:
+                live[i] = lengths[i]
         noise = abs(float(loss) - float(again))
-        point = Point(move, float(loss), noise, sights)
-        return point, self._resize(lengths)
+        changed = self._resize(live)
+        if not changed:
+            self._against.update(
+                (i, axes)
+                for i, seen in enumerate(sights)
+                for axes, sight in seen.items()
+                if sight.is_against(self._base[i].shape)
+            )
+        return Point(move, float(loss), noise, sights), changed
+
+    def _by_level(
+        self, leaf: int, w: np.ndarray, g: np.ndarray
+    ) -> dict[Partition, Radial]:
+        """Measures a whole leaf first, and finer partitions where the coarser may hold.
+
+        An invariance of the blocks of some axes is one of the blocks of fewer of them.
+        What two points were against is not looked at again.
+        """
+        found: dict[Partition, Radial] = {}
+        products = None
+        for axes in reversed(partitions(w.shape)):  # fewer axes before more of them
+            coarser = itertools.combinations(axes, len(axes) - 1) if axes else []
+            hopeful = all(c in found and found[c].measure < FINER for c in coarser)
+            if hopeful and self._against[leaf, axes] < 2:
+                products = products or Products(w, g)
+                found[axes] = products.radial(axes)
+        return found
 
     def _resize(self, lengths: dict[int, float]) -> bool:
         """Sizes small leaves by what they change the loss by; tells if one changed."""
@@ -173,24 +237,3 @@ class Probe:
                 changed |= size != sizes[i]
                 sizes[i] = size or sizes[i]
         return changed
-
-
-def _by_level(w: np.ndarray, g: np.ndarray) -> dict[Partition, Radial]:
-    """Measures the whole leaf first, and finer partitions where the coarser may hold.
-
-    An invariance of the blocks of some axes is one of the blocks of fewer of them.
-    """
-    found: dict[Partition, Radial] = {}
-    for axes in reversed(partitions(w.shape)):  # fewer axes before more of them
-        coarser = itertools.combinations(axes, len(axes) - 1) if axes else []
-        if all(known in found and found[known].measure < FINER for known in coarser):
-            found[axes] = radial(w, g, axes)
-    return found
-
-
-def _is_finite(loss: jax.Array, found: list[Summary]) -> bool:
-    return bool(np.all(np.isfinite([float(loss), *(one.length for one in found)])))
-
-
-def _alive(found: list[Summary]) -> int:
-    return sum(one.length > 0 for one in found)

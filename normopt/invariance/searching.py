@@ -13,15 +13,7 @@ import numpy as np
 from normopt.invariance.deciding import ENOUGH, Claim, Decider
 from normopt.invariance.evidence import Partition, partitions
 from normopt.invariance.losses import compiled_loss, numeric_leaves
-from normopt.invariance.probing import Point, Probe
-
-# The root mean square of a candidate's measure, at most, over the root of its leaf's
-# size, and the least and the most that this is. Moves of a large leaf change the loss
-# mostly beyond first order, by up to so many times more, and what an epsilon breaks is
-# small or large beside that.
-CANDIDATE, LEAST, MOST = 0.0015, 0.05, 0.3
-# More rounding than this in the measure of one gradient, and it says nothing.
-HIDDEN_GRADIENT = 0.3
+from normopt.invariance.probing import Point, Probe, limit
 
 
 class Found(dict[str, Partition]):
@@ -74,7 +66,7 @@ def find_scale_invariance(
 
     It takes about ten gradients and as many more losses, and two compilations, those of
     the gradient and of the loss; half-true candidates cost some losses more. At most
-    three copies of the parameters are held beside them.
+    three copies of the parameters are held beside them, and some of the largest leaf.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`;
@@ -115,11 +107,14 @@ def find_scale_invariance(
       >>> batch = normal(keys[2], (16, 5))
       >>> found = normopt.find_scale_invariance(loss_fn, params, batch)
       >>> print(normopt.describe(params, channel_axes=found))
-      path    shape   dtype    axes  blocks  multiplier  decay  half-life
-      bias    (3,)    float32  None  -       1           0      -
-      head    (3, 1)  float32  None  -       1           0      -
-      kernel  (5, 3)  float32  (1,)  3 of 5  1           0      -
+      path    shape   axes  blocks
+      bias    (3,)    None  -
+      head    (3, 1)  None  -
+      kernel  (5, 3)  (1,)  3 of 5
+      every leaf: dtype float32, multiplier 1, decay 0
       3 leaves, 21 parameters, 3 blocks
+      >>> found.left_out["bias"]
+      'its gradient is zero or rounding'
 
       An attention that normalizes its queries and keys by head, in a transformer: the
       loss does not see their length, and sees that of the values and of all else.
@@ -182,8 +177,7 @@ def _search(
             reasons[i] = str(claims[-1]) if claims else "it is no block: one element"
     decider, found = Decider(probe, points), {}
     while tried := {i: claims.pop(0) for i, claims in candidates.items() if claims}:
-        # The doubtful stand together, so that bisection leaves the others whole.
-        refuted = decider.refuted(sorted(tried.values(), key=lambda c: c.measure))
+        refuted = decider.refuted(list(tried.values()))
         for i, claim in tried.items():
             if i in refuted:
                 reasons[i] = refuted[i]
@@ -200,21 +194,21 @@ def _claim(
 
     At one point they may say the opposite, see `ENOUGH`.
     """
-    seen = {
-        p.move.number: p.sights[leaf][axes] for p in points if axes in p.sights[leaf]
-    }
-    told = {n: s for n, s in seen.items() if s.rounding < HIDDEN_GRADIENT}
-    if len(told) < ENOUGH:
+    seen = {p.move.number: p.sights[leaf].get(axes) for p in points}
+    told = {n: sight for n, sight in seen.items() if sight and sight.tells}
+    if not told:
         return "its gradient is zero or rounding"
     close = sorted(told.values(), key=lambda s: s.radial.measure)
-    close = close[: max(ENOUGH, len(close) - 1)]
+    close = close[: max(ENOUGH, len(points) - 1)]
     measure, rounding = (
         math.sqrt(np.mean(np.square(column)))
         for column in zip(*((s.radial.measure, s.rounding) for s in close), strict=True)
     )
-    if measure > min(max(LEAST, CANDIDATE * math.sqrt(math.prod(shape))), MOST):
+    if measure > limit(shape):
         return (
             f"its gradient is not orthogonal to it: {measure:.2g} where chance gives 1"
         )
-    references = {n: s.radial.reference for n, s in seen.items()}
+    if len(told) < ENOUGH:
+        return "its gradient is zero or rounding at most points"
+    references = {n: sight.radial.reference for n, sight in told.items()}
     return Claim(leaf, axes, measure, rounding, references)

@@ -137,7 +137,7 @@ def test_table_of_the_parameters_comes_before_training(tmp_path, finished, capsy
     (training,) = [i for i, line in enumerate(lines) if line.startswith("resuming ")]
     assert header < training
     leaves = {line.split()[0]: line for line in lines[header + 1 : training]}
-    assert "16 of 9 " in leaves["stem/conv/kernel"]
+    assert "16 of 9" in leaves["stem/conv/kernel"]
     assert " None " in leaves["head/kernel"]
 
 
