@@ -22,8 +22,8 @@ cycles; a grid of learning rates and decays for each arm, whose best cell is tha
 lowest mean final error over 8 seeds; other seeds to compare these cells by, in pairs,
 on the same test images. These other seeds were 16, until two programs that only round
 differently gave different answers; then they became 48. How fast an arm is says the
-mean over the epochs of its best error so far. Seen, mean errors after
-some epochs, epochs to a point above what one cosine ends with, and standard errors:
+mean over the epochs of its best error so far. Seen, mean errors after some epochs,
+epochs to a point above what one cosine ends with, and standard errors:
 
               rate  decay        4      12      28              60  needed
     SGDW      2^-4   2^-7    8.00%   7.15%   7.32%  6.05% +- 0.05%     8.3
@@ -33,13 +33,13 @@ some epochs, epochs to a point above what one cosine ends with, and standard err
 
 So restarts do not generalise better here than one cosine by more than 0.24 points. The
 task is an easy one: one cosine is first within a point of its end after eight of its 60
-epochs, long before it is annealed, so which is faster is not judged by it;
-a shorter one, as `--first-cycle 1`, can if it still improves at its end. `same cell` in the table is
-one cosine with the rate and decay of the restarts, which were added once the arms had
-been compared, and decide nothing: it needs 6.0 epochs where AdamWR needs 7.0, so that
-it is rate and decay that are faster there, not the restart. Where the third cycle ends,
-after epoch 28, restarts are ahead, as the paper would have it, by 0.71 +- 0.11 points
-for SGDW and 0.35 +- 0.09 for AdamW.
+epochs, long before it is annealed, so which is faster is not judged by it; a shorter
+one, as `--first-cycle 1`, can if it still improves at its end. `same cell` in the table
+is one cosine with the rate and decay of the restarts, which were added once the arms
+had been compared, and decide nothing: it needs 6.0 epochs where AdamWR needs 7.0, so
+that it is rate and decay that are faster there, not the restart. Where the third cycle
+ends, after epoch 28, restarts are ahead, as the paper would have it, by 0.71 +- 0.11
+points for SGDW and 0.35 +- 0.09 for AdamW.
 """
 
 import dataclasses
