@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from experiments.benchmarks import compile_time, loop_time, step_time
+from experiments.benchmarks import compile_time, loop_time, ratio_figures, step_time
 from experiments.benchmarks.gpu import gpu_compile
 from experiments.benchmarks.tpu import tpu_compile, tpu_tables
 from experiments.report.claims import (
@@ -16,6 +16,7 @@ from experiments.report.claims import (
     Claim,
     Exhibit,
     Finding,
+    Picture,
     Stored,
 )
 
@@ -108,6 +109,11 @@ def _compiled(
     return {key: rows[key] for key in wanted} if rows.keys() >= set(wanted) else None
 
 
+def _ratios(name: str, of: str) -> Picture:
+    shows = f"Ratios of the time of {of} to that of optax's or another one, with bars."
+    return Picture(name, shows, ratio_figures.draw)
+
+
 def _rounds_extent(stored: Stored) -> str:
     return (
         f"n = {stored['rounds']} rounds; a time is the median over them, and a ratio "
@@ -141,11 +147,13 @@ CHAPTER = Chapter(
             claims=_bar_claims(step_time, "step"),
             extent=_rounds_extent,
             tables=(step_time.table,),
+            pictures=(_ratios("step_time", "a step"),),
         ),
         "compile_time": Exhibit(
             claims=_bar_claims(compile_time, "tracing and compiling"),
             extent=_rounds_extent,
             tables=(compile_time.table,),
+            pictures=(_ratios("compile_time", "tracing and compiling"),),
         ),
         "loop_time": Exhibit(
             claims=(

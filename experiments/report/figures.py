@@ -1,7 +1,10 @@
 """Figures drawn from stored records, so that none needs a second run."""
 
+import contextlib
+import contextvars
 import io
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,8 +59,11 @@ LINES: dict[str, dict[str, Any]] = {
     )
 }
 _TRAIN, _VALIDATION = BLUE, ORANGE
-# Of the strip for a note, in inches.
-_STRIP = 0.25
+_DPI = 140
+# Of the strip for a note, and of a figure for phones, in inches.
+_STRIP, _PHONE = 0.25, 4.8
+_NARROW = "-narrow"
+_FOR_PHONES = contextvars.ContextVar("for_phones", default=False)
 
 Records = list[dict[str, Any]]
 
@@ -106,7 +112,7 @@ def bars(
             drawn = axes.barh(at, numbers, 0.9 * height, color=colour, label=name)
             axes.bar_label(drawn, fmt="{:.3g}", padding=2, size=8)
         axes.set_yticks(rows, names)
-        axes.set(xlabel=label, xmargin=0.08)
+        axes.set(xlabel=label, xmargin=0.08, axisbelow=True)
         axes.grid(visible=False, axis="y")
         if len(groups) > 1:
             axes.legend(frameon=False)
@@ -121,6 +127,26 @@ def log_scale(axes: Any) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
 
 
+@contextlib.contextmanager
+def for_phones_too() -> Iterator[None]:
+    """Have `save` write each figure a second time, its panels one below the other."""
+    token = _FOR_PHONES.set(True)
+    try:
+        yield
+    finally:
+        _FOR_PHONES.reset(token)
+
+
+def narrow(path: Path) -> Path:
+    """Return where the figure for phones lies beside the wide one."""
+    return path.with_stem(path.stem + _NARROW)
+
+
+def is_narrow(name: str) -> bool:
+    """Say whether a name is that of a figure for phones."""
+    return name.endswith(_NARROW)
+
+
 def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write a figure and its contents as a PNG, whole or not at all.
 
@@ -132,9 +158,65 @@ def save(figure: Figure, path: Path, note: str = "") -> None:
     """
     if note:
         _add_strip(figure, note)
+    _write(figure, path)
+    if _FOR_PHONES.get():
+        _stack(figure)
+        _write(figure, narrow(path))
+
+
+def _write(figure: Figure, path: Path) -> None:
     image, about = io.BytesIO(), {CONTENTS: json.dumps(contents(figure))}
-    figure.savefig(image, format="png", dpi=140, metadata=about)
+    figure.savefig(image, format="png", dpi=_DPI, metadata=about)
     write_bytes(path, image.getvalue())
+
+
+def _stack(figure: Figure) -> None:
+    """Lay a figure's panels out again, one below the other, with labels of their own.
+
+    Notes go: the text beside a figure says the same.
+    """
+    panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]
+    bars = [axes for axes in figure.axes if axes not in panels]
+    for text in [*figure.texts]:
+        if text is not figure._suptitle:
+            text.remove()
+    figure.set_layout_engine("constrained")
+    figure.set_size_inches(_PHONE, 0.8 + 3.2 * len(panels))
+    grid = figure.add_gridspec(len(panels), 1)
+    labels = [[axes.get_xlabel(), axes.get_ylabel()] for axes in panels]
+    for rank, axes in enumerate(panels):
+        old = axes.get_subplotspec()
+        # Shared labels stand below the last row, or beside the first column.
+        for side, shared in enumerate((old.colspan, old.rowspan)):
+            along = [
+                labels[k][side]
+                for k, other in enumerate(panels)
+                if shared == (_span(other, side)) and labels[k][side]
+            ]
+            if not labels[rank][side] and along:
+                axes.set(**{("xlabel", "ylabel")[side]: along[-1]})
+    for rank, axes in enumerate(panels):
+        axes.set_subplotspec(grid[rank])
+        axes.tick_params(labelbottom=True, labelleft=True)
+        lines = (textwrap.fill(line, 40) for line in axes.get_title().split("\n"))
+        axes.set_title("\n".join(lines), fontsize=10)
+    for bar in bars:
+        bar.set_visible(bool(panels))
+    if figure._suptitle is not None:
+        figure.suptitle(textwrap.fill(figure.get_suptitle(), 46), fontsize=10)
+    for legend in [*figure.legends]:
+        texts = [text.get_text() for text in legend.get_texts()]
+        title = textwrap.fill(legend.get_title().get_text(), 46)
+        handles = legend.legend_handles
+        legend.remove()
+        columns = 1 if max(map(len, texts)) > 24 else 2
+        where = {"loc": "outside lower center", "frameon": False}
+        figure.legend(handles, texts, title=title or None, ncols=columns, **where)
+
+
+def _span(axes: Any, side: int) -> range:
+    place = axes.get_subplotspec()
+    return place.colspan if side == 0 else place.rowspan
 
 
 def contents(figure: Figure) -> dict[str, list[Any]]:

@@ -98,8 +98,9 @@ class Check:
         """Return what has to show."""
         metric = self.metric
         if not self.against:
-            top = "" if math.isinf(self.high) else f" and below {self.high:g}"
-            return f"{metric.name} above {self.low:g}{top}"
+            ends = (("above", self.low), ("below", self.high))
+            bounds = [f"{side} {end:g}" for side, end in ends if math.isfinite(end)]
+            return f"{metric.name} {' and '.join(bounds)}"
         if self.low == 0:
             return f"{metric.name} {metric.better} than {self.against}'s"
         return (

@@ -65,6 +65,12 @@ class Section:
         }
 
     @property
+    def would_test(self) -> str:
+        """The commands that make what claims wait for, if they are not the stored's."""
+        waits = any(one.verdict is Verdict.NOT_TESTED for one in self.judged)
+        return self.origin.get("the whole run", "") if waits else ""
+
+    @property
     def is_in_part(self) -> bool:
         """Whether some of its results are stored, and some claims wait for others."""
         return self.stored is not None and any(

@@ -58,7 +58,9 @@ def main(args: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = draw_all(report)
     for name, image in images.items():
-        write_bytes(folder / f"{name}.png", image)
+        # Those for phones are in the page alone.
+        if not figures.is_narrow(name):
+            write_bytes(folder / f"{name}.png", image)
     write_text(config.out / "RESULTS.md", pages.markdown(report, FIGURES))
     write_text(config.out / "index.html", pages.html(report, images))
     in_part = [section.name for section in report.sections if section.is_in_part]
@@ -101,7 +103,13 @@ def gather(results: Path) -> Report:
     headers, parts = discover(), []
     for chapter in chapters():
         sections = [
-            Section(name, headers[name].summary, command_of(name), exhibit, stored)
+            Section(
+                name,
+                headers[name].summary,
+                command_of(name, headers[name].module),
+                exhibit,
+                stored,
+            )
             for name, exhibit in chapter.exhibits.items()
             for stored in [_read(results / f"{name.replace('.', '/')}.json")]
         ]
@@ -111,40 +119,48 @@ def gather(results: Path) -> Report:
     return Report(parts, others)
 
 
-def command_of(name: str) -> str:
+def command_of(name: str, module: str) -> str:
     """Return the command that the head of an experiment's file gives for it."""
     start = re.escape(f"python -m experiments {name}")
-    text = importlib.import_module(discover()[name].module).__doc__ or ""
+    text = importlib.import_module(module).__doc__ or ""
     found = re.search(rf"^ +({start}\b.*)$", text, re.MULTILINE)
     if found is None:
-        raise ValueError(f"the head of experiments.{name} has no command")
+        raise ValueError(f"the head of {module} has no command")
     return " ".join(found[1].split())
 
 
 def draw_all(report: Report) -> dict[str, bytes]:
-    """Return the PNG of each picture whose results are stored, by its name."""
+    """Return the PNGs of each picture whose results are stored, by its name.
+
+    That for phones has `-narrow` after its name.
+    """
     return {
-        picture.name: draw(picture, section.stored)
+        name: image
         for section in report.sections
         if section.stored is not None
         for picture in section.exhibit.pictures
+        for name, image in draw(picture, section.stored).items()
     }
 
 
-def draw(picture: Picture, stored: Stored) -> bytes:
-    """Return a picture as a small PNG."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "figure.png"
+def draw(picture: Picture, stored: Stored) -> dict[str, bytes]:
+    """Return a picture as small PNGs, the wide one and that for phones."""
+    with tempfile.TemporaryDirectory() as folder, figures.for_phones_too():
+        path = Path(folder) / f"{picture.name}.png"
         picture.draw(path, stored)
-        # Lines and their edges need no more colours, and a third of the bytes.
-        with Image.open(path) as full:
-            small = full.convert("RGB").quantize(
-                256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-            )
-            about = PngInfo()
-            # By which matplotlib it was drawn: another one draws other pixels.
-            about.add_text(DRAWN_BY, full.info[DRAWN_BY])
-            about.add_text(figures.CONTENTS, full.info[figures.CONTENTS], zip=True)
+        return {one.stem: _small(one) for one in (path, figures.narrow(path))}
+
+
+def _small(path: Path) -> bytes:
+    """Return an image with 256 colours, which lines need no more than."""
+    with Image.open(path) as full:
+        small = full.convert("RGB").quantize(
+            256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+        )
+        about = PngInfo()
+        # By which matplotlib it was drawn: another one draws other pixels.
+        about.add_text(DRAWN_BY, full.info[DRAWN_BY])
+        about.add_text(figures.CONTENTS, full.info[figures.CONTENTS], zip=True)
     image = io.BytesIO()
     small.save(image, format="png", optimize=True, pnginfo=about)
     return image.getvalue()

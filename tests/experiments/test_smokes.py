@@ -13,6 +13,7 @@ from experiments.__main__ import discover
 from experiments.papers.block_normalized_2017 import convex, methods
 from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
 from experiments.papers.novograd_2019 import modes, robustness
+from experiments.papers.spherical_2020 import sphere
 from tests.experiments.drawings import figure_of
 
 
@@ -127,6 +128,13 @@ SMOKES = [
         put(0.01, "optimizers", "NovoGrad, sum", "weights", 0, 1),
         said=robustness.SMOKE,
         parts=robustness.SMOKE,
+    ),
+    Smoke(
+        "spherical_2020.sphere",
+        "spherical_2020.sphere.follow_all",
+        put(0.5, "arms", "SGD", "adam", 0, 1),
+        said=tuple(sphere.ARMS),
+        parts=tuple(sphere.ARMS),
     ),
     Smoke(
         "spherical_2020.effective_learning_rate",

@@ -14,8 +14,8 @@ takes about sixteen hours on two CPU cores, by the 190 images/s of a short run: 
 one has been made yet. Stored is that of `--images 5000`, a tenth of them, which takes
 two and a half hours. It writes `cifar_cnn.json`, `cifar_cnn_train.png` and
 `cifar_cnn_test.png`, and a folder for each optimizer; the same command again goes on
-where it stopped. With `--seed 1` it adds the curves of that seed to the file; claims
-are judged from three seeds on. All training images are trained on, and the test images
+where it stopped. It trains three seeds, which is what claims are judged
+from; `--seeds` says how many. All training images are trained on, and the test images
 are tested after each epoch; nothing is chosen by that.
 
 The example's text has two figures, of training and test, and makes no claim about them:

@@ -263,7 +263,6 @@ def exhibit(
             )
             for split, images in SPLITS.items()
         ),
-        whole=tuple(_command(seed) for seed in range(FEWEST_SEEDS)),
         stored_by=_commands,
     )
 
@@ -297,15 +296,13 @@ def _extent(stored: Stored) -> str:
 
 
 def _commands(stored: Stored) -> tuple[str, ...]:
-    config = stored["config"]
+    config, seeds = stored["config"], len(stored["seeds"])
     images, epochs = WHOLE[config["data"]]
     options = []
     if not is_whole(config["images"], images):
         options.append(f"--images {config['images']}")
     if config["epochs_per_rate"] != epochs:
         options.append(f"--epochs {config['epochs_per_rate']}")
-    return tuple(_command(int(seed), *options) for seed in stored["seeds"])
-
-
-def _command(seed: int, *options: str) -> str:
-    return " ".join([*options, f"--seed {seed}"] if seed else options)
+    if seeds != FEWEST_SEEDS:
+        options.append(f"--seeds {seeds}")
+    return (" ".join(options),)

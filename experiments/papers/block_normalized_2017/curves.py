@@ -1,14 +1,14 @@
 """A network trained by four optimizers, each a run that can be resumed, and its curves.
 
 The two networks of this paper share it: SGD with momentum and Adam, each plain and with
-normalized gradients, and one figure for the training and one for the test images. The
-records of all seeds are in one file: the command of each seed adds its own.
+normalized gradients, and one figure for the training and one for the test images. Each
+seed has runs, and folders, of its own.
 """
 
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from experiments.config import Options
 from experiments.data import Dataset, Split
 from experiments.data.augment import Augmentation
 from experiments.data.dataset import normalised
-from experiments.papers.block_normalized_2017 import seed_records
 from experiments.papers.block_normalized_2017.curve_figures import (
     SPLITS,
     Published,
@@ -38,10 +37,11 @@ from experiments.papers.block_normalized_2017.methods import (
     optimizer_of,
 )
 from experiments.train import train
+from experiments.training import provenance
 from experiments.training.loop import Job, Loop, Plan
 from experiments.training.measuring import check_least, folder_of, one_line_errors
 from experiments.training.preparation import Prepared
-from experiments.training.runs import Run, read_records
+from experiments.training.runs import Run, read_records, write_json
 from experiments.training.steps import Network, create, initial_state
 
 # A network, its parameters and its other state.
@@ -54,9 +54,9 @@ class CurvesOptions(Options):
 
     data_dir: Path | None = None
     """The folder with the data set's official files, or its parent."""
-    seed: int = 0
-    """For the initial weights, dropout and the order of the images; what it gives is
-    added to the records of other seeds, which must be of the same settings."""
+    seeds: int = 3
+    """Runs of each optimizer, with seeds from 0 on for the initial weights, dropout and
+    the order of the images; one in a smoke run."""
     images: int | None = None
     """Train on so many of the training images, the first ones; left out, on all."""
     epochs: int | None = None
@@ -215,7 +215,7 @@ def run(config: CurvesOptions, name: str, load: Callable[[], Task]) -> None:
         name: of the records and figures.
         load: gives the task, whose data may be missing or damaged.
     """
-    check_least(config, seed=0, images=1, epochs=1)
+    check_least(config, seeds=1, images=1, epochs=1)
     console = Console()
     folder = folder_of(config)
     records = folder / f"{name}.json"
@@ -236,28 +236,28 @@ def run(config: CurvesOptions, name: str, load: Callable[[], Task]) -> None:
 def _train_and_store(
     config: CurvesOptions, task: Task, records: Path, console: Console
 ) -> None:
-    settings = {**task.described(), "test_images": len(task.data.test)}
-    # Refused here, and not after hours of training.
-    seed_records.kept(records, settings, fresh=config.fresh)
     records.parent.mkdir(parents=True, exist_ok=True)
-    seed_records.add(
-        records,
-        settings,
-        task.published._asdict(),
-        config.seed,
-        measure(config, task, records.parent, console),
-        fresh=config.fresh,
-    )
+    seeds = {}
+    for seed in range(1 if config.smoke else config.seeds):
+        seeds[str(seed)] = measure(config, task, seed, records.parent, console)
+        stored = {
+            "config": {**task.described(), "test_images": len(task.data.test)},
+            "published": task.published._asdict(),
+            "seeds": seeds,
+            "provenance": provenance.describe(),
+        }
+        write_json(records, stored)
 
 
 def measure(
-    config: CurvesOptions, task: Task, folder: Path, console: Console
+    config: CurvesOptions, task: Task, seed: int, folder: Path, console: Console
 ) -> dict[str, Any]:
     """Train by each optimizer, or go on where an earlier command stopped.
 
     Args:
-        config: `seed`, whether to begin anew, and whether only those of `SMOKE`.
+        config: whether to begin anew, and whether only those of `SMOKE`.
         task: what to train.
+        seed: of the runs.
         folder: where the runs' folders go.
         console: where progress goes.
 
@@ -265,12 +265,12 @@ def measure(
         The curves of the seed, loss and accuracy by epoch of each optimizer, and what
         they are read from.
     """
-    curves, runs, model = {}, {}, build(task, config.seed)
+    curves, runs, model = {}, {}, build(task, seed)
     for method in SMOKE if config.smoke else METHODS:
         console.print(f"[bold]{method}[/bold]")
-        prepared = prepare(method, task, model, config.seed, folder)
+        prepared = prepare(method, task, model, seed, folder)
         result = train(prepared, fresh=config.fresh, console=console)
-        curves[method] = seed_records.curves_of(read_records(prepared.run.metrics_file))
+        curves[method] = curves_of(read_records(prepared.run.metrics_file))
         runs[method] = {
             "folder": prepared.run.folder.name,
             "parameters": result["parameters"],
@@ -278,3 +278,18 @@ def measure(
             "provenance": prepared.run.provenance(),
         }
     return {"curves": curves, "runs": runs}
+
+
+def curves_of(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return loss and accuracy at the end of each epoch, rounded as figures show them.
+
+    Args:
+        records: of a run with one an epoch, whose validation images are its test's.
+    """
+    return {
+        f"{split}_{quantity}": [
+            float(f"{record[f'{source}_{quantity}']:.5g}") for record in records
+        ]
+        for split, source in (("train", "train"), ("test", "validation"))
+        for quantity in ("loss", "accuracy")
+    }

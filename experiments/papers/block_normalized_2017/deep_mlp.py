@@ -12,8 +12,8 @@ largest element (`max`); the L2 term is part of what is divided.
 
 takes about half an hour on two CPU cores. It writes `deep_mlp.json`,
 `deep_mlp_train.png` and `deep_mlp_test.png`, and a folder for each optimizer; the same
-command again goes on where it stopped. With `--seed 1` it adds the curves of that seed
-to the file; claims are judged from three seeds on. All training images are trained on,
+command again goes on where it stopped. It trains three seeds, which is what claims are
+judged from; `--seeds` says how many. All training images are trained on,
 and the test images are tested after each epoch; nothing is chosen by that. The loss on
 record is the cross-entropy, without the L2 term.
 

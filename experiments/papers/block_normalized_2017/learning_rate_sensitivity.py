@@ -12,13 +12,11 @@ takes fifteen seconds on two CPU cores. It writes `learning_rate_sensitivity.jso
 `learning_rate_sensitivity.png`; `--redraw` draws the stored records again.
 
 No value is published, and the text makes no claim; what its figure shows is how far
-normalized Adam gets by the rate it is given. Seen: the gap that it ends with falls to
-2.6e-05 at the smallest rate that arrives, 0.0063, and grows with the rate from there,
-to 0.0032 at 0.1; the steps to one percent of the gap at the start are about inversely
-proportional to the rate, 640 at 0.0063 and 50 at 0.1. It gets there at four of the six
-rates, as RMSprop does in about a quarter more steps, Adam at three and normalized SGD
-at two. What it pays is the floor: at 0.04 and 0.1 Adam ends near 1e-10. Such ends hang
-on rounding, and differ by some times between CPUs.
+normalized Adam gets by the rate it is given. That is compared with Adam over 20
+problems, each method at its best of six rates, which the other problems choose, and by
+the decades of rates that take it to one percent of the gap at the start. Seen: it is
+there in two thirds of Adam's steps, 57 for 83, and over 1.2 decades of rates for 0.8.
+What it pays is the floor: at 0.04 and 0.1 Adam ends near 1e-10, and it near 1e-3.
 """
 
 import json

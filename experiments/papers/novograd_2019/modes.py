@@ -18,8 +18,8 @@ the default eps of 1e-7. `optax.adamw` has its defaults and the same decay, whic
 too is times the learning rate (`normopt.adamw`'s is not); but NovoGrad's passes through
 the momentum, so a sum decays 20 times as much at the same rate. SGD has momentum 0.9
 and no decay. A curve's robustness is the number of decades about its best rate in which
-the mean error is at most 1 point above the best. The claim shows if each mode has more
-of them than both baselines, whichever seed is left out. Only length of training and
+the mean error is at most 1 point above the best. Judged is the paper's own mode, `sum,
+decay`; on par is what is worse by less than that point. Only length of training and
 middles of the ranges were chosen after a coarse look, at other seeds. Seen:
 
                               best error   rates to 1 point above      decades

@@ -51,6 +51,7 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 
 from experiments import data
@@ -203,11 +204,17 @@ def draw(path: Path, stored: Stored) -> None:
             above.set(
                 xscale="log", yscale="log", xlabel=r"predicted: $\sqrt{d}\,/\,\|w\|$"
             )
-            below.set(xlabel="epoch", yscale="log")
+            for axis in (above.xaxis, above.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 3)))
+                axis.set_minor_formatter(NullFormatter())
+                axis.set_major_formatter("{x:g}")
+            below.set(xlabel="epoch")
+            figures.log_scale(below)
         panels[0, 0].set_ylabel("measured: angle of a step")
         panels[1, 0].set_ylabel(r"norm $\|w\|$")
         figure.legend(
             *panels[0, 0].get_legend_handles_labels(),
+            markerscale=3,
             title="layer, from the first on, × the factor of its initial kernel",
             loc="outside lower center",
             ncols=3,

@@ -123,7 +123,7 @@ def ask(
     """
     # First of all: what the paper does not have needs no data.
     protocol.tuned(config.optimizer, config.dataset, config.model)
-    ranges.check(config, epochs=1, batch_size=1)
+    ranges.check(config, epochs=1, batch_size=1, log_every=1, seed=0)
     settings = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(TrainConfig)

@@ -163,7 +163,7 @@ def test_an_experiment_of_parts_locks_its_folder_too(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=f"process {os.getpid()} on "):
             check_free(folder)
         tried.append(name)
-        return {"gaps": [[1.0]]}
+        return {"gaps": [[1.0]], "arrived_after": [[None]]}
 
     monkeypatch.setattr(
         "experiments.training.runs.Run.part",

@@ -179,7 +179,7 @@ def test_missing_data_and_missing_records_are_said(tmp_path):
     ("options", "message"),
     [
         (["--epochs", "0"], "`epochs` must be >= 1, got 0"),
-        (["--seed", "-1"], "`seed` must be >= 0, got -1"),
+        (["--seeds", "0"], "`seeds` must be >= 1, got 0"),
         (["--images", "127"], "`images` must fill a batch of 128, got 127"),
         (["--images", "0"], "`images` must be >= 1, got 0"),
         (["--images", "1438"], "`images` must be from 1 to 1437, got 1438"),
@@ -197,3 +197,11 @@ def test_a_part_is_trained_on_for_so_long(task):
     assert (len(part.data.train), part.epochs) == (256, 2)
     assert len(part.data.test) == len(task.data.test)
     assert curves.shortened(task, curves.CurvesOptions()) == task
+
+
+def test_curves_are_those_of_the_records():
+    record = {"train_loss": 0.1234567, "train_accuracy": 0.5}
+    record |= {"validation_loss": 2.0, "validation_accuracy": 0.25}
+    found = curves.curves_of([record, record | {"train_loss": 1.0}])
+    assert found["train_loss"] == [0.12346, 1.0]
+    assert found["test_accuracy"] == [0.25, 0.25]

@@ -63,7 +63,7 @@ def test_runs_that_are_stored_are_not_computed_again(folder, tmp_path, monkeypat
 def problems(steps):
     """Twenty problems at three rates, where normalized Adam needs so many steps."""
     adam = [[None, 400 + n, 200] for n in range(20)]
-    ours = [[n if n is None else n + 10 * k for n in steps] for k in range(20)]
+    ours = [[n if n is None else n + k for n in steps] for k in range(20)]
     methods = {"Adam": adam, "normalized Adam": ours}
     return {
         "config": {"steps": 1000},
@@ -73,11 +73,13 @@ def problems(steps):
 
 
 def test_methods_are_compared_over_the_problems():
+    # Faster, or at rates further apart, or neither.
     for steps, verdicts in (
-        ([300, 200, 100], ["not reproduced", "reproduced"]),
-        ([300, 200, 3], ["reproduced", "reproduced"]),
+        ([300, 200, 100], ["reproduced", "reproduced"]),
+        ([500, 400, 300], ["not reproduced", "reproduced"]),
+        ([None, 150, None], ["reproduced", "not reproduced"]),
         ([None, None, 600], ["not reproduced", "not reproduced"]),
     ):
         found = [claim.judge(problems(steps)) for claim in EXHIBIT.claims]
-        assert [one.verdict for one in found] == verdicts or steps[2] == 100
+        assert [one.verdict for one in found] == verdicts
         assert all("n = 20 paired problems" in one.ours for one in found)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.papers.block_normalized_2017 import cifar_cnn, curves, deep_mlp
+from experiments.papers.block_normalized_2017.curve_figures import SPLITS
 from experiments.papers.block_normalized_2017.methods import SMOKE
 
 EPOCHS = 3
@@ -69,31 +70,21 @@ def test_a_finished_run_is_not_trained_again(module, folder, stored, monkeypatch
     assert again["seeds"] == stored["seeds"]
 
 
-def test_the_command_of_another_seed_adds_its_curves(
-    module, folder, stored, monkeypatch, tmp_path
-):
-    out = tmp_path / "made" / "smoke"
-    out.mkdir(parents=True)
-    records = out / f"{module.NAME}.json"
-    records.write_text(json.dumps(stored))
+def test_each_seed_has_its_records_and_more_add_theirs(module, monkeypatch, tmp_path):
     trained = []
 
-    def measure(config, *_):
-        trained.append(config.seed)
-        return stored["seeds"]["0"]
+    def measure(config, task, seed, *_):
+        trained.append(seed)
+        curves = {f"{s}_{q}": [1.0] for s in SPLITS for q in ("loss", "accuracy")}
+        return {"curves": dict.fromkeys(SMOKE, curves)}
 
+    task = module.load(curves.CurvesOptions(smoke=True))
     monkeypatch.setattr(curves, "measure", measure)
-    module.main(["--smoke", "--seed", "1", "--out", str(out.parent)])
-    assert json.loads(records.read_text())["seeds"] == {
-        seed: stored["seeds"]["0"] for seed in ("0", "1")
-    }
-    # Nothing is trained that could not be stored.
-    other = ["--smoke", "--images", "256", "--out", str(out.parent)]
-    with pytest.raises(SystemExit, match=r"--images 1437 \(here 256\).*--fresh"):
-        module.main(other)
-    assert trained == [1] and len(json.loads(records.read_text())["seeds"]) == 2
-    module.main([*other, "--fresh"])
-    assert list(json.loads(records.read_text())["seeds"]) == ["0"]
+    monkeypatch.setattr(module, "load", lambda _: task)
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
+    module.main(["--seeds", "2", "--out", str(tmp_path)])
+    stored = json.loads((tmp_path / f"{module.NAME}.json").read_text())
+    assert list(stored["seeds"]) == ["0", "1"] and trained == [0, 1]
 
 
 def test_folders_of_runs_are_those_of_a_seed(module, folder, stored):

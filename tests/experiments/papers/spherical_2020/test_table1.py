@@ -114,6 +114,7 @@ def test_options_that_the_paper_does_not_have_stand_in_the_cell(command):
     assert cell["config"]["channel_axes"] == "auto"
 
 
+@pytest.mark.slow("prepares networks for several seeds")
 def test_cell_that_diverges_ends_no_other_and_is_kept(command, tmp_path):
     sgd = (*PLACE, "--seeds", "3", "--optimizers", "sgd")
     command.diverging.add(1)

@@ -25,9 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import normopt
-from experiments import devices
-from experiments.measuring import check_least, one_line_errors
 from experiments.models import MODELS
+from experiments.training import devices
+from experiments.training.measuring import check_least, one_line_errors
 
 _WORDS = 5000
 _COLUMNS = (

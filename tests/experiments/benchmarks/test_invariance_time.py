@@ -2,8 +2,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import invariance_time
-from experiments.invariance_time import Case, measure, transformer
+from experiments.benchmarks import invariance_time
+from experiments.benchmarks.invariance_time import Case, measure, transformer
 
 
 def test_a_row_counts_gradients_and_losses():
