@@ -56,6 +56,7 @@ class Case:
     name: str
     options: Mapping[str, Any]  # beside the learning rate
     inner: Mapping[str, Any] | None = None  # of optax; it then has the learning rate
+    inner_option: str = "inner"
     wraps: Mapping[str, Any] | None = (
         None  # optimizers with rates of their own, by option
     )
@@ -91,14 +92,14 @@ class Case:
         if self.inner is not None:
             inner = dict(self.inner)
             of_optax = inject(getattr(optax, inner.pop("name")))
-            return build(inner=of_optax(rate, **inner), **options)
+            options[self.inner_option] = of_optax(rate, **inner)
+            return build(**self.built, **options)
         if self.chain is not None:
             scale = inject(optax.scale_by_learning_rate)(rate)
             return self.chain(build(**options), scale)
         if self.restarts is not None:
             options["schedule"] = normopt.WarmRestarts(**self.restarts)
-        options |= {name: normopt.make(**own) for name, own in self.wrapped.items()}
-        return build(learning_rate=rate, **options)
+        return build(learning_rate=rate, **self.built, **options)
 
     def scaled(self, axes, factor=1.0, rate=2.0**-4, **options):
         """What takes the same steps when gradients are multiplied by a power of two.
@@ -130,6 +131,11 @@ class Case:
         return dict(self.wraps or {})
 
     @property
+    def built(self) -> dict[str, Any]:
+        """Those optimizers."""
+        return {name: normopt.make(**own) for name, own in self.wrapped.items()}
+
+    @property
     def own_rate(self) -> bool:
         """Whether the learning rate is its own, and not a link of optax."""
         return self.inner is None and self.chain is None
@@ -154,7 +160,7 @@ class Case:
     def config(self) -> dict[str, Any]:
         given = {"learning_rate": RATE}
         if self.inner is not None:
-            given = {"inner": {**self.inner, **given}}
+            given = {self.inner_option: {**self.inner, **given}}
         given |= self.wrapped
         if self.restarts is not None:
             given["schedule"] = {"name": "WarmRestarts", **self.restarts}
@@ -397,6 +403,14 @@ LINKS = [
         needs_params="decay_weights",
         ruled=("weight_decay", 0.2, 0.1),
         linear=True,
+    ),
+    Case(
+        "decouple_length",
+        BY_COLUMN,
+        inner=MOMENTUM,
+        inner_option="direction",
+        wraps={"length": STEADY},
+        needs_params="decouple_length",
     ),
     Case(
         "keep_norm",

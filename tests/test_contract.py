@@ -247,7 +247,7 @@ def test_extra_args_reach_what_is_wrapped(case):
     options = (
         {**case.options, "moment": None} if "moment" in case.options else case.options
     )
-    optimizer = case.build(needs_value(seen), **options)
+    optimizer = case.build(needs_value(seen), **case.built, **options)
     update = functools.partial(optimizer.update, value=3.0)
     jax.eval_shape(update, params, optimizer.init(params), params)
     assert seen == [3.0]

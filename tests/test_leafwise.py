@@ -268,12 +268,13 @@ def test_callable_options_are_read_on_the_params():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_without_blocks_and_decay_no_params_are_needed(case):
     if case.inner is not None:
-        tx = case.build(inner=optax.sgd(0.1), **case.options)
+        given = {case.inner_option: optax.sgd(0.1), **case.built, **case.options}
+        tx = case.build(**given)
     elif "channel_axes" in case.rules("", ""):
         tx = case.build(0.1, channel_axes=None)
     elif case.wrapped or "norms" in case.options:
         kinds = inspect.signature(case.build).parameters
-        given = {name: normopt.make(**own) for name, own in case.wrapped.items()}
+        given = case.built
         given |= {k: v for k, v in case.options.items() if kinds[k].default is EMPTY}
         tx = case.build(0.1, **given)
     else:
