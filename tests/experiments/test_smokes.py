@@ -56,10 +56,11 @@ def put(value, *keys):
     return change
 
 
-def double_the_angles(stored):
+def double_an_angle(stored):
     for records in stored["runs"].values():
         angles = records[0]["angle"]
-        angles.update({layer: 2 * angle for layer, angle in angles.items()})
+        layer = next(iter(angles))
+        angles[layer] *= 2
 
 
 def of_network(name):
@@ -82,7 +83,7 @@ SMOKES = [
     ),
     Smoke(
         "block_normalized_2017.learning_rate_sensitivity",
-        "block_normalized_2017.learning_rate_sensitivity.arrival",
+        "block_normalized_2017.learning_rate_sensitivity.folder_of",
         put([[40, 30, 20, 10, 0, 0]], "methods", "Adam", "arrived_after"),
         others=("convex.json", "convex.png"),
     ),
@@ -138,8 +139,8 @@ SMOKES = [
     ),
     Smoke(
         "spherical_2020.effective_learning_rate",
-        "spherical_2020.effective_learning_rate.measure",
-        double_the_angles,
+        "spherical_2020.effective_learning_rate.train_epochs",
+        double_an_angle,
     ),
 ]
 
