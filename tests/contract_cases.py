@@ -409,8 +409,9 @@ LINKS = [
         BY_COLUMN,
         inner=MOMENTUM,
         inner_option="direction",
-        wraps={"length": STEADY},
+        wraps={"length": SIGNS},
         needs_params="decouple_length",
+        linear=True,
     ),
     Case(
         "keep_norm",
@@ -455,7 +456,7 @@ LINKS = [
     ),
     Case(
         "retract_to_stiefel",
-        {**BY_MATRIX, "eps": 1e-3},
+        {**BY_MATRIX, "scale": 2.0, "steps": 2, "eps": 1e-3},
         inner=MOMENTUM,
         needs_params="retract_to_stiefel",
         ruled=OF_MATRICES["ruled"],

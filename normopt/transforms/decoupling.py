@@ -12,12 +12,12 @@ from normopt.blocks import (
     block_dot,
     per_block,
     resolve_proper_axes,
-    squared_length,
 )
 from normopt.checks import check_inner
 from normopt.keeping import OfBlocks
-from normopt.leafwise import Kept, Work
-from normopt.numerics import safe_sqrt, widened, wider_dtype
+from normopt.leafwise import Work
+from normopt.norms import block_norm
+from normopt.numerics import widened, wider_dtype
 from normopt.rules import PerLeaf
 
 
@@ -27,7 +27,7 @@ class DecoupleLengthState(NamedTuple):
     lengths: Any  # {"path@axes": g of each block, which can turn negative}
     radii: Any  # {"path@axes": |v| of each block}
     direction: Any  # direction's state, for v
-    length: Any  # length's state, for g: of leaves with blocks, a number a block
+    length: Any  # length's state, for {"path@axes": g}
 
 
 def decouple_length(
@@ -52,9 +52,10 @@ def decouple_length(
     Args:
       direction: an optimizer of v, learning rate included. It sees leaves of the shape
         of the params; v starts as the weights.
-      length: an optimizer of g, learning rate included. It sees the lengths of the
-        blocks, with the shape of the channel axes and the path of their leaf, and
-        nothing of leaves without blocks. A decay here pulls the lengths to zero.
+      length: an optimizer of g, learning rate included. It sees a dictionary of the
+        lengths, `{"path@axes": one for each block}`, as its state has them: a pattern
+        finds `kernel@1`, and leaves without blocks are not there. A decay here pulls
+        the lengths to zero.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
         blocks, and with blocks of one element, are direction's alone.
 
@@ -88,31 +89,31 @@ def decouple_length(
     check_inner("decouple_length", direction)
     check_inner("decouple_length(length=...)", length)
     of_direction, of_length = map(optax.with_extra_args_support, (direction, length))
+    numbers = OfBlocks()
+    # Two optimizers come between the parts of its step: it has none for `go`.
     plan = Work(
         "decouple_length",
-        _split,
+        lambda *leaf: leaf,
         channel_axes=channel_axes,
         resolve=resolve_proper_axes,
         reads_weights=lambda leaf: True,
-        keeps={"lengths": OfBlocks(), "radii": OfBlocks()},
+        keeps={"lengths": numbers, "radii": numbers},
         state=DecoupleLengthState,
     )
 
     def init_fn(params: optax.Params) -> DecoupleLengthState:
         leaves = plan.read_at_init(params)
-        weights, treedef = jax.tree.flatten(params)
+        state = plan.started(leaves, params, direction=None, length=None)
         lengths = [
-            None if leaf.axes is None else safe_sqrt(squared_length(w, leaf.axes))
-            for w, leaf in zip(weights, leaves, strict=True)
+            None if leaf.axes is None else _length(w, leaf.axes)
+            for w, leaf in zip(jax.tree.leaves(params), leaves, strict=True)
         ]
-        state = plan.started(
-            leaves,
-            params,
-            direction=of_direction.init(params),
-            length=of_length.init(treedef.unflatten(map(_or_masked, lengths))),
+        # Two arrays, so that the memory of both can be handed over to a step.
+        kept = [(one, one if one is None else jnp.copy(one)) for one in lengths]
+        state = plan.pack(kept, state, params, leaves)
+        return state._replace(
+            direction=of_direction.init(params), length=of_length.init(state.lengths)
         )
-        kept = [(one, one) for one in lengths]
-        return plan.pack(kept, state, params, leaves)
 
     def update_fn(
         updates: optax.Updates,
@@ -121,53 +122,58 @@ def decouple_length(
         **extra_args: Any,
     ) -> tuple[optax.Updates, DecoupleLengthState]:
         leaves, weights = plan.read_at_update(updates, state, params)
+        axes = [leaf.axes for leaf in leaves]
         kept = plan.unpack(state, updates, leaves)
         gradients, treedef = jax.tree.flatten(updates)
-        axes = [leaf.axes for leaf in leaves]
-        parts = list(map(_split, gradients, weights, axes, kept))
-        grads_v, grads_g, v, g = map(treedef.unflatten, zip(*parts, strict=True))
+        split = list(map(_split, gradients, weights, axes, kept))
+        of_v, of_g, v = zip(*split, strict=True) if split else ((), (), ())
         steps_v, state_v = of_direction.update(
-            grads_v, state.direction, v, **extra_args
+            treedef.unflatten(of_v), state.direction, treedef.unflatten(v), **extra_args
         )
-        steps_g, state_g = of_length.update(grads_g, state.length, g, **extra_args)
-        steps_v, steps_g = map(treedef.flatten_up_to, (steps_v, steps_g))
-        joined = list(map(_join, steps_v, steps_g, parts, weights, axes, kept))
+        steps_g, state_g = of_length.update(
+            numbers.pack(of_g, state.lengths, updates, axes),
+            state.length,
+            state.lengths,
+            **extra_args,
+        )
+        steps_g = numbers.unpack(steps_g, updates, axes)
+        steps_v = treedef.flatten_up_to(steps_v)
+        joined = list(map(_join, steps_v, steps_g, v, weights, axes, kept))
         state = plan.pack([one for _, one in joined], state, updates, leaves)
         state = state._replace(direction=state_v, length=state_g)
-        return treedef.unflatten(update for update, _ in joined), state
+        return treedef.unflatten([update for update, _ in joined]), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _split(g: Any, w: Any, axes: Axes, kept: Kept) -> tuple[Any, Any, Any, Any]:
-    """Gives the gradients of both parts of a leaf, and the parts."""
+def _split(g: Any, w: Any, axes: Axes, kept: Any) -> tuple[Any, Any, Any]:
+    """Gives the gradients of both parts of a leaf, and v."""
     if axes is None:
-        return g, optax.MaskedNode(), w, optax.MaskedNode()
+        return g, None, w
     length, radius = (across_block(one, axes, w.ndim) for one in kept)
     grads, has_length = widened(g), length != 0
     unit = widened(w) / jnp.where(has_length, length, 1)
     of_length = block_dot(grads, unit, axes)
-    of_direction = (grads - unit * of_length) * (
-        length / jnp.where(radius > 0, radius, 1)
-    )
-    of_direction = jnp.where(has_length, of_direction, grads)
+    stretch = length / jnp.where(radius > 0, radius, 1)
+    of_v = jnp.where(has_length, (grads - unit * of_length) * stretch, grads)
     v = (unit * radius).astype(w.dtype)
-    return of_direction.astype(g.dtype), per_block(of_length, axes), v, kept[0]
+    return of_v.astype(g.dtype), per_block(of_length, axes), v
 
 
 def _join(
-    step_v: Any, step_g: Any, parts: tuple[Any, ...], w: Any, axes: Axes, kept: Kept
-) -> tuple[Any, Kept]:
+    step_v: Any, step_g: Any, v: Any, w: Any, axes: Axes, kept: Any
+) -> tuple[Any, Any]:
     """Gives the step of a leaf from those of its parts, and what is kept."""
     if axes is None:
         return step_v, kept
-    v = widened(parts[2]) + step_v
-    radius = safe_sqrt(squared_length(v, axes))
-    length = jnp.where(kept[0] != 0, kept[0] + step_g, radius)
+    old, _ = kept
+    new = widened(v) + widened(step_v)
+    radius = _length(new, axes).astype(old.dtype)
+    length = jnp.where(old != 0, (old + step_g).astype(old.dtype), radius)
     factor = length / jnp.where(radius > 0, radius, 1)
-    update = v * across_block(factor, axes, w.ndim) - w
+    update = new * across_block(factor, axes, w.ndim) - widened(w)
     return update.astype(wider_dtype(step_v.dtype, w.dtype)), (length, radius)
 
 
-def _or_masked(length: jax.Array | None) -> Any:
-    return optax.MaskedNode() if length is None else length
+def _length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    return per_block(block_norm("l2", x, axes), axes)

@@ -131,13 +131,13 @@ def scale_by_rate(
     """
     schedule: Any = learning_rate
     counted: dict[str, Any] = {}
-    if callable(schedule):
+    if callable(learning_rate):
         counted["state"] = optax.ScaleByScheduleState
         counted["start"] = lambda: {"count": jnp.zeros([], jnp.int32)}
 
     def share(state: Any) -> tuple[Any]:
         # The count is already that of this step; a schedule begins at 0.
-        return (-schedule(state.count - 1) if counted else -schedule,)
+        return (-(schedule(state.count - 1) if counted else schedule),)
 
     return leafwise("scale_by_rate", _scale, share=share, also_integers=True, **counted)
 
