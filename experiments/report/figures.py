@@ -142,11 +142,6 @@ def narrow(path: Path) -> Path:
     return path.with_stem(path.stem + _NARROW)
 
 
-def is_narrow(name: str) -> bool:
-    """Say whether a name is that of a figure for phones."""
-    return name.endswith(_NARROW)
-
-
 def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write a figure and its contents as a PNG, whole or not at all.
 

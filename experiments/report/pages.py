@@ -1,6 +1,5 @@
 """The report's two pages, from templates: GitHub's, and one with all inside."""
 
-import base64
 import io
 import re
 from collections.abc import Mapping
@@ -26,15 +25,18 @@ def markdown(report: parts.Report, figures: str) -> str:
     return _render("RESULTS.md.jinja", report=report, figures=figures)
 
 
-def html(report: parts.Report, images: Mapping[str, bytes]) -> str:
-    """Return the whole report as one HTML file that loads no other.
+def html(report: parts.Report, images: Mapping[str, bytes], figures: str) -> str:
+    """Return the whole report as an HTML page that loads nothing but its figures.
 
     Args:
         report: what to show.
         images: the PNGs of its pictures, by name.
+        figures: the folder with them, beside the file.
     """
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    return _render("index.html.jinja", report=report, images=images, style=style)
+    return _render(
+        "index.html.jinja", report=report, images=images, figures=figures, style=style
+    )
 
 
 def escaped(text: str) -> str:
@@ -59,14 +61,6 @@ def coded(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
-def embedded(png: bytes) -> str:
-    """Return the same pixels as a WebP in a URL, four fifths of the bytes."""
-    image = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as pixels:
-        pixels.convert("RGB").save(image, format="webp", lossless=True)
-    return f"data:image/webp;base64,{base64.b64encode(image.getvalue()).decode()}"
-
-
 def size(png: bytes) -> tuple[int, int]:
     """Return width and height of an image, which keep its place before it is there."""
     with Image.open(io.BytesIO(png)) as image:
@@ -82,7 +76,7 @@ def _render(name: str, **shown: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters = (escaped, published, breakable, coded, embedded, size)
+    filters = (escaped, published, breakable, coded, size)
     environment.filters |= {one.__name__: one for one in filters}
     environment.globals |= {
         "introduction": parts.INTRODUCTION,

@@ -58,11 +58,9 @@ def main(args: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     images = draw_all(report)
     for name, image in images.items():
-        # Those for phones are in the page alone.
-        if not figures.is_narrow(name):
-            write_bytes(folder / f"{name}.png", image)
+        write_bytes(folder / f"{name}.png", image)
     write_text(config.out / "RESULTS.md", pages.markdown(report, FIGURES))
-    write_text(config.out / "index.html", pages.html(report, images))
+    write_text(config.out / "index.html", pages.html(report, images, FIGURES))
     in_part = [section.name for section in report.sections if section.is_in_part]
     write_json(config.out / IN_PART, {"experiments": in_part})
     console = Console(highlight=False, soft_wrap=True)
