@@ -21,7 +21,7 @@ from normopt.checks import is_scalar
 from normopt.copies import reduction
 from normopt.mapping import check_whole, manual_axes
 from normopt.numerics import safe_sqrt, saturated, squared, widened
-from normopt.paths import places
+from normopt.paths import named_leaves
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
 Axes = tuple[int, ...] | None
@@ -63,7 +63,7 @@ def resolve_axes(
     for position, leaf in enumerate(leaves):
         if not hasattr(leaf, "dtype"):
             raise TypeError(
-                f"{places(tree)[position].path!r} must be an array, got {leaf!r}"
+                f"{named_leaves(tree)[position].path!r} must be an array, got {leaf!r}"
             )
     lacking = [
         position
@@ -71,7 +71,7 @@ def resolve_axes(
         if axes is not None and not _has_axes(leaf, axes)
     ]
     if lacking and (not is_plain or len(lacking) == len(leaves)):
-        place, axes = places(tree)[lacking[0]], tuple(values[lacking[0]])
+        place, axes = named_leaves(tree)[lacking[0]], tuple(values[lacking[0]])
         is_named_twice = all(_has_axis(place.leaf, axis) for axis in axes)
         raise ValueError(
             f"`{option}` = {axes} "
@@ -91,7 +91,7 @@ def resolve_axes(
             resolved.append(None)
             continue
         if is_mapped:
-            check_whole(leaf, places(tree)[position].path)
+            check_whole(leaf, named_leaves(tree)[position].path)
         resolved.append(tuple(sorted(int(axis) % np.ndim(leaf) for axis in axes)))
     return resolved
 

@@ -12,7 +12,7 @@ import numpy as np
 from normopt.blocks import Axes, block_size, check_channel_axes, resolve_axes
 from normopt.checks import check_not_negative, check_radius
 from normopt.norms import block_norm
-from normopt.paths import compiled, places
+from normopt.paths import compiled, named_leaves
 from normopt.registry import config as completed
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -101,12 +101,12 @@ def describe(
     arrays = jax.tree.map(_array_or_none, params)
     search = compiled("only", only).search
     rows = [row for row in _rows(arrays, options, radius) if search(row.path)]
-    if not rows and places(arrays):
-        listing = "\n  ".join(place.path for place in places(arrays))
+    if not rows and named_leaves(arrays):
+        listing = "\n  ".join(place.path for place in named_leaves(arrays))
         raise ValueError(
             f"`only`: no parameter path matches {only!r}. The paths are:\n  {listing}"
         )
-    left_out = len(places(params)) - len(places(arrays))
+    left_out = len(named_leaves(params)) - len(named_leaves(arrays))
     if left_out:
         notes.append(f"not shown: leaves that are no arrays, {left_out} of them")
     return "\n".join([*_table(rows), *notes, _totals(rows)])
@@ -170,7 +170,7 @@ def _rows(params: Any, options: dict[str, PerLeaf], radius: PerLeaf) -> list[_Ro
     radii = per_leaf("radius", radius, params, None, check_radius)
     rows = []
     for place, own, decay, sparsity, multiplier, length in zip(
-        places(params), axes, decays, l1s, multipliers, radii, strict=True
+        named_leaves(params), axes, decays, l1s, multipliers, radii, strict=True
     ):
         shape, blocks = np.shape(place.leaf), "-"
         if own is not None:

@@ -16,7 +16,7 @@ import optax
 
 from normopt.blocks import Axes, has_numbers
 from normopt.numerics import real_dtype
-from normopt.paths import all_places, check_distinct, path_difference, places
+from normopt.paths import check_distinct, named_leaves, named_positions, path_difference
 
 Values = Sequence[jax.Array | None]  # in leaf order; None where nothing is kept
 MADE_FOR_OTHERS = "the state was made for other params or options"
@@ -67,7 +67,7 @@ class PerElement:
                 had = "nothing" if value is None else f"an array {value.shape}"
                 raise ValueError(
                     f"{MADE_FOR_OTHERS}: it keeps {had} for the elements of "
-                    f"{places(tree)[position].path!r} {leaf.shape}; {self._rule}"
+                    f"{named_leaves(tree)[position].path!r} {leaf.shape}; {self._rule}"
                 )
         return values
 
@@ -85,7 +85,7 @@ class OfBlocks:
         """Makes what is kept before the first step."""
         with_blocks = [
             (place, leaf_axes)
-            for place, leaf_axes in zip(places(params), axes, strict=True)
+            for place, leaf_axes in zip(named_leaves(params), axes, strict=True)
             if leaf_axes is not None
         ]
         check_distinct([place.path for place, _ in with_blocks])
@@ -105,7 +105,7 @@ class OfBlocks:
         values: list[jax.Array | None] = [None] * len(axes)
         wanted = set()
         for position, (place, leaf_axes) in enumerate(
-            zip(places(tree), axes, strict=True)
+            zip(named_leaves(tree), axes, strict=True)
         ):
             if leaf_axes is None:
                 continue
@@ -134,7 +134,9 @@ class OfBlocks:
             return kept
         return {
             _key(place.path, leaf_axes): value
-            for place, value, leaf_axes in zip(places(tree), values, axes, strict=True)
+            for place, value, leaf_axes in zip(
+                named_leaves(tree), values, axes, strict=True
+            )
             if leaf_axes is not None
         }
 
@@ -202,13 +204,13 @@ def _in_order(kept: Any, tree: Any) -> Values:
     )
     if structure != like:
         # The structures of NNX states can differ in metadata alone: the paths decide.
-        difference = path_difference(all_places(kept), all_places(tree))
+        difference = path_difference(named_positions(kept), named_positions(tree))
         if difference:
             raise ValueError(f"{MADE_FOR_OTHERS}: of it and the updates, {difference}")
     pairs = list(zip(values, leaves, strict=True))
     for position, (value, leaf) in enumerate(pairs):
         if _is_masked(leaf) and not _is_masked(value):
-            path = all_places(tree)[position].path
+            path = named_positions(tree)[position].path
             raise ValueError(f"{MADE_FOR_OTHERS}: {path!r} was not masked then")
     return [
         None if _is_masked(value) else value

@@ -49,7 +49,7 @@ from normopt.copies import (
 )
 from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
 from normopt.numerics import real_dtype, wide_dtype, wider_dtype
-from normopt.paths import params_like, places
+from normopt.paths import named_leaves, params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
 Kept = tuple[jax.Array | None, ...]
@@ -152,7 +152,7 @@ class Work:
 
     def read_at_init(self, params: Any) -> list[Leaf]:
         """Reads the options, and says what is wrong with them for these params."""
-        for path, leaf, _ in places(params):
+        for path, leaf, _ in named_leaves(params):
             if has_numbers(leaf) and jnp.finfo(leaf.dtype).bits < 16:
                 raise ValueError(
                     f"`{self.link}` cannot train {path!r} of {leaf.dtype}: nothing is "
@@ -181,7 +181,7 @@ class Work:
     def _warn_without_blocks(self, params: Any, leaves: Sequence[Leaf]) -> None:
         if self.channel_axes is None or any(leaf.has_blocks for leaf in leaves):
             return
-        could = [p for p, w, _ in places(params) if has_numbers(w) and w.ndim > 1]
+        could = [p for p, w, _ in named_leaves(params) if has_numbers(w) and w.ndim > 1]
         if not could:
             return
         text = (
@@ -277,13 +277,13 @@ class Work:
         def shared_in(real: Any) -> Any:
             return jax.tree.map(lambda number: _number(number, real), shared)
 
-        updates, kept = [own[-1] for own in arrays], list(kept)
+        updates, kept = [seen[-1] for seen in arrays], list(kept)
         batches: dict[Any, list[int]] = {}
         inputs: dict[int, Any] = {}
-        for position, (own, w, leaf) in enumerate(
+        for position, (seen, w, leaf) in enumerate(
             zip(arrays, weights, leaves, strict=True)
         ):
-            u = own[-1]
+            u = seen[-1]
             if self.also_integers and jnp.issubdtype(u.dtype, jnp.integer):
                 dtype = jnp.dtype(jnp.float32)
             elif has_numbers(u) and (w is None or has_numbers(w)):
@@ -299,7 +299,7 @@ class Work:
                 else _number(one, real_dtype(dtype))
                 for rule, one in zip(self.options.values(), leaf.option, strict=True)
             )
-            seen = (*own, w if self.reads_weights(leaf) else None)
+            seen = (*seen, w if self.reads_weights(leaf) else None)
             inputs[position] = (seen, option, kept[position])
             kind = (position,) if not self.batched else _kind(seen, kept[position])
             batches.setdefault((*kind, leaf.axes, dtype), []).append(position)
@@ -405,10 +405,10 @@ def around(
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
-        own = state if plan.keeps else optax.EmptyState()
-        leaves, weights = plan.read_at_update(updates, own, params)
-        own, shared = plan.count(own)
-        kept = plan.unpack(own, updates, leaves)
+        outer = state if plan.keeps else optax.EmptyState()
+        leaves, weights = plan.read_at_update(updates, outer, params)
+        outer, shared = plan.count(outer)
+        kept = plan.unpack(outer, updates, leaves)
         steps, inner_state = inner.update(
             _entered(enter, updates, leaves, None),
             state.inner if plan.keeps else state,
@@ -421,8 +421,8 @@ def around(
         made, kept = plan.go(seen, weights, leaves, kept, shared)
         inner_state, kept = put_back(kept)
         if plan.keeps:
-            own = plan.pack(kept, own, updates, leaves)
-            inner_state = own._replace(inner=inner_state)
+            outer = plan.pack(kept, outer, updates, leaves)
+            inner_state = outer._replace(inner=inner_state)
         return treedef.unflatten(made), inner_state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -435,8 +435,8 @@ def _look(
     if lens is None:
         return kept, lambda kept: (state, kept)
     tree, put = lens(state, params)
-    found = {place.path: place.leaf for place in places(tree)}
-    paths = [place.path for place in places(updates)]
+    found = {place.path: place.leaf for place in named_leaves(tree)}
+    paths = [place.path for place in named_leaves(updates)]
 
     def put_back(kept: list[Kept]) -> tuple[Any, list[Kept]]:
         after = {path: one[-1] for path, one in zip(paths, kept, strict=True)}
@@ -519,23 +519,23 @@ def _step_together(
     inputs: Sequence[Any], shared: tuple[Any, ...], **program: Any
 ) -> list[tuple[jax.Array, Kept]]:
     """Takes the step of leaves of one kind, of several as one batch."""
-    own = (*inputs[0], shared)
-    has_sums = _takes_sums(program, own)
+    call = (*inputs[0], shared)
+    has_sums = _takes_sums(program, call)
     jitted = _call_step if program["number_kept"] or has_sums else _inline_step
     step_leaf = functools.partial(jitted, **program)
     if len(inputs) == 1:
-        if has_sums and wants_copies(own):
+        if has_sums and wants_copies(call):
             seen, option, kept = inputs[0]
             seen_apart, kept_apart = apart((seen, kept))
-            own = (*own, (seen_apart, option, kept_apart, shared))
-        update, held = step_leaf(*own)
+            call = (*call, (seen_apart, option, kept_apart, shared))
+        update, held = step_leaf(*call)
 
-        def copy(held: Kept, *own: Any) -> Any:
+        def copy(held: Kept, *call: Any) -> Any:
             if program["number_kept"]:
-                return from_kept(jitted.trace(*own, **program), held, *own)
-            return step_leaf(*apart(own))[0] if program["axes"] is None else None
+                return from_kept(jitted.trace(*call, **program), held, *call)
+            return step_leaf(*apart(call))[0] if program["axes"] is None else None
 
-        remember(update, copy, held, *own)
+        remember(update, copy, held, *call)
         return [(update, held)]
     stacked = jax.tree.map(lambda *one: jnp.stack(one), *inputs)
     results = jax.vmap(step_leaf, in_axes=(0, 0, 0, None))(*stacked, shared)
@@ -549,12 +549,12 @@ def _step_together(
 _SUMMING: weakref.WeakKeyDictionary[Step, bool] = weakref.WeakKeyDictionary()
 
 
-def _takes_sums(program: Mapping[str, Any], own: tuple[Any, ...]) -> bool:
+def _takes_sums(program: Mapping[str, Any], call: tuple[Any, ...]) -> bool:
     step = program["step"]
     if program["axes"] is None:
         return False
     if step not in _SUMMING:
-        _SUMMING[step] = takes_sums(functools.partial(_step_leaf, **program), *own)
+        _SUMMING[step] = takes_sums(functools.partial(_step_leaf, **program), *call)
     return _SUMMING[step]
 
 

@@ -75,28 +75,28 @@ def leaf_paths(params: Any, pattern: str = "") -> list[str]:
       ['conv_1/kernel']
     """
     search = compiled("pattern", pattern).search
-    return [place.path for place in places(params) if search(place.path)]
+    return [place.path for place in named_leaves(params) if search(place.path)]
 
 
-class Place(NamedTuple):
-    """Where a leaf stands in a tree."""
+class NamedLeaf(NamedTuple):
+    """A leaf by the name that it has in a tree."""
 
     path: str
     leaf: Any
     masked: bool  # an `optax.MaskedNode`: another part of the chain has this leaf
 
 
-def places(tree: Any) -> list[Place]:
+def named_leaves(tree: Any) -> list[NamedLeaf]:
     """Lists the leaves of `tree` in order, without those that a mask took out."""
-    return [place for place in all_places(tree) if not place.masked]
+    return [place for place in named_positions(tree) if not place.masked]
 
 
-def all_places(tree: Any) -> list[Place]:
+def named_positions(tree: Any) -> list[NamedLeaf]:
     """Lists the leaves of `tree` and the positions that `optax.masked` took out."""
-    return _places_below(tree, ())
+    return _named_below(tree, ())
 
 
-def _places_below(tree: Any, above: KeyPath) -> list[Place]:
+def _named_below(tree: Any, above: KeyPath) -> list[NamedLeaf]:
     def stops(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode) or _is_box(node)
 
@@ -105,9 +105,11 @@ def _places_below(tree: Any, above: KeyPath) -> list[Place]:
         keys = (*above, *below)
         if _is_box(node):
             for key, child in _held(node):
-                found += _places_below(child, (*keys, *key))
+                found += _named_below(child, (*keys, *key))
         else:
-            found.append(Place(_join(keys), node, isinstance(node, optax.MaskedNode)))
+            found.append(
+                NamedLeaf(_join(keys), node, isinstance(node, optax.MaskedNode))
+            )
     return found
 
 
@@ -155,7 +157,7 @@ def params_like(
     if params is None and not needed:
         return [None] * len(leaves)
     if params is None:
-        first = f", {places(updates)[0].path!r} first" if leaves else ""
+        first = f", {named_leaves(updates)[0].path!r} first" if leaves else ""
         raise ValueError(
             f"`{link}` needs the parameters{first}: call update(updates, state, params)"
         )
@@ -169,7 +171,7 @@ def params_like(
             )
     for position, (g, w) in enumerate(zip(leaves, weights, strict=True)):
         if np.shape(g) != np.shape(w):
-            path = places(updates)[position].path
+            path = named_leaves(updates)[position].path
             raise ValueError(
                 f"`{link}` got {called[0]} of shape {np.shape(g)} for the "
                 f"{called[1]} {path!r} of shape {np.shape(w)}"
@@ -182,11 +184,11 @@ def structural_difference(one: Any, other: Any) -> str:
 
     The structures of NNX states can differ in metadata: there the paths decide.
     """
-    difference = path_difference(places(one), places(other))
+    difference = path_difference(named_leaves(one), named_leaves(other))
     return difference or _other_container(one, other, ())
 
 
-def path_difference(ours: Sequence[Place], theirs: Sequence[Place]) -> str:
+def path_difference(ours: Sequence[NamedLeaf], theirs: Sequence[NamedLeaf]) -> str:
     """Tells which path stands in one of two trees alone; empty if none does."""
     one, other = ([place.path for place in tree] for tree in (ours, theirs))
     if one == other:

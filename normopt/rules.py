@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from normopt.checks import check_integer, is_scalar
-from normopt.paths import Place, all_places, compiled, places, unboxed
+from normopt.paths import NamedLeaf, compiled, named_leaves, named_positions, unboxed
 
 PerLeaf = Any  # a plain value, {pattern: value}, or params -> tree of values
 
@@ -60,12 +60,14 @@ def by_path(
     """
     searches = _compiled_rules("rules", rules)
 
-    def choose(params: Any) -> Any:
+    def values_of(params: Any) -> Any:
         check_is_params("by_path(...)", params)
-        values = _choose(all_places(params), searches, rules, default, "rules", strict)
+        values = _first_matches(
+            named_positions(params), searches, rules, default, "rules", strict
+        )
         return jax.tree.structure(params).unflatten(values)
 
-    return choose
+    return values_of
 
 
 def output_channels(axis: int = -1) -> Callable[[Any], Any]:
@@ -90,11 +92,11 @@ def output_channels(axis: int = -1) -> Callable[[Any], Any]:
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(f"`axis` must be an integer, got axis={axis!r}")
 
-    def choose(params: Any) -> Any:
+    def axes_of(params: Any) -> Any:
         check_is_params("output_channels(...)", params)
         return jax.tree.map(lambda w: (axis,) if np.ndim(w) >= 2 else None, params)
 
-    return choose
+    return axes_of
 
 
 def whole_leaves(min_ndim: int = 2) -> Callable[[Any], Any]:
@@ -119,11 +121,11 @@ def whole_leaves(min_ndim: int = 2) -> Callable[[Any], Any]:
     """
     check_integer("min_ndim", min_ndim, 0)
 
-    def choose(params: Any) -> Any:
+    def axes_of(params: Any) -> Any:
         check_is_params("whole_leaves(...)", params)
         return jax.tree.map(lambda w: () if np.ndim(w) >= min_ndim else None, params)
 
-    return choose
+    return axes_of
 
 
 def check_per_leaf(
@@ -170,7 +172,7 @@ def per_leaf(
     """
     if isinstance(value, Mapping):
         rules = _compiled_rules(option, value)
-        return _choose(all_places(tree), rules, value, neutral, option)
+        return _first_matches(named_positions(tree), rules, value, neutral, option)
     if not callable(value):
         return [value] * len(jax.tree.leaves(tree))
     try:
@@ -189,7 +191,7 @@ def per_leaf(
             f"the callable `{option}` must return a tree of values with the structure "
             f"of the params, got {jax.tree.structure(chosen)}: {error}. {_NO_SCHEDULE}"
         ) from error
-    for place, one in zip(places(tree), values, strict=True):
+    for place, one in zip(named_leaves(tree), values, strict=True):
         _refuse_schedule(option, one, place.path)
         check(option, one, place.path)
     return values
@@ -224,8 +226,8 @@ def _refuse_schedule(option: str, value: Any, where: str) -> None:
         )
 
 
-def _choose(
-    everywhere: list[Place],
+def _first_matches(
+    everywhere: list[NamedLeaf],
     rules: dict[str, re.Pattern[str]],
     values: Mapping[str, Any],
     default: Any,

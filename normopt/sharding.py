@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from normopt.paths import Place, places
+from normopt.paths import NamedLeaf, named_leaves
 
 
 def state_sharding(optimizer: Any, params: Any) -> Any:
@@ -55,10 +55,10 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
             "`optimizer` must be one of normopt or optax, such as normopt.adams(0.1), "
             f"got optimizer={optimizer!r}"
         )
-    owners = places(params)
+    owners = named_leaves(params)
     everywhere = _replicated(owners)
     state = jax.eval_shape(optimizer.init, params)
-    found = places(state)
+    found = named_leaves(state)
     owner_of = _Owners(owners, found)
     shardings = []
     for place in found:
@@ -70,7 +70,7 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     return jax.tree.structure(state).unflatten(shardings)
 
 
-def _replicated(owners: list[Place]) -> Sharding | None:
+def _replicated(owners: list[NamedLeaf]) -> Sharding | None:
     """Gives the sharding of what is on every device that holds the params."""
     found: Sharding | None = None
     for path, leaf, _ in owners:
@@ -100,7 +100,7 @@ class _Owners:
     is right before which most params are found.
     """
 
-    def __init__(self, owners: list[Place], found: list[Place]):
+    def __init__(self, owners: list[NamedLeaf], found: list[NamedLeaf]):
         self._leaves: dict[str, Any] = {}
         for path, leaf, _ in owners:
             if path in self._leaves:

@@ -14,7 +14,7 @@ import numpy as np
 
 from normopt.blocks import has_numbers
 from normopt.numerics import widened
-from normopt.paths import Place, places
+from normopt.paths import NamedLeaf, named_leaves
 
 Weights = list[jax.Array]
 Value = Callable[[Weights], jax.Array]
@@ -26,14 +26,14 @@ _LIBRARIES = {str(Path(m.__file__ or "").parent) for m in (jax,)} | {
 }
 
 
-def numeric_leaves(params: Any) -> list[tuple[int, Place]]:
+def numeric_leaves(params: Any) -> list[tuple[int, NamedLeaf]]:
     """Lists the leaves that a loss can be differentiated by, with their positions.
 
     Raises:
       TypeError: if a leaf is the shape of an array and not an array.
     """
     found = []
-    for position, place in enumerate(places(params)):
+    for position, place in enumerate(named_leaves(params)):
         if isinstance(place.leaf, jax.ShapeDtypeStruct):
             raise TypeError(
                 "`find_scale_invariance` takes gradients at `params` and needs arrays, "

@@ -7,7 +7,7 @@ import jax
 import optax
 
 from normopt.checks import check_inner
-from normopt.paths import params_like, places
+from normopt.paths import named_leaves, params_like
 
 
 def beside(
@@ -52,7 +52,7 @@ def beside(
         return optax.GradientTransformationExtraArgs(parts.init, update_fn)
 
     def init_fn(params: optax.Params) -> Any:
-        found = zip(places(params), is_its(params), strict=True)
+        found = zip(named_leaves(params), is_its(params), strict=True)
         if lone := [place.path for place, own in found if not own]:
             raise ValueError(
                 f"`{optimizer}` has no step for {', '.join(map(repr, lone))}. Give the "

@@ -307,7 +307,7 @@ def adamg(
 def _off_the_sphere(weight_decay: PerLeaf, channel_axes: PerLeaf) -> PerLeaf:
     """Gives the decay of leaves without blocks, and none to those on the sphere."""
 
-    def choose(params: Any) -> Any:
+    def decays_of(params: Any) -> Any:
         axes = resolve_proper_axes(channel_axes, params)
         decays = per_leaf("weight_decay", weight_decay, params, 0.0, check_not_negative)
         return jax.tree.structure(params).unflatten(
@@ -315,4 +315,4 @@ def _off_the_sphere(weight_decay: PerLeaf, channel_axes: PerLeaf) -> PerLeaf:
             for decay, leaf_axes in zip(decays, axes, strict=True)
         )
 
-    return choose
+    return decays_of

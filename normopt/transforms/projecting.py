@@ -18,7 +18,7 @@ from normopt.blocks import (
 from normopt.checks import check_flag, check_not_negative, check_number, is_zero
 from normopt.leafwise import Option, around
 from normopt.numerics import safe_quotient, safe_sqrt
-from normopt.paths import places
+from normopt.paths import named_leaves
 from normopt.rules import PerLeaf, output_channels
 from normopt.transforms.caution import agreeing
 
@@ -221,7 +221,7 @@ def _resolve_tested(
     for axes, layers, place in zip(
         resolve_axes(channel_axes, tree),
         resolve_axes(layer_axes, tree, "layer_axes"),
-        places(tree),
+        named_leaves(tree),
         strict=True,
     ):
         layers = layers or ()

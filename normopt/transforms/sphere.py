@@ -22,7 +22,7 @@ from normopt.checks import check_flag, check_number, check_radius
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Lens, Option, around
 from normopt.numerics import safe_quotient, select, widened
-from normopt.paths import check_distinct, places
+from normopt.paths import check_distinct, named_leaves
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.transforms.tangent import tangent_part
 
@@ -386,9 +386,9 @@ def _field_of(state: optax.OptState, moment: str, params: Any) -> Any:
 
 
 def _check_moment(moment: Any, mu: Any, params: Any) -> None:
-    check_distinct([place.path for place in places(mu)])
-    shapes = {place.path: jnp.shape(place.leaf) for place in places(params)}
-    for place in places(mu):
+    check_distinct([place.path for place in named_leaves(mu)])
+    shapes = {place.path: jnp.shape(place.leaf) for place in named_leaves(params)}
+    for place in named_leaves(mu):
         if shapes.get(place.path) != jnp.shape(place.leaf):
             raise ValueError(
                 f"`moment`={moment!r} of inner's state is no first moment: its "

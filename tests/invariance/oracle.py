@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from normopt.paths import places
+from normopt.paths import named_leaves
 from tests.versions import enable_x64
 
 INVARIANT, NOT_INVARIANT = 0.03, 0.003
@@ -47,7 +47,7 @@ class Oracle:
                 )
             )
             self._value = lambda numbers: float(compiled(numbers, args))
-            self._index = {p.path: i for i, p in enumerate(places(params))}
+            self._index = {p.path: i for i, p in enumerate(named_leaves(params))}
             sizes = {i: _rms(w) for i, w in numbers.items()}
             usual = np.median([s for s in sizes.values() if s] or [0.1])
             self._points = [
