@@ -25,7 +25,7 @@ COLUMNS = {"(kernel|weight)$": (-1,)}
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.05}
 SGD = {"momentum": 0.8, "dampening": 0.2, "weight_decay": 0.05}
 MOMENTUM = {"name": "sgd", "momentum": 0.9}
-SIGNS = {"name": "sign_sgd", "learning_rate": 0.05}
+SIGNS = {"name": "scion", "learning_rate": 0.05, "norms": "max"}
 STEADY = {**MOMENTUM, "learning_rate": 0.05}
 
 
@@ -75,6 +75,8 @@ class Case:
     blocks_alone: bool = False
     # Whether some blocks of a leaf have a say in what becomes of the others.
     by_leaf: bool = False
+    # Whether its blocks are not those of `channel_axes`.
+    axes_of_its_own: bool = False
     # Whether it multiplies gradients by lengths, which grow so fast in huge ones.
     multiplies: bool = False
     # The power of the length of scale-invariant weights that the rate has to follow.
@@ -172,6 +174,7 @@ DECAYS = {"weight_decay": 0.015, "l1": 0.01, "lr_multipliers": 0.7}
 
 BY_MATRIX = {"matrices": ((-2,), (-1,))}
 OF_MATRICES = {
+    "tasks": (Task({"learning_rate": 1e-2, "rest": optax.sgd(1e-3, 0.9)}),),
     "needs_params": "add_decay",
     "ruled": ("matrices", ((-1,), (-2,)), ((-2,), (-1,))),
 }
@@ -255,6 +258,7 @@ CASES = [
         "muon",
         {"momentum": 0.8, "weight_decay": 0.05, "eps": 1e-3, **BY_MATRIX},
         wraps={"rest": SIGNS},
+        axes_of_its_own=True,
         **OF_MATRICES,
     ),
     Case(
@@ -276,6 +280,8 @@ CASES = [
         {"momentum": 0.8, "b2": 0.9, "weight_decay": 0.05, "eps": 1e-3, **BY_MATRIX},
         wraps={"rest": SIGNS},
         second_moments=PER_OUTPUT,
+        like="muon",
+        axes_of_its_own=True,
         **OF_MATRICES,
     ),
     Case(
@@ -297,8 +303,16 @@ CASES = [
     ),
     Case(
         "scion",
-        {"momentum": 0.8, "norms": {"": "max"}, "radii": 0.5, "eps": 1e-3},
+        {"momentum": 0.8, "norms": "avg_l2", "radii": 0.5, "eps": 1e-3},
         ruled=("radii", 0.2, 0.1),
+        by_leaf=True,
+        like="muon",
+        tasks=(
+            Task(
+                {"learning_rate": 1e-2, "norms": "max"},
+                exempt="its steps are of one length and never become shorter",
+            ),
+        ),
     ),
     Case(
         "sgdmrt",
@@ -431,6 +445,7 @@ LINKS = [
         {**BY_MATRIX, "eps": 1e-3},
         **FIRST,
         ruled=OF_MATRICES["ruled"],
+        axes_of_its_own=True,
     ),
     Case(
         "project_if_invariant",
@@ -461,6 +476,8 @@ LINKS = [
         needs_params="retract_to_stiefel",
         ruled=OF_MATRICES["ruled"],
         linear=True,
+        axes_of_its_own=True,
+        like="orthogonalize",
     ),
     Case(
         "scale_by_block_adam",
@@ -507,6 +524,7 @@ LINKS = [
         "steepest",
         {"norm": "avg_l2", **BY_COLUMN, "eps": 1e-3},
         **FIRST,
+        like="normalize_blocks",
     ),
     Case(
         "trace_on_tangent",

@@ -270,6 +270,8 @@ def test_without_blocks_and_decay_no_params_are_needed(case):
     if case.inner is not None:
         given = {case.inner_option: optax.sgd(0.1), **case.built, **case.options}
         tx = case.build(**given)
+    elif case.wrapped and "channel_axes" in case.rules("", ""):
+        tx = case.build(learning_rate=0.1, channel_axes=None, **case.built)
     elif "channel_axes" in case.rules("", ""):
         tx = case.build(0.1, channel_axes=None)
     elif case.wrapped or "norms" in case.options:
@@ -290,7 +292,7 @@ def test_what_follows_eps_is_named(case):
     kinds = inspect.signature(case.build).parameters
     if "learning_rate" in kinds:
         by_place = [n for n, p in kinds.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-        assert by_place[-1] in ("eps", "momentum", "b2")
+        assert by_place[-1] in ("eps", "momentum", "b2", "channel_axes")
 
 
 # Warnings.

@@ -23,6 +23,7 @@ some_examples = settings(max_examples=max(1, settings().max_examples // 6))
 
 
 # Every kind of blocks there is. Random draws begin with what is simple, and are few.
+OF_CHANNELS = of_each([case for case in CASES + LINKS if not case.axes_of_its_own])
 KINDS = Plan(
     {
         "columns": Leaf((4, 3), (1,)),
@@ -228,7 +229,7 @@ def test_updates_are_scaled_by_the_length_of_the_weights(plan, seed, sizes, shar
         np.testing.assert_allclose(found, expected, rtol=4e-6)
 
 
-@every_case
+@OF_CHANNELS
 @some_examples
 @example(KINDS, 0, 49, "float32")
 @given(
@@ -285,7 +286,7 @@ def test_lengths_of_scale_invariant_weights_do_not_matter(case, plan, seed, spre
     chex.assert_trees_all_equal(jax.tree.map(jnp.divide, found, lengths), expected)
 
 
-@every_case
+@OF_CHANNELS
 @some_examples
 @example(KINDS, 0)
 @given(plans(), SEEDS)

@@ -72,7 +72,8 @@ def retract_to_stiefel(
       True
 
     References:
-      SPEL, 2026, arXiv 2601.21487, Algorithm 1. Bernstein and Newhouse, "Modular
+      Yang and Lai, "Manifold constrained steepest descent", 2026, arXiv 2601.21487
+      (SPEL). Bernstein and Newhouse, "Modular
       Duality in Deep Learning", 2024, arXiv 2410.21265, of which `scale="spectral"` is
       the projection of linear layers.
     """

@@ -127,6 +127,11 @@ def _options(name: str) -> dict[str, Any]:
     wanted: dict[str, Any] = {
         "clipped": {"inner": sgd, "max_norm": 1.0},
         "normalized": {"inner": sgd},
+        "hyperball": {"inner": sgd, "learning_rate": RATE},
+        "rotational": {"inner": sgd, "learning_rate": RATE},
+        "muon": {"learning_rate": RATE, "rest": sgd},
+        "normuon": {"learning_rate": RATE, "rest": sgd},
+        "scion": {"learning_rate": RATE, "norms": "spectral", "rest": sgd},
     }.get(name, {"learning_rate": RATE})
     options = normopt.config(name, **wanted)
     if options.get("channel_axes", ()) is None:
