@@ -161,7 +161,7 @@ def block_dot(
 def block_length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Takes |x| of each block by its plain sum of squares, the derivative 0 at 0.
 
-    It has no branch for extreme lengths, as `norms.block_norm` has: it is 0 where all
+    It is not exact for extreme lengths, as `norms.block_norm` is: it is 0 where all
     squares underflow, and stays finite where they overflow.
     """
     return safe_sqrt(saturated(block_dot(x, x, axes)))

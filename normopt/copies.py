@@ -16,6 +16,7 @@ barrier and one of them goes: a GPU's or TPU's program stays what it was.
 
 import contextlib
 import contextvars
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -48,6 +49,22 @@ def reduction(take: Callable[[], jax.Array]) -> jax.Array:
     if (taken := _TAKEN.get()) is not None:
         taken.append(result)
     return result
+
+
+def alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a function of a user's take sums as it likes, which are of no copies."""
+    return _Alone(function)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Alone:
+    """Calls a function so; two of one function are the same to `jax.jit`."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *inputs: Any) -> Any:
+        with _set(_TAKEN, None), _set(_GIVEN, None):
+            return self.function(*inputs)
 
 
 def with_sums_of(
@@ -84,8 +101,9 @@ def remember(made: Any, copy: Callable[..., Any], *inputs: Any) -> None:
     held = [weakref.ref(x) if _is_traced(x) else (lambda x=x: x) for x in leaves]
 
     def again() -> Any:
-        # They live as long as what was made of them, for that refers to them.
-        return copy(*treedef.unflatten([hold() for hold in held]))
+        # Under `jax.vmap` or `jax.grad` what was made need not refer to all of them.
+        now = [hold() for hold in held]
+        return None if any(x is None for x in now) else copy(*treedef.unflatten(now))
 
     key = id(made)
     _MADE[key] = weakref.ref(made, lambda _: _MADE.pop(key, None)), again

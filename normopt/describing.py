@@ -13,6 +13,7 @@ from normopt.blocks import Axes, block_size, check_channel_axes, resolve_axes
 from normopt.checks import check_not_negative, check_radius
 from normopt.norms import block_norm
 from normopt.paths import compiled, named_leaves
+from normopt.registry import RULES, make
 from normopt.registry import config as completed
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -123,13 +124,15 @@ def _read(
 ) -> tuple[dict[str, PerLeaf], list[str]]:
     """Reads the options of a complete configuration, and notes what has no column."""
     options, notes = dict(given), []
-    for level in _levels(config):
+    for part, level in _levels(config):
         for option, neutral in _NEUTRAL.items():
-            value = level.get(option, neutral)
+            value = _built(level.get(option, neutral))
             if _is_neutral(value, neutral):
                 continue
             is_decay = option in ("weight_decay", "l1")
-            if is_decay and "schedule" not in level:
+            if part:
+                notes.append(f"{option} {value} of {part}: not in the table")
+            elif is_decay and "schedule" not in level:
                 notes.append(
                     f"{option} {value} of {level['name']}: tied to the gradient or the "
                     "learning rate, for which the table has no column"
@@ -141,16 +144,27 @@ def _read(
     return options, notes
 
 
-def _levels(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Lists a configuration and all those inside it, the outermost first."""
-    if isinstance(value, Mapping):
+def _levels(value: Any, part: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Lists a configuration and all those inside it, the outermost first.
+
+    With each comes what part of the params it is of, if it may not be of all.
+    """
+    if isinstance(value, Mapping) and _built(value) is value:
         if isinstance(value.get("name"), str):
-            yield value
-        for inner in value.values():
-            yield from _levels(inner)
+            yield part, value
+        is_masked = any(option.endswith("mask") and value[option] for option in value)
+        for option, inner in value.items():
+            of_part = option in ("rest", "length") or is_masked
+            yield from _levels(inner, part or (option if of_part else ""))
     elif isinstance(value, list):
         for inner in value:
-            yield from _levels(inner)
+            yield from _levels(inner, part)
+
+
+def _built(value: Any) -> Any:
+    """Builds a rule that a configuration names; other values stay."""
+    is_rule = isinstance(value, Mapping) and value.get("name") in RULES
+    return make(**value) if is_rule else value
 
 
 def _is_neutral(value: PerLeaf, neutral: Any) -> bool:
@@ -270,6 +284,7 @@ def _products(numbers: list[_Digits]) -> Iterator[tuple[_Digits, ...]]:
 
 def _spelt(choice: _Digits) -> str:
     """Writes 3, {0,2} or {0..5}."""
+    choice = tuple(sorted(choice, key=int))
     if len(choice) == 1:
         return choice[0]
     start = int(choice[0])

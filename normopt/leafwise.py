@@ -546,16 +546,19 @@ def _step_together(
 
 
 # Of which steps it is known whether they take sums over blocks.
-_SUMMING: weakref.WeakKeyDictionary[Step, bool] = weakref.WeakKeyDictionary()
+_SUMMING: weakref.WeakKeyDictionary[Step, dict[Any, bool]]
+_SUMMING = weakref.WeakKeyDictionary()
 
 
 def _takes_sums(program: Mapping[str, Any], call: tuple[Any, ...]) -> bool:
     step = program["step"]
     if program["axes"] is None:
         return False
-    if step not in _SUMMING:
-        _SUMMING[step] = takes_sums(functools.partial(_step_leaf, **program), *call)
-    return _SUMMING[step]
+    known = _SUMMING.setdefault(step, {})
+    kind = program["axes"], program["static"]
+    if kind not in known:
+        known[kind] = takes_sums(functools.partial(_step_leaf, **program), *call)
+    return known[kind]
 
 
 def _kind(*trees: Any) -> tuple[Any, ...]:

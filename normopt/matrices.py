@@ -77,13 +77,14 @@ def output_matrices(axis: int = -1) -> Callable[[Any], Any]:
     return read
 
 
-# A default of options: the layout of Flax.
-OUTPUT_MATRICES: PerLeaf = output_matrices()
+# The default of options, as a configuration writes it: `optax.inject_hyperparams` would
+# call the callable that it stands for with the step count.
+OUTPUT_MATRICES: PerLeaf = {"name": "output_matrices", "axis": -1}
 
 
 def check_matrices(matrices: PerLeaf) -> None:
     """Raises at build time if `matrices` cannot be the axes of any leaf."""
-    check_per_leaf("matrices", matrices, _check)
+    check_per_leaf("matrices", _default(matrices), _check)
 
 
 def resolve_matrices(matrices: PerLeaf, tree: Any) -> list[Matrices | None]:
@@ -99,6 +100,7 @@ def resolve_matrices(matrices: PerLeaf, tree: Any) -> list[Matrices | None]:
       TypeError: for a value that is no such pair.
       ValueError: for an axis that a leaf lacks, or that is named twice.
     """
+    matrices = _default(matrices)
     pairs = per_leaf("matrices", matrices, tree, None, _check)
     unions = [None if pair is None else sum(map(_axes, pair), ()) for pair in pairs]
     is_plain = not callable(matrices) and not isinstance(matrices, Mapping)
@@ -112,6 +114,10 @@ def resolve_matrices(matrices: PerLeaf, tree: Any) -> list[Matrices | None]:
         None if union is None else _sorted(pair, np.ndim(leaf))
         for pair, union, leaf in zip(pairs, axes, jax.tree.leaves(tree), strict=True)
     ]
+
+
+def _default(matrices: PerLeaf) -> PerLeaf:
+    return output_matrices() if matrices is OUTPUT_MATRICES else matrices
 
 
 def _sorted(pair: Any, ndim: int) -> Matrices:

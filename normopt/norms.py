@@ -32,6 +32,7 @@ from normopt.blocks import (
     resolve_axes,
 )
 from normopt.checks import check_moment_dtype
+from normopt.copies import alone
 from normopt.matrices import (
     OUTPUT_MATRICES,
     Matrices,
@@ -44,7 +45,6 @@ from normopt.paths import params_like
 from normopt.rules import PerLeaf
 
 BlockAxes = tuple[int, ...]
-LeafNorm = Callable[[jax.Array, BlockAxes], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,8 @@ def norm_of(norm: Any, option: str = "norm") -> Norm:
         )
     if isinstance(norm, Norm):
         return norm
-    return Norm(norm.measure, getattr(norm, "dual", None))
+    dual = getattr(norm, "dual", None)
+    return Norm(alone(norm.measure), None if dual is None else alone(dual))
 
 
 def _is_norm(norm: Any) -> bool:
@@ -238,7 +239,7 @@ def _named(norm: str, custom: Any) -> Norm:
         return Norm(measure, _DUALS.get(norm), needs_two=norm == "std")
     if _is_norm(custom):
         return norm_of(custom)
-    return Norm(functools.partial(_custom_norm, norm, custom))
+    return Norm(functools.partial(_custom_norm, norm, alone(custom)))
 
 
 def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
@@ -459,10 +460,11 @@ def _std(x: jax.Array, axes: BlockAxes) -> jax.Array:
 def _dual_l1(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:
     del eps
     size = jnp.abs(x)
-    largest = (size == reduce_blocks(jnp.max, size, axes)) & (size > 0)
-    return jnp.where(
-        largest, jnp.sign(x) * safe_quotient(1, block_sum(largest, axes)), 0
-    )
+    most = reduce_blocks(jnp.max, size, axes)
+    largest = (size == most) & (size > 0)
+    share = safe_quotient(1, block_sum(largest, axes))
+    # A NaN stays one, for whoever looks for it.
+    return jnp.where(jnp.isnan(most), most, jnp.where(largest, jnp.sign(x) * share, 0))
 
 
 def _dual_avg_l1(x: jax.Array, axes: BlockAxes, eps: Any) -> jax.Array:

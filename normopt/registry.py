@@ -19,11 +19,14 @@ from jax.core import Tracer
 
 from normopt import optimizers, transforms
 from normopt.checks import check_learning_rate, is_scalar
+from normopt.matrices import output_matrices
 from normopt.rules import by_path, output_channels, whole_leaves
 from normopt.schedules import WarmRestarts, cosine_restarts
 
 _SCHEDULES = {build.__name__: build for build in (cosine_restarts, WarmRestarts)}
-_RULES = {build.__name__: build for build in (output_channels, whole_leaves)}
+RULES = {
+    build.__name__: build for build in (output_channels, output_matrices, whole_leaves)
+}
 
 
 def names() -> list[str]:
@@ -31,6 +34,7 @@ def names() -> list[str]:
 
     Configurations may also name the links of normopt, `cosine_restarts`,
     `WarmRestarts`, `output_channels` and `whole_leaves` for channel axes,
+    `output_matrices` for matrices,
     `{"name": "chain", "links": [...]}`, and optax's optimizers, transformations and
     schedules, e.g. `sgd`, `clip_by_global_norm`, `scale_by_adam`,
     `add_decayed_weights`, `exponential_decay`, `join_schedules`; where both have a
@@ -57,7 +61,7 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
 
     Returns:
       `{"name": name, ...}` with every hyper-parameter of the signature, but for
-      defaults that JSON cannot hold, which are functions of optax;
+      defaults of optax that JSON cannot hold, which are functions;
       `make(**json.loads(json.dumps(c)))` gives the same trajectory as the optimizer.
 
     Raises:
@@ -185,7 +189,7 @@ def _ours() -> dict[str, Callable[..., Any]]:
     return (
         functions
         | _SCHEDULES
-        | _RULES
+        | RULES
         | {build.__name__: build for build in (chain, join_schedules)}
     )
 

@@ -160,7 +160,7 @@ def grouped(
 
 
 def dion_muon(meta: Mapping[str, Any]) -> optax.GradientTransformation:
-    given = settings(meta, flatten=False)
+    given = settings(meta)
     muon = normopt.muon(
         rate_of(meta),
         given["mu"],

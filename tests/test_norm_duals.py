@@ -29,7 +29,13 @@ def length_of_dual(norm, x, axes):
     return root * (size**0.5 if norm == "avg_l2" else 1)
 
 
-@pytest.mark.parametrize("norm", CLOSED)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(norm, marks=[] if norm in ("l2", "max") else pytest.mark.slow)
+        for norm in CLOSED
+    ],
+)
 @given(
     case=st.sampled_from(SHAPES),
     seed=st.integers(0, 99),

@@ -21,7 +21,13 @@ TEXT = README + (ROOT / "RECIPES.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def in_turn(block):
+    """Blocks that build a whole transformer take as long as twenty others."""
+    is_slow = "dot_product_attention" in block
+    return pytest.param(block, marks=[pytest.mark.slow("compiles")] if is_slow else [])
+
+
+@pytest.mark.parametrize("block", map(in_turn, BLOCKS), ids=range(len(BLOCKS)))
 def test_code_block_runs(block):
     if "nnx" in block and not NNX_KEEPS_MASKS:
         pytest.skip("README's NNX is that of flax 0.12")

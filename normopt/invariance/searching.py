@@ -19,7 +19,10 @@ from normopt.invariance.probing import Point, Probe, limit
 class Found(dict[str, Partition]):
     """A dictionary `{pattern: axes}` that also knows of what it does not have."""
 
-    left_out: dict[str, str]  # path to why the leaf is not reported
+    def __init__(self, *found: Any) -> None:
+        """Takes what a dictionary takes."""
+        super().__init__(*found)
+        self.left_out: dict[str, str] = {}  # path to why the leaf is not reported
 
 
 def find_scale_invariance(
@@ -152,7 +155,7 @@ def find_scale_invariance(
             "can tell them apart: rename a key"
         )
     if not leaves:
-        return {}
+        return Found()
     weights = [jnp.asarray(place.leaf) for _, place in leaves]
     value, gradient = compiled_loss(loss_fn, params, args, has_aux)
     key = jax.random.key(0) if key is None else key

@@ -6,9 +6,9 @@ import optax
 
 from normopt.checks import check_flag, check_learning_rate, check_number
 from normopt.optimizers.resting import beside
-from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.rules import PerLeaf, check_per_leaf
 from normopt.transforms.decaying import add_decay
-from normopt.transforms.descending import check_dual, steepest
+from normopt.transforms.descending import check_dual, resolve_descents, steepest
 from normopt.transforms.multiplying import scale_by_path
 from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.tangent import trace_on_tangent
@@ -94,7 +94,6 @@ def scion(
     )
 
     def has_norm(params: Any) -> list[bool]:
-        found = per_leaf("norms", norms, params, None, check_dual)
-        return [one is not None for one in found]
+        return [one is not None for one in resolve_descents(norms, (), params)]
 
     return beside(rest, chain, has_norm, "scion")

@@ -1,4 +1,4 @@
-"""A link that keeps of a step what the gradient of the moment agrees with."""
+"""A link that keeps of a step what the present gradient agrees with."""
 
 from typing import Any
 
@@ -92,4 +92,6 @@ def agreeing(
     agrees = jnp.real(jnp.sign(u) * jnp.conj(jnp.sign(g))) > 0
     counted = agrees.astype(jnp.real(u).dtype)
     share = block_sum(counted, axes) / block_size(u.shape, axes)
-    return jnp.where(agrees, u, 0) * (1 / jnp.maximum(share, floor))
+    # A NaN stays one, for whoever looks for it.
+    kept = jnp.where(agrees | jnp.isnan(u), u, 0)
+    return kept * (1 / jnp.maximum(share, floor))

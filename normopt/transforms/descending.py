@@ -80,7 +80,7 @@ def steepest(
         "steepest",
         _descend,
         channel_axes=channel_axes,
-        resolve=lambda axes, tree: _resolve(norm, axes, tree),
+        resolve=lambda axes, tree: resolve_descents(norm, axes, tree),
         acts=lambda leaf: leaf.has_blocks,
         share=lambda state: (eps,),
         batched=any(one is not None and _norm_in(one).batched for one in given),
@@ -114,11 +114,13 @@ def _descend(g, w, descent, option, kept, shared):
     return descent.dual(g, descent.axes, shared[0]), kept
 
 
-def _resolve(norm: PerLeaf, channel_axes: PerLeaf, tree: Any) -> list[Any]:
-    """Reads for each leaf the dual of its norm, and the axes for that."""
+def resolve_descents(norm: PerLeaf, channel_axes: PerLeaf, tree: Any) -> list[Any]:
+    """Reads for each leaf the dual of its norm, and the axes for that; or None."""
     norms = per_leaf("norm", norm, tree, None, check_dual)
+    if _is_pair(norm):  # plain axes, which not every leaf has to have
+        channel_axes = norm[1]
     axes = [
-        one[1] if _is_pair(one) else own
+        one[1] if _is_pair(one) and one is not norm else own
         for one, own in zip(norms, resolve_axes(channel_axes, tree), strict=True)
     ]
     resolved: list[Any] = [None] * len(norms)

@@ -57,8 +57,8 @@ def project_if_invariant(
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
     With `cautious`, p keeps only the elements that have the sign of the gradient, over
-    their share of the leaf, before the decay is added. Where p was projected, it is the
-    sign of the gradient without its radial part, and what is left of p is projected
+    their share of the layer, before the decay is added. Where p was projected, it is
+    the sign of the gradient without its radial part, and what is left of p is projected
     once more.
 
     The decay is times the learning rate, which stands after this link. The gradient is

@@ -129,8 +129,12 @@ def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
         growth = jnp.ones([])
         if stretch:
             growth = safe_quotient(block_length(new, axes), block_length(w, axes))
-        carried = tangent_part(widened(m), new, axes)
-        kept = (*kept[:-1], _stretched(carried, growth, m.dtype))
+        carried = _stretched(tangent_part(widened(m), new, axes), growth, m.dtype)
+        if sphere.kind:
+            # A block without a radius keeps inner's step, and its moment, too.
+            radius = wanted(block_length(w, axes), jnp.zeros([]))
+            carried = jnp.where(radius > 0, carried, m)
+        kept = (*kept[:-1], carried)
     return resized(u, w, axes, wanted), kept
 
 

@@ -119,7 +119,10 @@ STACKS = {"kernel": (3, 5, 4), "conv": (3, 2, 2, 5, 4), "bias": (3, 4), "scale":
 @pytest.mark.parametrize(
     "build",
     [
-        lambda **axes: normopt.adamp(0.1, weight_decay=0.1, **axes),
+        pytest.param(
+            lambda **axes: normopt.adamp(0.1, weight_decay=0.1, **axes),
+            marks=pytest.mark.slow("sgdp shows it"),
+        ),
         lambda **axes: normopt.sgdp(0.1, 0.9, weight_decay=0.1, **axes),
     ],
     ids=["adamp", "sgdp"],

@@ -126,6 +126,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
             pass
 
 
+@pytest.mark.slow("waits for a run")
 def test_the_same_command_beside_a_run_says_who_trains_and_harms_nothing(tmp_path):
     settings = arguments(tmp_path, epochs=1)
     process = subprocess.Popen(

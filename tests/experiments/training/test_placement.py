@@ -62,6 +62,7 @@ def alone(tmp_path_factory):
     return prepared.run.folder
 
 
+@pytest.mark.slow("trains in two processes, and in one")
 def test_two_processes_train_to_the_numbers_of_one(together, alone):
     folder, _ = together
     assert folder.name == alone.name
