@@ -98,7 +98,9 @@ def describe(
     check_per_leaf("radius", radius, check_radius)
     options, notes = given, []
     if config is not None:
-        options, notes = _read(completed(**config), given)
+        complete = completed(**config)
+        options, notes = _read(complete, given)
+        radius = _radius_in(complete) if radius is None else radius
     arrays = jax.tree.map(_array_or_none, params)
     search = compiled("only", only).search
     rows = [row for row in _rows(arrays, options, radius) if search(row.path)]
@@ -142,6 +144,16 @@ def _read(
             elif options[option] != value:
                 notes.append(f"{option} {value} of {level['name']}: not in the table")
     return options, notes
+
+
+def _radius_in(config: Mapping[str, Any]) -> PerLeaf:
+    """Reads the radius of what brings weights back to a sphere, if something does."""
+    for part, level in _levels(config):
+        if not part and level["name"] in ("hyperball", "rotational"):
+            return "initial"
+        if not part and "radius" in level:
+            return level["radius"]
+    return None
 
 
 def _levels(value: Any, part: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -16,6 +16,7 @@ bytes as the maximum does:
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +162,7 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> Non
         axes, to a scalar. It is applied to all blocks with `jax.vmap`. Complex
         leaves are handed over complex. Or a norm as an object, such as
         `spectral(...)`, with a method `measure(x, channel_axes)` for a whole leaf and,
-        if it has a dual, `dual(x, channel_axes, eps)`.
+        if it has a dual, `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
 
     Raises:
       TypeError: if `name` is not a string or `fn` neither callable nor a norm; where
@@ -223,7 +224,20 @@ def norm_of(norm: Any, option: str = "norm") -> Norm:
     if isinstance(norm, Norm):
         return norm
     dual = getattr(norm, "dual", None)
+    if dual is not None and len(inspect.signature(dual).parameters) == 2:
+        dual = _WithoutEps(dual)
     return Norm(alone(norm.measure), None if dual is None else alone(dual))
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutEps:
+    """A dual that takes no eps."""
+
+    dual: Callable[[jax.Array, Any], jax.Array]
+
+    def __call__(self, x: jax.Array, axes: Any, eps: Any) -> jax.Array:
+        del eps
+        return self.dual(x, axes)
 
 
 def _is_norm(norm: Any) -> bool:
@@ -260,7 +274,9 @@ def block_norm(norm: str, x: jax.Array, axes: BlockAxes) -> jax.Array:
     if norm not in _WITH_SQUARES:
         return measure(magnitude, axes)
     scale = _scale(magnitude, axes)
-    return scale * measure(magnitude * (1 / scale), axes)
+    # Not times 1 / scale: of a leaf that is a constant, such as the gradient of what a
+    # loss does not use, XLA would take the squares of both apart, and 0 times infinity.
+    return scale * measure(magnitude / scale, axes)
 
 
 def _scale(x: jax.Array, axes: BlockAxes) -> jax.Array:

@@ -135,7 +135,7 @@ def polar_factor(
     product = functools.partial(jnp.einsum, precision=full)
     # Divided by the largest element before, whose square could leave the range.
     largest = reduce_blocks(jnp.max, jnp.abs(x), stack)
-    y = x * safe_quotient(1, largest)
+    y = x / jnp.where(largest > 0, largest, 1)
     y = y * safe_quotient(1, block_length(y, stack) + eps * safe_quotient(1, largest))
     if dtype is not None and not jnp.iscomplexobj(y):
         y = y.astype(dtype)

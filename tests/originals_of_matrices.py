@@ -141,7 +141,12 @@ def keller_jordan(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         muon["lr"],
         muon["momentum"],
         weight_decay=muon["weight_decay"],
-        matrices=OUTPUTS_FIRST,
+        # Kernels of convolutions alone are flattened, of others the first axes stack.
+        matrices={
+            f"^{leaf}$": ((1, 2, 3), (0,)) if len(shape) == 4 else ((-1,), (-2,))
+            for leaf, shape in meta["leaves"].items()
+            if leaf in meta["groups"]["muon"]
+        },
         coefficients=SIMPLE,
         eps=1e-7 / (1 - muon["momentum"]),
         scale=scale,

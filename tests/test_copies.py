@@ -93,3 +93,17 @@ def test_a_step_outside_jit_and_under_a_derivative():
     np.testing.assert_allclose(jax.grad(length)(0.1), near, rtol=2e-2)
     several = jax.vmap(length)(jnp.array([0.09, 0.11]))
     np.testing.assert_allclose(several, [length(0.09), length(0.11)], rtol=1e-4)
+
+
+@pytest.mark.parametrize("build", [normopt.adamg, normopt.adamp, normopt.adamsrt])
+def test_steps_of_large_leaves_are_mapped(build):
+    """Over rates, where what a copy would be made of may be gone."""
+    params = jnp.ones((256, 256)) * jnp.arange(1.0, 257)
+
+    def step(rate):
+        tx = build(rate, weight_decay=0.1, channel_axes=(-1,))
+        return tx.update(params, tx.init(params), params)[0]
+
+    rates = jnp.array([0.1, 0.2])
+    each = jnp.stack([step(rate) for rate in rates])
+    np.testing.assert_allclose(jax.vmap(step)(rates), each, rtol=1e-5)

@@ -28,7 +28,8 @@ def orthogonalize(
 
     :math:`U V^T` is the direction of steepest descent in the spectral norm. The
     iteration comes near it for singular values that are not too small beside the
-    largest; others are made larger, to 1.21 at most, and zero stays zero.
+    largest. It makes none larger than 1.21 with the steps of a whole set, and zero
+    stays zero.
 
     Args:
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))

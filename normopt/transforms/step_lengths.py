@@ -104,7 +104,7 @@ def _bound(u, w, axes, option, kept, shared):
     unit = jnp.maximum(block_norm("l2", w, axes), min_norm)
     # An infinite bound of weights without length would be 0 times infinity.
     least = jnp.where(floor > 0, floor * unit, 0)
-    most = jnp.where(ceiling < jnp.inf, ceiling * unit, jnp.inf)
+    most = jnp.where(ceiling == jnp.inf, jnp.inf, jnp.maximum(ceiling, 0) * unit)
     wanted = jnp.minimum(jnp.maximum(length, least), most)
     bounded = u * safe_quotient(1, length) * wanted
     return jnp.where(wanted == length, u, bounded), kept
