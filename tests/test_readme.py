@@ -27,7 +27,7 @@ def in_turn(block):
     return pytest.param(block, marks=[pytest.mark.slow("compiles")] if is_slow else [])
 
 
-@pytest.mark.parametrize("block", map(in_turn, BLOCKS), ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", list(map(in_turn, BLOCKS)), ids=range(len(BLOCKS)))
 def test_code_block_runs(block):
     if "nnx" in block and not NNX_KEEPS_MASKS:
         pytest.skip("README's NNX is that of flax 0.12")

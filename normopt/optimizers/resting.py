@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import optax
 
+from normopt.blocks import has_numbers
 from normopt.checks import check_inner
 from normopt.paths import named_leaves, params_like
 
@@ -17,6 +18,9 @@ def beside(
     optimizer: str,
 ) -> optax.GradientTransformationExtraArgs:
     """Hands the leaves that are not an optimizer's own to `rest`.
+
+    Leaves without numbers, empty or of integers, stay with the optimizer: nothing is
+    done to them.
 
     Args:
       rest: an optimizer, or None, with which there must be no such leaves.
@@ -32,9 +36,11 @@ def beside(
         check_inner(f"{optimizer}(rest=...)", rest)
 
         def labels(params: Any) -> Any:
-            own = is_its(params)
             return jax.tree.structure(params).unflatten(
-                optimizer if one else "rest" for one in own
+                optimizer if own or not has_numbers(leaf) else "rest"
+                for own, leaf in zip(
+                    is_its(params), jax.tree.leaves(params), strict=True
+                )
             )
 
         parts = optax.partition({optimizer: chain, "rest": rest}, labels)
@@ -53,7 +59,8 @@ def beside(
 
     def init_fn(params: optax.Params) -> Any:
         found = zip(named_leaves(params), is_its(params), strict=True)
-        if lone := [place.path for place, own in found if not own]:
+        lone = [p.path for p, own in found if not own and has_numbers(p.leaf)]
+        if lone:
             raise ValueError(
                 f"`{optimizer}` has no step for {', '.join(map(repr, lone))}. Give the "
                 "optimizer that takes the rest, such as rest=optax.adamw(3e-4)"

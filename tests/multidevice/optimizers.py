@@ -54,7 +54,9 @@ def main(*specs: str) -> None:
                     )
                 sizes = sizes_of_sums(step)
                 assert name != "replicated" or not sizes, where
-                assert max(sizes, default=0) <= LARGEST[blocks], (where, sizes)
+                # Products of matrices cross devices with more than sums over blocks.
+                if "matrices" not in case.options:
+                    assert max(sizes, default=0) <= LARGEST[blocks], (where, sizes)
                 assert sum(sizes) <= 20 * LARGEST[blocks], (where, sizes)
                 checked += len(sizes)
     print("sums over devices:", checked)

@@ -56,11 +56,21 @@ def test_a_norm_is_rounded_as_the_plain_sum_is():
     np.testing.assert_array_equal(normopt.block_norms(block, (-1,)), plain)
 
 
+# One of each kind: with a sum of squares, with none, and with a mean.
+QUICK = ("l2", "max", "std")
+
+
 def test_a_block_with_an_infinite_element_is_infinitely_long():
     assert normopt.block_norms(jnp.array([1.0, -jnp.inf])) == jnp.inf
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "norm",
+    [
+        pytest.param(norm, marks=[] if norm in QUICK else pytest.mark.slow)
+        for norm in NORMS
+    ],
+)
 def test_a_zero_block_gives_a_zero_update_and_a_finite_derivative(norm):
     grads = {dtype: jnp.array([[0, 1], [0, -2]], dtype) for dtype in DTYPES}
     links = [

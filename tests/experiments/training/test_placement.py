@@ -74,6 +74,7 @@ def test_two_processes_train_to_the_numbers_of_one(together, alone):
     assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-5)
 
 
+@pytest.mark.slow("trains in two processes")
 def test_the_first_process_alone_writes_and_prints(together):
     folder, (first, second) = together
     assert any(line.startswith("test accuracy") for line in first.splitlines())
