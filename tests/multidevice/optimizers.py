@@ -57,7 +57,7 @@ def main(*specs: str) -> None:
                 # Products of matrices cross devices with more than sums over blocks.
                 if "matrices" not in case.options:
                     assert max(sizes, default=0) <= LARGEST[blocks], (where, sizes)
-                assert sum(sizes) <= 20 * LARGEST[blocks], (where, sizes)
+                    assert sum(sizes) <= 20 * LARGEST[blocks], (where, sizes)
                 checked += len(sizes)
     print("sums over devices:", checked)
 
