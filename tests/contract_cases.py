@@ -218,6 +218,7 @@ CASES = [
         # The empty pattern is found in every path. There is none in what stands in for
         # params where `optax.tree.map_params` calls init.
         tasks=(Task({"learning_rate": 1e-2, "channel_axes": {"": ()}}),),
+        like="adamsrt",
     ),
     Case(
         "adamsrt",
@@ -244,6 +245,7 @@ CASES = [
         grows=("max_norm",),
         tasks=(Task({"inner": optax.sgd(1e-3, 0.9), "max_norm": 1.0}),),
         mechanized={"inner": optax.sgd(1.0), "max_norm": 1.0},
+        like="normalized",
     ),
     Case(
         "hyperball",
@@ -267,6 +269,7 @@ CASES = [
         **DECAYED,
         second_moments=PER_ELEMENT,
         mechanized={"learning_rate": 1.0},
+        like="adamw",
     ),
     Case(
         "normalized",
@@ -332,6 +335,7 @@ CASES = [
         by_leaf=True,
         tasks=(Task(TRAINS),),
         mechanized={"learning_rate": 1.0, "momentum": 0.9},
+        like="adamp",
     ),
     Case(
         "sgdw",
@@ -399,6 +403,7 @@ LINKS = [
         **FIRST,
         linear=True,
         grows=("max_norm",),
+        like="normalize_blocks",
     ),
     Case(
         "compensate_rounding",
@@ -504,6 +509,7 @@ LINKS = [
         **FIRST,
         second_moments=PER_ELEMENT,
         ruled=None,
+        like="scale_by_block_adam",
     ),
     Case(
         "scale_by_param_norm",
@@ -519,6 +525,7 @@ LINKS = [
         **FIRST,
         ruled=("lr_multipliers", 0.2, 0.1),
         linear=True,
+        like="scale_by_block_size",
     ),
     Case(
         "steepest",

@@ -148,6 +148,7 @@ def test_norms_are_those_of_float64(plan, seed, sizes, dtype):
             assert (error <= allowed).all()
 
 
+@pytest.mark.slow("norms of float64 show it")
 @some_examples
 @example(KINDS, 0, (-30, 2.0**99), "float32")
 @given(plans(), SEEDS, scaled(30), st.sampled_from(["float32", "complex64"]))
@@ -165,6 +166,7 @@ def test_norms_are_homogeneous(plan, seed, scale, dtype):
             assert (error <= 4e-6 * longest * leaf.block_size).all()
 
 
+@pytest.mark.slow("norms of float64 show it")
 @some_examples
 @example(KINDS, 0, (-30, 2.0**99), "float32")
 @example(KINDS, 0, (0, 2.0), "bfloat16")

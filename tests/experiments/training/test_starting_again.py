@@ -41,6 +41,7 @@ def interrupted(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow("trains a run to its end")
 def test_a_run_is_searched_once_and_told_from_the_start_when_it_is_finished(
     tmp_path, monkeypatch, capsys, searches
 ):
@@ -160,7 +161,11 @@ runpy.run_module("experiments", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, -signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_the_status_tells_of_the_signal(tmp_path, number, status):
     process = subprocess.Popen(
