@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 import normopt
 from normopt.norms import norm_of
@@ -36,6 +36,7 @@ def length_of_dual(norm, x, axes):
         for norm in CLOSED
     ],
 )
+@settings(max_examples=max(1, settings().max_examples // 2))
 @given(
     case=st.sampled_from(SHAPES),
     seed=st.integers(0, 99),

@@ -65,6 +65,7 @@ def test_a_run_that_nothing_follows_says_so():
         rebuilt(meta)
 
 
+@pytest.mark.slow("starts of runs, which the runs follow, too")
 @pytest.mark.parametrize("case", ["rvadamw_defaults", "rvlion", "wrapper_adamw"])
 def test_weights_are_centered_as_the_constructor_does(case):
     with np.load(FOLDER / "F_rotational" / f"{case}.npz") as stored:
@@ -76,6 +77,7 @@ def test_weights_are_centered_as_the_constructor_does(case):
         )
 
 
+@pytest.mark.slow("starts of runs, which the runs follow, too")
 def test_weights_are_put_on_the_sphere_as_before_the_first_step():
     path = FOLDER / "L_ngpt" / "ngpt_adamw.npz"
     recording = read(path)

@@ -116,13 +116,11 @@ def test_bad_options_are_refused_when_built(options, error, message):
 STACKS = {"kernel": (3, 5, 4), "conv": (3, 2, 2, 5, 4), "bias": (3, 4), "scale": (3,)}
 
 
+@pytest.mark.slow("scans over a stack of layers")
 @pytest.mark.parametrize(
     "build",
     [
-        pytest.param(
-            lambda **axes: normopt.adamp(0.1, weight_decay=0.1, **axes),
-            marks=pytest.mark.slow("sgdp shows it"),
-        ),
+        lambda **axes: normopt.adamp(0.1, weight_decay=0.1, **axes),
         lambda **axes: normopt.sgdp(0.1, 0.9, weight_decay=0.1, **axes),
     ],
     ids=["adamp", "sgdp"],

@@ -32,6 +32,7 @@ def last_layer(model):
     return {name: block[name] for name in ("conv2", "norm2")}
 
 
+@pytest.mark.slow("compiles every optimizer")
 def test_command_prints_a_row_for_every_optimizer(tmp_path, capsys, monkeypatch):
     assert "step_time" in discover()
     file = tmp_path / "rows.json"

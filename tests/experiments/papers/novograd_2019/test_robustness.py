@@ -54,6 +54,7 @@ def task():
 GOOD, BAD = (0.01, 4.0, 30.0), (0.03, 2.0, 10.0)
 
 
+@pytest.mark.slow("decay_grid shows it")
 def test_the_same_command_trains_what_is_left(folder, stored, committed, monkeypatch):
     records, trained = folder / "robustness.json", []
     before = records.read_bytes()
