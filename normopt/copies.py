@@ -51,18 +51,17 @@ def reduction(take: Callable[[], jax.Array]) -> jax.Array:
     return result
 
 
-def alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Lets a function of a user's take sums as it likes, which are of no copies."""
-    return _Alone(function)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Alone:
-    """Calls a function so; two of one function are the same to `jax.jit`."""
+class Alone:
+    """Lets a function of a user's take sums as it likes, which are of no copies.
+
+    Two of one function are the same to `jax.jit`.
+    """
 
     function: Callable[..., Any]
 
     def __call__(self, *inputs: Any) -> Any:
+        """Calls the function."""
         with _set(_TAKEN, None), _set(_GIVEN, None):
             return self.function(*inputs)
 

@@ -2,7 +2,7 @@
 
     python -m experiments invariance_time
 
-takes about a minute on two CPU cores. A row is a network, its parameters and leaves,
+takes about two minutes on two CPU cores. A row is a network, its parameters and leaves,
 the seconds of one compiled gradient and of a whole search with its two compilations,
 how many gradients and losses that took, and how many leaves it found. The bars, on two
 quiet cores: ResNet-18 and VGG-16 under 20 seconds, a transformer of nine million

@@ -44,9 +44,8 @@ def orthogonalize(
         (a, b, c), one a step, the last repeated.
       eps: added to the Frobenius norm, in the unit of the updates; at least 0. With 0,
         too, a matrix of zeros stays one.
-      dtype: in which matrices of real numbers are multiplied, such as "bfloat16", half
-        the time or less on GPU and TPU; None for the dtype of the leaf, float32 at
-        least, in its full precision.
+      dtype: in which matrices of real numbers are multiplied, such as "bfloat16";
+        None for the dtype of the leaf, float32 at least, in its full precision.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of
