@@ -3,6 +3,8 @@
 `make test-versions` runs them on the oldest that are declared and on the newest.
 """
 
+import importlib.util
+
 import flax
 import jax
 import jax.experimental
@@ -33,3 +35,8 @@ HAS_SHARD_MAP = hasattr(jax, "shard_map")
 needs_shard_map = pytest.mark.skipif(
     not HAS_SHARD_MAP, reason="jax.shard_map came with jax 0.6.1"
 )
+
+# `nnx.set_graph_mode` and `nnx.set_graph_updates`, for modules that are plain pytrees.
+NNX_HAS_MODES = hasattr(nnx, "set_graph_mode") and hasattr(nnx, "set_graph_updates")
+
+HAS_ORBAX_V1 = bool(importlib.util.find_spec("orbax.checkpoint.v1"))
