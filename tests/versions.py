@@ -3,12 +3,11 @@
 `make test-versions` runs them on the oldest that are declared and on the newest.
 """
 
-import importlib.util
-
 import flax
 import jax
 import jax.experimental
 import optax
+import orbax.checkpoint
 import pytest
 from flax import nnx
 from packaging.version import Version
@@ -39,4 +38,4 @@ needs_shard_map = pytest.mark.skipif(
 # `nnx.set_graph_mode` and `nnx.set_graph_updates`, for modules that are plain pytrees.
 NNX_HAS_MODES = hasattr(nnx, "set_graph_mode") and hasattr(nnx, "set_graph_updates")
 
-HAS_ORBAX_V1 = bool(importlib.util.find_spec("orbax.checkpoint.v1"))
+HAS_ORBAX_V1 = hasattr(orbax.checkpoint, "v1")

@@ -45,9 +45,9 @@ def page_of(name: str, module: str) -> str:
 
 
 def lines_of(table: str) -> dict[str, list[str]]:
-    """Return the cells of a page's tables, by the name in the first one."""
+    """Return the cells of each name's line in a page; of several the last one."""
     text = (ROOT / "docs" / table).read_text(encoding="utf-8")
-    rows = re.findall(r"(?m)^\| (`(\w+)\(.*) \|$", text)
+    rows = re.findall(r"(?m)^\| (`(\w+)[(`].*) \|$", text)
     return {name: re.split(r" \| ", row) for row, name in rows}
 
 
@@ -62,7 +62,10 @@ def pages() -> dict[str, str]:
                 f"\n::: normopt.{name}\n    options: {{heading_level: 2}}\n"
             )
         else:
-            written[path] = f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
+            written[path] = (
+                f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
+                "    options: {heading: Reference, toc_label: Reference}\n"
+            )
     written["functions.md"] = _functions(names)
     return written
 
@@ -79,7 +82,8 @@ def _advice(name: str, path: str) -> str:
     if table == "functions.md":
         return ""
     *_, when, rather_not = lines_of(table)[name]
-    return f"\n**Take it** {when}.\n\n**Rather not** {rather_not}.\n"
+    text = f"\n**Take it** {when}.\n\n**Rather not** {rather_not}.\n"
+    return text.replace("](", "](../")  # a page of the folder beside the table
 
 
 def _functions(names: dict[str, str]) -> str:

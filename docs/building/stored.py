@@ -71,5 +71,8 @@ def on_config(config):
 
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     urls = tomllib.loads(text)["project"]["urls"]
-    config.site_url, config.repo_url = urls["Documentation"], urls["Repository"]
+    config.site_url = urls["Documentation"]
+    # A link in the footer: as `repo_url` the theme would ask that host at each view.
+    icon = {"icon": "fontawesome/brands/git-alt", "name": "Repository"}
+    config.extra["social"] = [icon | {"link": urls["Repository"]}]
     return config

@@ -83,8 +83,8 @@ def decay_weights(
     ============  ========================================  ========  ==================
     independent   lr, ``decay_weights(wd)``                 wd        lr c / √(2 wd)
     times lr      ``add_decay(wd)``, lr                     lr wd     c √(lr / (2 wd))
-    following     lr, ``scale_by_schedule(eta)``,           eta wd    lr c √(eta/(2 wd))
-    the schedule  ``decay_weights(wd, schedule=eta)``
+    scheduled     lr, ``scale_by_schedule(eta)``,           eta wd    lr c √(eta/(2 wd))
+                  ``decay_weights(wd, schedule=eta)``
     corrected     lr, ``decay_weights(wd,                   lr² wd    c √(lr_max/(2 wd))
                   schedule=lambda t: lr(t)**2 / lr_max)``   / lr_max
     ============  ========================================  ========  ==================
