@@ -17,8 +17,9 @@ def add_decay(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds L1 and L2 decay to the updates, before the learning rate.
 
-    The decay is tied to all that follows: to the learning rate, and to the moments if
-    these stand after it (then it is the L2 penalty of the loss, without its 1/2).
+    Whatever follows in the chain acts on the decay, too: the learning rate, and the
+    moments if they come after this link. Then it is the gradient of an L2 penalty in
+    the loss, wd/2 times the squared length.
 
     .. math:: g \leftarrow g + l_1 \, \mathrm{sign}(w) + \lambda w
 
