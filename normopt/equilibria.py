@@ -41,17 +41,18 @@ def equilibrium(config: Mapping[str, Any], *, size: int | None = None) -> Equili
         + b_1^2 \frac{1 - b_2}{1 + b_2}\right), \qquad
       \mathrm{length} = \frac{\eta \sqrt{\mathrm{size}}}{\mathrm{angle}}
 
-    A decay that is times the learning rate counts as that product, one in the gradient
-    also as what momentum makes of it, 1 / (1 - m) times. With a schedule, a decay that
-    is times the learning rate has the angle follow the root of it; one that is tied to
-    nothing leaves the angle as it is. Give the values of the moment.
+    A decay that is multiplied by the learning rate counts as that product; one in the
+    gradient counts 1 / (1 - m) times as much, because momentum adds it up. Under a
+    schedule, give the numbers that hold at present: with a decay that is multiplied by
+    the learning rate the angle follows the root of that rate, with one that is tied to
+    nothing it stays.
 
     Args:
       config: of the optimizer, as `normopt.config` takes it, with plain numbers:
         `adamw`, `sgdw`, optax's `lion`, or a chain of links that comes to Adam, SGD
         with momentum or Lion with a decay; optax's AdamW is `adamw` with
-        `weight_decay=learning_rate * weight_decay`. A mapping of decays per path says
-        nothing of a block: give the block's own.
+        `weight_decay=learning_rate * weight_decay`. A mapping of decays per path is
+        refused: give the decay of the block in question.
       size: the number of elements of the block; None if its length is not asked for.
 
     Returns:
