@@ -108,7 +108,7 @@ def _draw_courses(axes: Any, stored: Stored) -> None:
         dashes = {"s": "--", "o": "-", "D": "-."}[mark]
         axes.plot(steps, ratio, dashes, color=colour, lw=1.6)
     axes.axhline(1, color=figures.GREY, lw=1, ls=":", zorder=0)
-    axes.set_title("network: angle, measured over predicted")
+    axes.set_title("network: angle over the predicted one")
     axes.set(xlabel="step")
     figures.log_scale(axes)
 
