@@ -47,7 +47,7 @@ from experiments.papers.rotational_2024.noise import (
     measure_schedules,
 )
 from experiments.papers.rotational_2024.readings import ratios, spread, worst
-from experiments.papers.rotational_2024.watching import train
+from experiments.papers.rotational_2024.watching import STRETCHES, train
 from experiments.report.claims import Exhibit, Picture
 from experiments.report.judging import Check, Claim, Metric
 from experiments.training import devices
@@ -91,6 +91,11 @@ def measure(config: EquilibriumOptions, console: Console) -> dict[str, Any]:
         The settings, and what `measure_noise`, `measure_schedules` and, for each
         optimizer, `train` find.
     """
+    for option, whole in (("steps", STRETCHES), ("noise_steps", 20)):
+        if (given := getattr(config, option)) % whole:
+            raise ValueError(
+                f"`{option}` must be a multiple of {whole}, got {option}={given}"
+            )
     seeds = config.seeds
     settings = SETTINGS[1:2] if config.smoke else SETTINGS
     names = TRAINED[:1] if config.smoke else TRAINED
