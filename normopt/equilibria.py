@@ -40,33 +40,35 @@ def equilibrium(
     With d the `size` of the block and s the size that elements of its `gradient` would
     have at a length of 1 (they are s / length, as the loss sees the direction alone):
 
-    ===================  ==============  ===============  ==============================
-    moments              n               C                sum of the squares over C²
-    ===================  ==============  ===============  ==============================
-    Adam                 √d              1                (1 - b1) / (1 + b1)
-    AdamS                √d              1                (1 - b1) / (1 + b1)
-    SGD, momentum m      s √d / length   1 / (1 - m)      (1 - m) / (1 + m)
-    NovoGrad             1               1 / (1 - b1)     (1 - b1) / (1 + b1)
-    Lion                 √d              √(2 / (π V))     π V / 2
-    AdamSRT, SGD-MRT     as AdamS, SGD   as above, and C² is the sum itself: 1
-    ===================  ==============  ===============  ==============================
+    =================  ==============  =====================  ========================
+    moments            n               C                      sum of the c_k² over C²
+    =================  ==============  =====================  ========================
+    Adam, AdamS        √d              1                      (1 - b1) / (1 + b1)
+    SGD, momentum m    s √d / length   1 / (1 - m)            (1 - m) / (1 + m)
+    NovoGrad           1               1 / (1 - b1)           (1 - b1) / (1 + b1)
+    Lion               √d              √(2 / (π V))           π V / 2
+    AdamSRT            √d              √((1 - b1)/(1 + b1))   1
+    SGD-MRT            s √d / length   1 / √(1 - m²)          1
+    =================  ==============  =====================  ========================
 
     where :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of what
-    Lion takes the sign of. Nesterov's sum is another, NovoGrad's C is 1 with
-    `grad_averaging`. Where the moments stay tangent (AdamSRT, SGD-MRT) past gradients
-    lengthen a block like present ones. **The decay** :math:`\lambda` **per step** is,
-    with lr_t the learning rate at `step` and eta_t the schedule's value,
+    Lion takes the sign of. Nesterov's sums are others, and NovoGrad's C is 1 with
+    `grad_averaging`. In the last two C is the root of the sum of the squares: where the
+    moments stay tangent, past gradients lengthen a block no more than present ones do.
 
-    ===========================  =======================================================
-    independent                  wd, for `adamw`, `sgdw`, `decay_weights`
-    following                    eta_t wd, for the same with a `schedule`
-    corrected                    that, of `decay_weights`: eta_t = lr_t² / lr_max
-    times the learning rate      lr_t wd, for `lion`, and `add_decay` behind moments
-    beside what momentum takes   lr_t C wd, for NovoGrad, and SGD with L2
-    L2 in the gradient           lr_t C wd length / s, for Adam, AdamS, Lion
-    L2 in a tangent moment       as without it and momentum, times :math:`c_0`: 1 - b1
-                                 for AdamSRT, 1 for SGD-MRT
-    ===========================  =======================================================
+    **The decay** :math:`\lambda` **per step** is, with lr_t the learning rate and eta_t
+    the value of a `schedule` at `step`,
+
+    =========================  =========================================================
+    independent                wd, for `adamw`, `sgdw`, `decay_weights`
+    following                  eta_t wd, for the same with a `schedule`
+    corrected                  that, of `decay_weights` with eta_t = lr_t² / lr_max
+    times the learning rate    lr_t wd, for `lion`, and `add_decay` behind the moments
+    in the momentum            lr_t C wd, for NovoGrad, and for SGD with L2
+    L2 in the gradient         lr_t C wd length / s, for Adam, AdamS and Lion
+    the same, kept tangent     lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
+                               SGD-MRT
+    =========================  =========================================================
 
     so that under L2 the length of Adam's blocks is
     :math:`\sqrt[3]{\eta\, d\, s / (2\, \mathrm{wd})}`, and that of SGD's
