@@ -29,8 +29,7 @@ def equilibrium(
     Gradients of a scale-invariant block are orthogonal to it: steps lengthen the block,
     decay shortens it, and the two come into balance. With gradients that are mostly
     noise, steps :math:`\eta \sum_k c_k g_{t-k}` of gradients that the moments see with
-    a length of n, and a decay of :math:`\lambda` per step, in all and far below the
-    :math:`1 - b_1` of the momentum,
+    a length of n, and a decay of :math:`\lambda` per step in all,
 
     .. math::
       \mathrm{length}^2 = \frac{\eta^2 n^2 C^2}{2 \lambda}, \qquad
@@ -75,6 +74,9 @@ def equilibrium(
     :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`. A block follows a
     schedule with a memory of :math:`1 / \lambda` steps: at a `step` the values are
     taken as if they had stayed, which holds where they change more slowly than that.
+    All this is within 5 % while :math:`\lambda` is at most a tenth of 1 - b1, of what a
+    momentum forgets in a step (of 1 - b2 for Lion); under a larger decay blocks are
+    shorter.
 
     Args:
       config: of the optimizer, as `normopt.config` takes it: `adamw`, `sgdw`, `adams`,

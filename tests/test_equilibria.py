@@ -27,6 +27,8 @@ LR = of("scale_by_learning_rate", learning_rate=RATE)
 # Each decays by 0.001 to 0.004 a step: far less than 1 - b1, and often in a test.
 RUNS = {
     "adam": of("adamw", learning_rate=RATE, weight_decay=DECAY, **ADAM),
+    # A tenth of 1 - b1, as for Lion below of 1 - b2: the most that is vouched for.
+    "adam, most": of("adamw", learning_rate=RATE, weight_decay=0.0099, **ADAM),
     "adam, following": of(
         "adamw", learning_rate=2 * RATE, weight_decay=2 * DECAY, schedule=0.5, **ADAM
     ),
@@ -66,7 +68,10 @@ RUNS = {
         **AXES,
     ),
     "lion": of("lion", learning_rate=RATE, weight_decay=0.1, **LION),
-    "lion, L2": chain(L2, of("scale_by_lion", **LION), LR),
+    "lion, most": of("lion", learning_rate=RATE, weight_decay=0.19, **LION),
+    "lion, L2": chain(
+        of("add_decay", weight_decay=0.01), of("scale_by_lion", **LION), LR
+    ),
 }
 QUICK = ("adam", "adamsrt")
 SLOW = pytest.mark.slow("those that are quick show each moment, the formulas the rest")

@@ -76,7 +76,8 @@ def _sgdmrt(rate: Any, decay: Any, axes: Any) -> Config:
 def _lion(rate: Any, decay: Any, axes: Any) -> Config:
     del axes
     pull = {"name": "decay_weights", "weight_decay": decay}
-    return chain({"name": "scale_by_lion", **_BETAS}, scale(rate), pull)
+    lion = {"name": "scale_by_lion", "b1": 0.9, "b2": 0.95}
+    return chain(lion, scale(rate), pull)
 
 
 def _named(name: str) -> Callable[[Any, Any, Any], Config]:
