@@ -74,9 +74,8 @@ def equilibrium(
     :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`. A block follows a
     schedule with a memory of :math:`1 / \lambda` steps: at a `step` the values are
     taken as if they had stayed, which holds where they change more slowly than that.
-    All this is within 5 % while :math:`\lambda` is at most a tenth of 1 - b1, of what a
-    momentum forgets in a step (of 1 - b2 for Lion); under a larger decay blocks are
-    shorter.
+    All this is within 5 % while :math:`\lambda` is at most a tenth of what the momentum
+    forgets in a step, 1 - b1 (Lion: 1 - b2); under a larger decay blocks are shorter.
 
     Args:
       config: of the optimizer, as `normopt.config` takes it: `adamw`, `sgdw`, `adams`,
