@@ -223,6 +223,8 @@ def _pull(run: _Run, by: float) -> _Run:
 
 def _to_unit(run: _Run, unit: _Term) -> _Run:
     """Divides by the second moment, which gives gradients the length of `unit`."""
+    if run.gradient.factor == 0:  # after a learning rate of 0, which is refused later
+        return run
     return _scale(run, unit / run.gradient)
 
 

@@ -209,6 +209,11 @@ def test_schedules_are_read_at_a_step():
     [
         (of("adam", learning_rate=0.1), ValueError, "a decay of 0 a step"),
         (
+            chain(LR | {"learning_rate": 0.0}, RUNS["adam"]),
+            ValueError,
+            "a rate of 0 and",
+        ),
+        (
             of("muon", learning_rate=0.1, weight_decay=0.1),
             ValueError,
             "'muon', whose equilibrium is not known; known are adam, adamw, sgd",
