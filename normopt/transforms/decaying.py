@@ -92,7 +92,8 @@ def decay_weights(
 
     The first is that of the AdamW paper, the second that of `optax.adamw` and torch,
     the third that of `adamw(..., schedule=eta)`; only under the fourth does the length
-    not change when the learning rate does.
+    not change when the learning rate does. `decay_from` turns a wd of one into the
+    others.
 
     Args:
       weight_decay: the L2 decay :math:`\lambda` per step, per leaf, at least 0; 0 for
