@@ -86,7 +86,7 @@ def train(prepared: Prepared, *, fresh: bool, console: Console) -> dict[str, Any
     Args:
         prepared: what `prepare` returned.
         fresh: remove what an earlier run wrote.
-        console: where progress goes; the last line is the test accuracy.
+        console: where progress goes; the last line is how the test went.
 
     Returns:
         What stands in `result.json`; of several processes the first one alone knows.
@@ -127,22 +127,24 @@ def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
         else:
             why = "; what was begun there left no checkpoint, so it starts anew"
             _say(console, f"training into {run.folder}{why if was_begun else ''}")
-        images = prepared.plan.batch_size
-        with TrainingProgress(console, total, done, images) as progress:
+        data = prepared.data
+        size, counted = prepared.plan.batch_size * data.in_one, data.counted
+        with TrainingProgress(console, total, done, size, counted) as progress:
             state = loop.run(state, run, checkpoints, progress)
-    test = loop.evaluate(state, prepared.data.test)
+    test = loop.evaluate(state, data.test)
+    sample = loop.sample(state)
     if not processes.is_first():
         return {}
     records = read_records(run.metrics_file)
     step = int(chosen(state).step)
     (ours,) = [record for record in records if record["step"] == step]
     result = {
-        "test_accuracy": test["accuracy"],
-        "test_correct": test["correct"],
-        "test_images": test["images"],
+        **{f"test_{name}": value for name, value in test.items() if name != "loss"},
         "test_loss": test["loss"],
-        "validation_accuracy": ours["validation_accuracy"],
-        "train_accuracy": ours["train_accuracy"],
+        **{
+            f"{split}_{data.scored}": ours[f"{split}_{data.scored}"]
+            for split in ("validation", "train")
+        },
         "tested": "the last weights"
         if state.best is None
         else "the best on validation",
@@ -150,6 +152,8 @@ def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
         "steps": total,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
     }
+    if sample is not None:
+        result |= {**data.origin, "sample": sample}
     if "skipped" in records[-1]:
         result["skipped"] = records[-1]["skipped"]
     name = run.folder.name.rpartition("-")[0]
@@ -157,8 +161,8 @@ def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
     seconds = round(time.perf_counter() - began, 3)
     append_record(run.timing_file, {"step": total, "seconds": seconds})
     run.finish(result)
-    speed = progress.images_per_second()
-    rate = "" if speed is None else f", {speed:,.0f} images/s"
+    speed = progress.counted_per_second()
+    rate = "" if speed is None else f", {speed:,.0f} {counted}/s"
     _say(console, f"wrote {run.folder} in {seconds:.1f} s{rate}")
     _say_result(console, result)
     return result
@@ -195,14 +199,22 @@ def _say_result(console: Console, result: dict[str, Any]) -> None:
             f"skipped {result['skipped']} of {result['steps']} steps, where the loss "
             "or a gradient was not finite",
         )
+    if "sample" in result:
+        _say(console, f"a sample of what it writes:\n{result['sample']}\n")
     _say(console, _summary(result))
 
 
 def _summary(result: dict[str, Any]) -> str:
+    if "test_accuracy" in result:
+        test = (
+            f"test accuracy {result['test_accuracy']:.2%} "
+            f"({result['test_correct']} of {result['test_images']})"
+        )
+    else:
+        test = f"test {result['test_bits_per_byte']:.3f} bits per byte"
     return (
-        f"test accuracy {result['test_accuracy']:.2%} "
-        f"({result['test_correct']} of {result['test_images']}), {result['tested']}, "
-        f"after step {result['tested_step']} of {result['steps']}"
+        f"{test}, {result['tested']}, after step {result['tested_step']} of "
+        f"{result['steps']}"
     )
 
 

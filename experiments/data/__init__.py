@@ -3,16 +3,22 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from experiments.data import cifar, digits, mnist, svhn
+from experiments.data import cifar, digits, mnist, stdlib, svhn
 from experiments.data.dataset import Dataset as Dataset
 from experiments.data.dataset import Split as Split
+from experiments.data.text import Text as Text
+from experiments.data.text import TextDataset as TextDataset
 
-_LOADERS: dict[str, Callable[[Path | None], Dataset]] = {
+# What a run trains on.
+Data = Dataset | TextDataset
+
+_LOADERS: dict[str, Callable[[Path | None], Data]] = {
     "digits": digits.load,
     "mnist": mnist.load,
     "cifar10": cifar.load_cifar10,
     "cifar100": cifar.load_cifar100,
     "svhn": svhn.load,
+    "stdlib": stdlib.load,
 }
 
 
@@ -21,13 +27,13 @@ def names() -> tuple[str, ...]:
     return tuple(_LOADERS)
 
 
-def load(name: str, data_dir: str | Path | None = None) -> Dataset:
+def load(name: str, data_dir: str | Path | None = None) -> Data:
     """Load a data set into memory.
 
     Args:
         name: one of `names()`.
         data_dir: the folder with the official files, or its parent. `digits` comes with
-            scikit-learn and needs none.
+            scikit-learn and `stdlib` with Python: they need none.
 
     Returns:
         Its training, validation and test splits.

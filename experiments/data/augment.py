@@ -1,7 +1,7 @@
 """Augmentation on the device: pure functions of a random key and a batch.
 
-Images never travel back to the host for it, and a step's augmentation follows from its
-key alone, so that a resumed run repeats it.
+Examples never travel back to the host for it, and a step's augmentation follows from
+its key alone, so that a resumed run repeats it.
 """
 
 import dataclasses
@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+
+from experiments.data.text import CONTEXT
 
 Augment = Callable[[jax.Array, jax.Array], jax.Array]  # (key, batch) -> batch
 
@@ -35,14 +37,33 @@ class Augmentation:
         return images
 
 
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """A crop at a random place of each row.
+
+    Attributes:
+        length: of the crop.
+    """
+
+    length: int
+
+    def __call__(self, key: jax.Array, rows: jax.Array) -> jax.Array:
+        """Return a part of each row of (n, numbers), (n, length)."""
+        last = rows.shape[1] - self.length
+        starts = jax.random.randint(key, (len(rows), 1), 0, last + 1)
+        return jnp.take_along_axis(rows, starts + jnp.arange(self.length), axis=1)
+
+
 # What keeps a class a class: digits have no mirror images, and SVHN's neighbouring
 # digits already stand at random places.
-AUGMENTATIONS = {
+AUGMENTATIONS: dict[str, Augment] = {
     "digits": Augmentation(padding=1),
     "mnist": Augmentation(padding=2),
     "cifar10": Augmentation(padding=4, flip=True),
     "cifar100": Augmentation(padding=4, flip=True),
     "svhn": Augmentation(),
+    # A byte more than is read: the last one is foreseen only.
+    "stdlib": Crop(CONTEXT + 1),
 }
 
 

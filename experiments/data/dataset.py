@@ -56,6 +56,24 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
 
+    # What a run counts, how many of them an example is, and what it is judged by.
+    counted, in_one, scored = "images", 1, "accuracy"
+
+    @property
+    def model_arguments(self) -> dict[str, int]:
+        """What a model for these data is built with."""
+        channels = self.train.images.shape[-1]
+        return {"num_classes": self.num_classes, "channels": channels}
+
+    def few(self, images: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first training images as they are, and their labels."""
+        batch = self.train.take(np.arange(min(images, len(self.train))))
+        return batch.images, batch.labels
+
+    def score(self, loss: float, correct: int, images: int) -> dict[str, float | int]:
+        """Return what is told beside the loss, of so many images."""
+        return {"accuracy": correct / images, "correct": correct, "images": images}
+
     def first(self, images: int) -> "Dataset":
         """Return the data set with the first training images alone, and their mean.
 

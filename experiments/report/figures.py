@@ -69,7 +69,7 @@ Records = list[dict[str, Any]]
 
 
 def learning_curve(path: Path, records: Records, title: str) -> None:
-    """Draw loss and accuracy over the epochs, for training and validation.
+    """Draw the loss, and what it is judged by, for training and validation.
 
     Args:
         path: the PNG to write.
@@ -78,13 +78,17 @@ def learning_curve(path: Path, records: Records, title: str) -> None:
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 4), layout="constrained")
-        loss, accuracy = figure.subplots(1, 2)
+        loss, score = figure.subplots(1, 2)
         _draw(loss, records, "loss")
         loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
-        _draw(accuracy, records, "accuracy")
-        accuracy.set(xlabel="epoch", ylabel="accuracy")
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        for axes in (loss, accuracy):
+        if "train_accuracy" in records[0]:
+            _draw(score, records, "accuracy")
+            score.set(xlabel="epoch", ylabel="accuracy")
+            score.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        else:
+            _draw(score, records, "bits_per_byte")
+            score.set(xlabel="epoch", ylabel="bits per byte")
+        for axes in (loss, score):
             axes.legend(frameon=False)
         figure.suptitle(title)
         save(figure, path)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.data import Split
+from experiments.data import Split, Text
 
 
 @functools.partial(
@@ -42,12 +42,17 @@ class Images:
         """Return the number of images."""
         return len(self.labels)
 
-    def take(self, indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def take(
+        self, indices: jax.Array, augment: Any = lambda images: images
+    ) -> tuple[jax.Array, jax.Array]:
         """Return the images (m, height, width, channels) at `indices`, and labels."""
-        return self.rows[indices].reshape(-1, *self.shape), self.labels[indices]
+        images = self.rows[indices].reshape(-1, *self.shape)
+        return augment(images), self.labels[indices]
 
 
-def on_device(split: Split) -> Images:
-    """Return a split whose images and labels lie on the device."""
+def on_device(split: Split | Text) -> Images | Text:
+    """Return a split whose arrays lie on the device."""
+    if isinstance(split, Text):
+        return jax.tree.map(jnp.asarray, split)
     # As rows before they go there: numpy copies nothing for it.
     return jax.tree.map(jnp.asarray, Images.of(split.images, split.labels))

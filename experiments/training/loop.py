@@ -7,6 +7,7 @@ alone it waits for each step; see `Placement.emulated`.
 """
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.data import Dataset, Split
-from experiments.data.augment import Augmentation
+from experiments.data import Data, Split, Text, TextDataset
+from experiments.data.augment import Augment
+from experiments.training import generating
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.images import Images, on_device
 from experiments.training.placement import Placement
@@ -47,8 +49,8 @@ class Plan:
     """How long a run is and where it pauses.
 
     Attributes:
-        images: in the training split.
-        batch_size: images in a step; an epoch leaves out what fills no batch.
+        images: in the training split; of a text, stretches that are cropped.
+        batch_size: of them in a step; an epoch leaves out what fills no batch.
         epochs: passes over the training split.
         log_every: the most steps between two records.
     """
@@ -92,7 +94,7 @@ class Job:
         optimizer: what turns gradients into updates.
         optimizer_name: for messages.
         schedule: the learning rate by count of updates, for the records.
-        data: the images.
+        data: the examples.
         augmentation: applied to training batches.
         plan: the length of the run.
         seed: where the order of the images and the augmentation come from.
@@ -104,8 +106,8 @@ class Job:
     optimizer: optax.GradientTransformation
     optimizer_name: str
     schedule: Callable[[Any], Any]
-    data: Dataset
-    augmentation: Augmentation
+    data: Data
+    augmentation: Augment
     plan: Plan
     seed: int
     scan: bool
@@ -172,10 +174,23 @@ class Loop:
             *(state, self._zeros()[1], self._step_key, self._order(0), self._train),
         )
 
-    def evaluate(self, state: TrainState, split: Split) -> dict[str, float | int]:
-        """Return loss and accuracy on a split of the weights that a run tests."""
+    def evaluate(
+        self, state: TrainState, split: Split | Text
+    ) -> dict[str, float | int]:
+        """Return the loss and what the data score on a split, of the tested weights."""
         sums = self._evaluate(chosen(state), self.job.placement.put(on_device(split)))
-        return averages(jax.device_get(sums))
+        return averages(jax.device_get(sums), self.job.data)
+
+    def sample(self, state: TrainState) -> str | None:
+        """Return text that the tested weights write; None of what is no text."""
+        job, tested = self.job, chosen(state)
+        if not isinstance(job.data, TextDataset):
+            return None
+        drawn = jax.jit(
+            functools.partial(generating.sample, job.network),
+            out_shardings=job.placement.everywhere,
+        )(tested.params, tested.model_state, keys_of(job.seed)[1])
+        return generating.in_words(jax.device_get(drawn))
 
     def run(
         self,
@@ -255,7 +270,7 @@ class Loop:
         settle()
         return state
 
-    def _evaluate(self, state: TrainState, data: Images) -> Sums:
+    def _evaluate(self, state: TrainState, data: Images | Text) -> Sums:
         batches = math.ceil(len(data) / EVALUATION_BATCH)
         arguments = (state.params, state.model_state, data)
         return self._run_evaluation(self._zeros(), batches, *arguments)[1]
@@ -268,7 +283,7 @@ class Loop:
     def _record(self, pending: _Pending, checkpoints: Checkpoints) -> Record:
         numbers = jax.device_get(pending.numbers)
         epoch = pending.step / self.job.plan.steps_per_epoch
-        record = record_of(pending.step, epoch, numbers)
+        record = record_of(pending.step, epoch, numbers, self.job.data)
         if (found := problem(record, numbers)) is not None:
             advice = "a smaller learning rate may help"
             if numbers.skipped is None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ from flax import nnx
 import normopt
 from experiments import data
 from experiments.data.augment import AUGMENTATIONS
-from experiments.models import MODELS
+from experiments.models import LANGUAGE_MODELS, MODELS
 from experiments.training import axes, optimizers, ranges
 from experiments.training.loop import Job, Loop, Plan
 from experiments.training.placement import Placement, PlacementConfig
@@ -39,11 +39,11 @@ class TrainConfig:
     """What to train, on what, and how."""
 
     dataset: Literal[data.names()] = "digits"  # type: ignore[valid-type]
-    """The data set; `digits` comes with scikit-learn."""
+    """The data set; `digits` comes with scikit-learn, `stdlib`, a text, with Python."""
     data_dir: Path | None = None
     """The folder with the data set's official files, or its parent."""
-    model: Literal[tuple(MODELS)] = "resnet20"  # type: ignore[valid-type]
-    """The model."""
+    model: Literal[(*MODELS, *LANGUAGE_MODELS)] = "resnet20"  # type: ignore[valid-type]
+    """The model; for `stdlib` it is `nano`, `micro` or `small`, a transformer."""
     optimizer: str = "adamsrt"
     """A name, a JSON configuration or a .json file, as `normopt.make` takes it; where
     `channel_axes` is left out and null by default, the loss tells which they are."""
@@ -51,9 +51,10 @@ class TrainConfig:
     """Where the cosine decay starts, if the optimizer has no learning rate itself; left
     out, it depends on the optimizer."""
     epochs: int = 30
-    """Passes over the training images."""
+    """Passes over the training images; of a text, over its stretches of 4,096 bytes,
+    out of which each takes 128 at a random place."""
     batch_size: int = 64
-    """Images in a step."""
+    """Images, or stretches, in a step."""
     seed: int = 0
     """For the initial weights, the order of the images and the augmentation."""
     log_every: int = 50
@@ -84,7 +85,7 @@ class Asked:
         config: its settings.
         run: the folder that it will have.
         plan: its length.
-        data: the images.
+        data: the examples.
         optimizer: its configuration, perhaps without axes.
         optimizer_name: what the folder and messages call it.
         placement: the devices.
@@ -93,7 +94,7 @@ class Asked:
     config: TrainConfig
     run: Run
     plan: Plan
-    data: data.Dataset
+    data: data.Data
     optimizer: optimizers.Config
     optimizer_name: str
     placement: Placement
@@ -107,7 +108,7 @@ class Prepared:
         run: the folder that it will have.
         loop: what trains and evaluates.
         plan: its length.
-        data: the images.
+        data: the examples.
         state: where it begins.
         table: what each parameter will get from the optimizer, one line each.
         found_axes: the channel axes, where nobody named them.
@@ -116,7 +117,7 @@ class Prepared:
     run: Run
     loop: Loop
     plan: Plan
-    data: data.Dataset
+    data: data.Data
     state: TrainState
     table: str
     found_axes: dict[str, Any] | None = None
@@ -124,7 +125,7 @@ class Prepared:
 
 def prepare(
     config: TrainConfig,
-    images: data.Dataset | None = None,
+    images: data.Data | None = None,
     *,
     optimizer_name: str | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -152,7 +153,7 @@ def prepare(
 
 def ask(
     config: TrainConfig,
-    images: data.Dataset | None = None,
+    images: data.Data | None = None,
     *,
     optimizer_name: str | None = None,
 ) -> Asked:
@@ -175,6 +176,7 @@ def ask(
         config = dataclasses.replace(config, **SMOKE)
     if images is None:
         images = data.load(config.dataset, config.data_dir)
+    _check_model(config, images)
     placement = config.devices.placement(_dtype(config))
     _check_batch_size(config.batch_size, len(images.train), placement.devices)
     plan = Plan(len(images.train), config.batch_size, config.epochs, config.log_every)
@@ -219,7 +221,7 @@ def complete(
         found = None if config.fresh else asked.run.found_axes()
         if found is None:
             say("looking for the weights whose length the loss ignores")
-            found = axes.find(network, params, model_state, images.train)
+            found = axes.find(network, params, model_state, images)
         return found
 
     optimizer_config = optimizers.complete(asked.optimizer, find_axes)
@@ -258,19 +260,33 @@ def complete(
     return Prepared(run, loop, asked.plan, images, state, table, found)
 
 
-def initial_weights(model: str, images: data.Dataset, seed: int) -> tuple[Any, Any]:
+def initial_weights(model: str, images: data.Data, seed: int) -> tuple[Any, Any]:
     """Return the parameters and the other state that a model begins with.
 
     Args:
         model: its name.
-        images: whose classes and channels it is for.
+        images: that it is for.
         seed: of the weights.
     """
-    return _initialiser(MODELS[model], *_shape(images))(jax.random.key(seed))
+    arguments = tuple(images.model_arguments.items())
+    return _initialiser(_models(images)[model], arguments)(jax.random.key(seed))
 
 
 def _dtype(config: TrainConfig) -> Any:
     return None if config.dtype == "float32" else jnp.dtype(config.dtype)
+
+
+def _check_model(config: TrainConfig, images: data.Data) -> None:
+    fitting = _models(images)
+    if config.model not in fitting:
+        raise ValueError(
+            f"`model` must be one of {', '.join(fitting)} for the data set "
+            f"{config.dataset!r}, got {config.model!r}"
+        )
+
+
+def _models(images: data.Data) -> dict[str, Callable[..., nnx.Module]]:
+    return LANGUAGE_MODELS if isinstance(images, data.TextDataset) else MODELS
 
 
 def _check_batch_size(batch_size: int, images: int, devices: int) -> None:
@@ -288,7 +304,7 @@ def _check_batch_size(batch_size: int, images: int, devices: int) -> None:
 
 def _run(
     config: TrainConfig,
-    images: data.Dataset,
+    images: data.Data,
     name: str,
     requested: optimizers.Config,
     optimizer_config: optimizers.Config,
@@ -321,28 +337,22 @@ def _run(
     return Run(config.runs_dir, folder, settings, asked)
 
 
-def _network(model: str, images: data.Dataset, dtype: Any = None) -> Network:
-    build = _builder(MODELS[model], *_shape(images))
+def _network(model: str, images: data.Data, dtype: Any = None) -> Network:
+    build = _builder(_models(images)[model], images.model_arguments)
     key = jax.random.key(0)  # of arrays that are never made
     return network_of(lambda: build(key), images.mean, images.std, dtype)
 
 
 @functools.cache
 def _initialiser(
-    model: Callable[..., nnx.Module], num_classes: int, channels: int
+    model: Callable[..., nnx.Module], arguments: tuple[tuple[str, int], ...]
 ) -> Callable[[jax.Array], tuple[Any, Any]]:
     """Compile initial weights once for all seeds."""
-    build = _builder(model, num_classes, channels)
+    build = _builder(model, dict(arguments))
     return compiled_quickly(lambda key: arrays_of(lambda: build(key)))
 
 
 def _builder(
-    model: Callable[..., nnx.Module], num_classes: int, channels: int
+    model: Callable[..., nnx.Module], arguments: Mapping[str, int]
 ) -> Callable[[jax.Array], nnx.Module]:
-    return lambda key: model(
-        num_classes=num_classes, channels=channels, rngs=nnx.Rngs(key)
-    )
-
-
-def _shape(images: data.Dataset) -> tuple[int, int]:
-    return images.num_classes, images.train.images.shape[-1]
+    return lambda key: model(**arguments, rngs=nnx.Rngs(key))

@@ -26,10 +26,18 @@ class TrainingProgress:
     """Shows steps done, and the latest loss and accuracy; a context manager."""
 
     def __init__(
-        self, console: Console, total_steps: int, done: int = 0, batch_size: int = 1
+        self,
+        console: Console,
+        total_steps: int,
+        done: int = 0,
+        batch_size: int = 1,
+        counted: str = "images",
     ):
-        """Show a run of `total_steps` of `batch_size` images; `done` are behind."""
-        self._console = console
+        """Show a run of `total_steps` of `batch_size` images; `done` are behind.
+
+        What is counted may be something else.
+        """
+        self._console, self._counted = console, counted
         self._batch_size = batch_size
         # When the record that speed is counted from and the latest one came, and with
         # which steps.
@@ -66,7 +74,7 @@ class TrainingProgress:
         interrupting.check()
         self._bar.advance(self._task, steps)
 
-    def images_per_second(self) -> float | None:
+    def counted_per_second(self) -> float | None:
         """Return how fast training is, None where there is nothing to tell it by.
 
         It counts from the first record, and again from the first validation: both wait
@@ -88,6 +96,8 @@ class TrainingProgress:
             "loss": ("train_loss", ".4f"),
             "accuracy": ("train_accuracy", ".2%"),
             "validation": ("validation_accuracy", ".2%"),
+            "bits per byte": ("train_bits_per_byte", ".3f"),
+            "held out": ("validation_bits_per_byte", ".3f"),
             "skipped": ("skipped", "d"),
         }
         # A quantity may be unknown at the end of this interval, or in this run.
@@ -96,8 +106,8 @@ class TrainingProgress:
             for name, (key, form) in shown.items()
             if record.get(key) is not None
         )
-        if (speed := self.images_per_second()) is not None:
-            latest += f"  {speed:,.0f} images/s"
+        if (speed := self.counted_per_second()) is not None:
+            latest += f"  {speed:,.0f} {self._counted}/s"
         self._bar.update(self._task, latest=latest)
         if not self._console.is_terminal and record["step"] >= self._next_line:
             self._next_line += self._spacing

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.data import Data
 from experiments.training.skipping import MOST_IN_A_ROW
 from experiments.training.steps import NEVER, Sums
 
@@ -22,11 +23,17 @@ class Numbers(NamedTuple):
     skipped: jax.Array | None  # int32 scalar: steps skipped so far, if any ever is
 
 
-def record_of(step: int, epoch: float, numbers: Numbers) -> Record:
+def record_of(step: int, epoch: float, numbers: Numbers, data: Data) -> Record:
     """Return the record of the interval that ends with `step`.
 
-    A loss or accuracy is None where no image counted: outside the end of an epoch, and
+    A loss or a score is None where no example counted: outside the end of an epoch, and
     for an interval of nothing but skipped steps.
+
+    Args:
+        step: the last one.
+        epoch: that it ends.
+        numbers: of the interval.
+        data: that were trained on.
     """
     record = {
         "step": step,
@@ -35,23 +42,19 @@ def record_of(step: int, epoch: float, numbers: Numbers) -> Record:
     }
     for split in ("train", "validation"):
         sums = getattr(numbers, split)
-        known = averages(sums) if sums is not None and sums.images else {}
-        record[f"{split}_loss"] = known.get("loss")
-        record[f"{split}_accuracy"] = known.get("accuracy")
+        known = averages(sums, data) if sums is not None and sums.images else {}
+        for name in ("loss", data.scored):
+            record[f"{split}_{name}"] = known.get(name)
     if numbers.skipped is not None:
         record["skipped"] = int(numbers.skipped)
     return record
 
 
-def averages(sums: Sums) -> dict[str, float | int]:
-    """Return the loss and accuracy over at least one image, and their counts."""
-    images = int(sums.images)
-    return {
-        "loss": float(sums.loss) / images,
-        "accuracy": int(sums.correct) / images,
-        "correct": int(sums.correct),
-        "images": images,
-    }
+def averages(sums: Sums, data: Data) -> dict[str, float | int]:
+    """Return the loss over at least one example, and what the data are judged by."""
+    examples = int(sums.images)
+    loss = float(sums.loss) / examples
+    return {"loss": loss, **data.score(loss, int(sums.correct), examples)}
 
 
 def problem(record: Record, numbers: Numbers) -> str | None:

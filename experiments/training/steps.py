@@ -4,6 +4,7 @@ The same step function serves a single dispatch on CPU and a scanned stretch on 
 accelerator; nothing in it knows which.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,8 +54,8 @@ class Network(NamedTuple):
 
     train_graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
-    mean: jax.Array  # (channels,) float32
-    std: jax.Array  # (channels,) float32
+    mean: jax.Array | None  # (channels,) float32; None: inputs go in as they are
+    std: jax.Array | None  # (channels,) float32
 
     def train(self, params: Any, model_state: Any, images: jax.Array):
         """Return logits (n, classes) and the new model state for uint8 images."""
@@ -73,6 +74,8 @@ class Network(NamedTuple):
         return model.penalty() if hasattr(model, "penalty") else 0.0
 
     def _normalise(self, images: jax.Array) -> jax.Array:
+        if self.mean is None:
+            return images
         return (images.astype(jnp.float32) - self.mean) / self.std
 
 
@@ -99,8 +102,9 @@ def network_of(
 
     Args:
         build: makes the model.
-        mean: of the training images, (channels,).
-        std: of the training images, (channels,).
+        mean: of the training images, (channels,); None for inputs that go in as they
+            are.
+        std: of the training images, (channels,), or None.
         dtype: what its layers compute in, with float32 parameters and statistics; None:
             what they were built for.
     """
@@ -113,7 +117,8 @@ def network_of(
     eval_graph = nnx.graphdef(model)
     model.train()
     train_graph = nnx.graphdef(model)
-    return Network(train_graph, eval_graph, jnp.asarray(mean), jnp.asarray(std))
+    mean, std = jax.tree.map(jnp.asarray, (mean, std))
+    return Network(train_graph, eval_graph, mean, std)
 
 
 def compiled_quickly(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,8 +179,8 @@ def make_train_step(
         state, sums = carry
         start = state.step % (len(order) // batch_size) * batch_size
         indices = jax.lax.dynamic_slice(order, (start,), (batch_size,))
-        images, labels = data.take(indices)
-        images = augmentation(jax.random.fold_in(key, state.step), images)
+        augment = functools.partial(augmentation, jax.random.fold_in(key, state.step))
+        images, labels = data.take(indices, augment)
 
         def loss_fn(params):
             logits, model_state = network.train(params, state.model_state, images)
@@ -241,10 +246,12 @@ def make_evaluation_step(
         images, labels = data.take(jnp.minimum(indices, len(data) - 1))
         logits = network.evaluate(params, model_state, images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        hits = logits.argmax(-1) == labels
+        # Of a text, a window has a loss for each place.
+        losses = losses.reshape(size, -1).mean(1)
+        hits = jnp.sum((logits.argmax(-1) == labels).reshape(size, -1), axis=1)
         sums = Sums(
             sums.loss + jnp.sum(jnp.where(counted, losses, 0)),
-            sums.correct + jnp.sum(hits & counted),
+            sums.correct + jnp.sum(jnp.where(counted, hits, 0)),
             sums.images + jnp.sum(counted),
         )
         return batch + 1, sums

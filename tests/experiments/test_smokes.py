@@ -15,6 +15,7 @@ from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
 from experiments.papers.novograd_2019 import modes, robustness
 from experiments.papers.rotational_2024.arms import ARMS
 from experiments.papers.spherical_2020 import sphere
+from experiments.papers.transformers import language_model
 from tests.experiments.drawings import figure_of
 
 
@@ -149,6 +150,13 @@ SMOKES = [
         "spherical_2020.effective_learning_rate",
         "spherical_2020.effective_learning_rate.train_epochs",
         double_an_angle,
+    ),
+    Smoke(
+        "transformers.language_model",
+        "transformers.language_model.train_all",
+        put(4.0, "sweep", "adamw", "ends", 0, 1),
+        said=language_model.SMOKE,
+        parts=tuple(f"sweep, {name}" for name in language_model.SMOKE),
     ),
 ]
 

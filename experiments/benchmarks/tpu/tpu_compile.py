@@ -34,7 +34,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -118,14 +118,26 @@ def main(args: Sequence[str]) -> None:
     """Print the tables that the command line asks for."""
     prog = "python -m experiments tpu_compile"
     config = tyro.cli(TpuCompileConfig, args=args, prog=prog)
+    if config.smoke:
+        first = config.topologies[:1]
+        config = dataclasses.replace(config, model="resnet8", topologies=first)
+    compile_and_show(functools.partial(measure, config), config.json)
+
+
+def compile_and_show(
+    measure: Callable[[str, Console], list[Row]], json: Path | None
+) -> None:
+    """Compile for TPUs that are not there, and print and store what that gives.
+
+    Args:
+        measure: from the version of what compiles and a console to the rows.
+        json: a file for them.
+    """
     if importlib.util.find_spec("libtpu") is None:
         sys.exit(
             "error: compiling for TPUs needs the package libtpu: pip install -e "
             "'.[experiments,tpu-compile]' -c constraints.txt"
         )
-    if config.smoke:
-        first = config.topologies[:1]
-        config = dataclasses.replace(config, model="resnet8", topologies=first)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # JAX would otherwise look for chips to run on.
@@ -135,9 +147,9 @@ def main(args: Sequence[str]) -> None:
     with one_line_errors():
         source = provenance.describe()
         source["versions"]["libtpu"] = libtpu
-        stored = {"provenance": source, "rows": measure(config, libtpu, console)}
-        if config.json is not None:
-            write_json(config.json, stored)
+        stored = {"provenance": source, "rows": measure(libtpu, console)}
+        if json is not None:
+            write_json(json, stored)
     for table in (programs, traffic, exchanges):
         console.print(table(stored))
 
@@ -191,7 +203,7 @@ def compile_program(program: Program) -> Row:
         bytes accessed and the parameters that lie on one chip; the collectives; and for
         an optimizer the bytes that go to and from the chip's main memory.
     """
-    mesh = _mesh(program.topology)
+    mesh = mesh_of(program.topology)
     network, params, model_state = _model(program.model)
     params = WAYS[program.way](params, mesh)
     if program.program == STEP:
@@ -202,23 +214,35 @@ def compile_program(program: Program) -> Row:
         )
     else:
         lowered = lower_optimizer_step(CASES[program.program].make(), params)
+    return {**program._asdict(), **row_of(lowered, params, mesh, program.program)}
+
+
+def row_of(lowered: jax.stages.Lowered, params: Any, mesh: Mesh, program: str) -> Row:
+    """Compile what is lowered; see `compile_program`.
+
+    Args:
+        lowered: an optimizer's step, or the training step.
+        params: where they lie.
+        mesh: the chips.
+        program: its name.
+    """
     began = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
     return {
-        **program._asdict(),
         "chips": mesh.size,
         "parameters_of_chip": size_of_shard(params),
         "compile_seconds": seconds,
         **read(compiled, mesh.size),
         "main_memory_bytes": None
-        if program.program == STEP
+        if program == STEP
         else hlo.main_memory_bytes(compiled.as_text()),
     }
 
 
 @functools.cache
-def _mesh(topology: str) -> Mesh:
+def mesh_of(topology: str) -> Mesh:
+    """Return the chips of a topology, along one axis."""
     devices = topologies.get_topology_desc(topology, platform="tpu").devices
     return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
 

@@ -152,6 +152,32 @@ def gpu_compile():
     return [stored(0), stored(1)]
 
 
+def language_model():
+    """Every optimizer that is claimed to be ahead is, or is behind."""
+    good = {
+        **dict.fromkeys(("normuon",), 2.0),
+        "muon": 2.1,
+        **dict.fromkeys(("hyperball", "rotational", "novograd", "adamsrt"), 2.51),
+        "normalized adam": 2.4,
+        "adamw": 2.5,
+        "sgd": 3.0,
+    }
+    bad = {name: 5.0 - end for name, end in good.items()} | {"adamsrt": 2.6}
+
+    def stored(ends, lost):
+        sweep = {}
+        for name, end in ends.items():
+            seeds = [end + 0.3 * seed for seed in range(7)]
+            cold = [bits + lost[name == "adamw"] for bits in seeds]
+            sweep[name] = {
+                "warmed": {"ends": seeds, "curves": [[8.0, end, end]] * 7},
+                "cold": {"ends": cold},
+            }
+        return {"sweep": sweep}
+
+    return [stored(good, (0.1, 0.2)), stored(bad, (0.2, 0.1))]
+
+
 # Those of the other experiments are decided in tests of their own.
 GOOD_AND_BAD = {
     "block_normalized_2017.deep_mlp": curves,
@@ -159,6 +185,7 @@ GOOD_AND_BAD = {
     "block_normalized_2017.recurrent": recurrent,
     "decoupled_decay_2019.decay_grid": decay_grid,
     "novograd_2019.modes": modes,
+    "transformers.language_model": language_model,
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),
     "loop_time": loop,

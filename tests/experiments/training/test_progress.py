@@ -30,7 +30,7 @@ def test_speed_counts_from_the_first_validation(clock):
     times = [(100, 5), (105, 10), (160, 15), (165, 20), (170, 30)]
     for at, step in times:
         show(shown, clock, at, step, validated=step == 15)
-        speeds.append(shown.images_per_second())
+        speeds.append(shown.counted_per_second())
     assert speeds == [None, 8.0, None, 8.0, 12.0]
 
 
