@@ -22,6 +22,7 @@ GROUPS = {
     "Warnings": ("checks", "leafwise"),
 }
 STATES = "states.md"
+_ELSEWHERE = sorted((ROOT / "normopt").glob("*.py"))  # what a package passes on
 
 
 def public() -> dict[str, str]:
@@ -61,6 +62,7 @@ def pages() -> dict[str, str]:
             written[path] += (
                 f"\n::: normopt.{name}\n    options: {{heading_level: 2}}\n"
             )
+            written[path] += f"\n{_fields(name, module)}\n"
         else:
             written[path] = (
                 f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
@@ -100,16 +102,32 @@ def _functions(names: dict[str, str]) -> str:
     return text
 
 
-def _summary(name: str, module: str) -> str:
-    """Return the first line of a docstring, wherever below the module it is."""
-    place = ROOT / module.replace(".", "/")
-    files = (
-        sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+def _fields(name: str, module: str) -> str:
+    """Return a state's fields with what the comments behind them say."""
+    source, node = _definition(name, module)
+    lines = source.splitlines()
+    return "\n".join(
+        f"- `{ast.unparse(field.target)}`: {lines[field.lineno - 1].partition('# ')[2]}"
+        for field in node.body
+        if isinstance(field, ast.AnnAssign)
     )
-    for file in files:
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+
+
+def _summary(name: str, module: str) -> str:
+    """Return the first line of a docstring."""
+    _, node = _definition(name, module)
+    return (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+def _definition(name: str, module: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
+    """Return the source and the tree of a definition, wherever below the module."""
+    place = ROOT / module.replace(".", "/")
+    inside = sorted(place.rglob("*.py")) if place.is_dir() else []
+    for file in [place.with_suffix(".py"), *inside, *_ELSEWHERE]:
+        source = file.read_text(encoding="utf-8") if file.is_file() else ""
+        for node in ast.parse(source).body:
             if getattr(node, "name", "") == name:
-                return (ast.get_docstring(node) or "").partition("\n")[0]
+                return source, node
     raise ValueError(f"no definition of {name} was found in {module}")
 
 
