@@ -88,6 +88,37 @@ def test_every_link_and_optimizer_stands_in_a_table():
                 assert re.search(rf"(?m)^\| `{name}\(", table), name
 
 
+def test_readme_and_results_count_claims_as_the_report_does():
+    report = (ROOT / "experiments/results/RESULTS.md").read_text("utf-8")
+    (claims,) = re.findall(
+        r"(?m)^Of (\d+) claims of the papers: (\d+) reproduced, (\d+) not reproduced, "
+        r"(\d+) inconclusive, (\d+) not tested here",
+        report,
+    )
+    (bars,) = re.findall(
+        r"(?m)^Of (\d+) bars that .*: (\d+) met, (\d+) missed, (\d+) not run", report
+    )
+    said = {
+        "README.md": (
+            r"Of (\d+) claims .* reproduced (\d+), did not reproduce (\d+), left (\d+) "
+            r"inconclusive, and could not test (\d+)",
+            r"Of the (\d+) bars .* meets (\d+), misses (\d+) .* not run (\d+)",
+        ),
+        "docs/faq.md": (
+            r"Of (\d+) claims .* reproduced (\d+) and did not reproduce (\d+); "
+            r"(\d+) were inconclusive and (\d+) could not",
+        ),
+        "docs/results.md": (
+            r"meets (\d+) of (\d+), has not run (\d+), .*misses (\d+)",
+        ),
+    }
+    for page, patterns in said.items():
+        text = " ".join((ROOT / page).read_text("utf-8").split())
+        found = [sorted(m) for p in patterns for m in re.findall(p, text)]
+        assert len(found) == len(patterns), page
+        assert all(m in (sorted(claims), sorted(bars)) for m in found), (page, found)
+
+
 def test_readme_is_read_in_a_minute():
     """No more lines than a person reads, and none wider than a window."""
     lines = README.splitlines()

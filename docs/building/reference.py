@@ -14,7 +14,8 @@ _FOLDERS = {"normopt.optimizers": "optimizers", "normopt.transforms": "links"}
 # What the rest is for, by its module.
 GROUPS = {
     "Which leaf, which slice": ("paths", "rules", "matrices", "describing"),
-    "Measuring and seeing": ("norms", "invariance", "equilibria", "observing"),
+    "Measuring and seeing": ("norms", "invariance", "observing"),
+    "Decay, and what it comes to": ("decays", "equilibria"),
     "Weights before the first step": ("starting",),
     "Schedules": ("schedules",),
     "Optimizers by name": ("registry",),
