@@ -49,9 +49,10 @@ def describe(
       params: a pytree: of arrays, of `jax.ShapeDtypeStruct`s of `jax.eval_shape`, a
         whole module. What is no array in it has no row.
       config: the optimizer's configuration, as `normopt.config` takes and writes it.
-        Its options are read from there, of a chain or a wrapper the first that is not
-        neutral; those given beside it as keywords go first. A decay that is tied to
-        the gradient or to the learning rate has no half-life: a line tells of it.
+        Its options are read from there; in a chain or a wrapper the first one that is
+        not neutral counts. Keywords beside it take precedence. A decay that is tied to
+        the gradient or to the learning rate has no half-life, and a line below the
+        table says so.
       channel_axes: the axes that index a leaf's blocks, per leaf.
       weight_decay: a decay per step that is decoupled from the learning rate, at least
         0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.

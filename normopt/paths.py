@@ -24,9 +24,9 @@ def path_of(key_path: KeyPath) -> str:
     any other. `leaf_paths` and the rules look at the tree and know a box from another
     object. A key path alone does not tell: here an attribute `value` is dropped that
     stands right behind a dictionary key, unless another attribute follows it. This is
-    right for every tree of NNX and Linen that consists of dictionaries. It differs
-    from the rules for another object in a dictionary that has a leaf called `value`
-    (they keep it), and for boxes that are no values of a dictionary (they drop it).
+    right for all trees of NNX and Linen that consist of dictionaries. In two cases the
+    rules know better: they keep the `value` of any other object in a dictionary, and
+    drop that of a box outside of one.
 
     Args:
       key_path: as `jax.tree_util.tree_map_with_path` hands it over.

@@ -34,12 +34,11 @@ def names() -> list[str]:
 
     Configurations may also name the links of normopt, `cosine_restarts`,
     `WarmRestarts`, `output_channels` and `whole_leaves` for channel axes,
-    `output_matrices` for matrices,
-    `{"name": "chain", "links": [...]}`, and optax's optimizers, transformations and
-    schedules, e.g. `sgd`, `clip_by_global_norm`, `scale_by_adam`,
-    `add_decayed_weights`, `exponential_decay`, `join_schedules`; where both have a
-    name, it means normopt's. A mask of optax is a mapping `{pattern: True or False}`,
-    False for leaves that no pattern matches.
+    `output_matrices` for matrices, `{"name": "chain", "links": [...]}`, and optax's
+    optimizers, transformations and schedules, e.g. `sgd`, `clip_by_global_norm`,
+    `scale_by_adam`, `add_decayed_weights`, `exponential_decay`, `join_schedules`; a
+    name that both libraries have means normopt's. A mask of optax is a mapping
+    `{pattern: True or False}`, False for leaves that no pattern matches.
 
     Examples:
       >>> "normalized" in normopt.names()
@@ -60,8 +59,8 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
         or not. Scalar arrays become numbers, tuples lists, dtypes names.
 
     Returns:
-      `{"name": name, ...}` with every hyper-parameter of the signature, but for
-      defaults of optax that JSON cannot hold, which are functions;
+      `{"name": name, ...}` with every hyper-parameter of the signature, but without
+      those defaults of optax that are functions, which JSON cannot hold;
       `make(**json.loads(json.dumps(c)))` gives the same trajectory as the optimizer.
 
     Raises:

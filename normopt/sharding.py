@@ -15,14 +15,14 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
 
     What has the shape of a parameter lies where the parameter lies; what has one number
     for each of its blocks lies as its channel axes do; all else, such as a count, is on
-    every device. State and parameter belong together by the end of their paths, and the
-    keys of numbers per block name the axes (`kernel@0,3`), so this holds for any
-    optimizer, in any wrapper of optax.
+    every device. An array of the state is matched with its parameter by the end of its
+    path, and numbers per block by their key, which names the axes (`kernel@0,3`). So
+    this works for any optimizer, in any wrapper of optax.
 
     A sharded step under `jax.jit` needs nothing else: sums over a block cross devices.
     Inside `jax.shard_map` they would be sums over a piece; there leaves with blocks are
-    refused, unless JAX knows that they are the same on all devices, as the gradients of
-    a loss are that was averaged before (`jax.lax.pmean`).
+    refused, unless JAX knows that they are the same on all devices. The gradients of a
+    loss that was averaged over the devices (`jax.lax.pmean`) are.
 
     Args:
       optimizer: anything with an `init`: of normopt, of optax, or a chain of both.

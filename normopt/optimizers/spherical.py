@@ -265,8 +265,8 @@ def adamg(
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks or decays. Blocks have
-      unit length from the first step on, up to the rounding of that step, which grows
-      with the length they start from and turns them as well: see `retract_to_sphere`.
+      length 1 from the first step on, up to rounding, which is the larger the longer
+      they start: see `retract_to_sphere`.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or

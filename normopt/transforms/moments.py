@@ -70,11 +70,11 @@ def scale_by_block_adam(
       P(m) = m - \frac{\langle m, w \rangle}{\|w\|^2} w, \qquad
       r = \frac{\|w_\mathrm{last}\|^2}{\|w\|^2}
 
-    `w_last` are the weights at the last update. P removes what of m is radial at the
-    present weights, and r keeps :math:`v \|w\|^2` an average over the steps: both make
-    the trajectory on the sphere independent of the length of the weights. A block whose
-    weights are all zero starts afresh at each step, because past moments mean nothing
-    without a length: :math:`m \leftarrow (1 - b_1) g`, and the root is that of
+    `w_last` are the weights at the last update. P removes the part of m along the
+    present weights, and r keeps :math:`v \|w\|^2` an average over the steps. With both,
+    the trajectory on the sphere does not depend on the length of the weights. A block
+    whose weights are all zero starts afresh at each step, because past moments mean
+    nothing without a length: :math:`m \leftarrow (1 - b_1) g`, and the root is that of
     :math:`\|g\|^2` alone.
 
     Args:

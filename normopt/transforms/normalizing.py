@@ -21,9 +21,9 @@ def normalize_blocks(
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
 
     A block of zeros stays zero, also with `eps=0`. A block of norm 0 has no direction
-    and becomes zero, whatever `eps` is: under `std` one whose elements are equal, up to
-    the rounding of their mean. Under `std` a block of one element, which has no
-    deviation at all, is left alone. Norms are taken in float32 at least and are
+    and becomes zero, whatever `eps` is; under `std` that is a block whose elements are
+    equal, up to the rounding of their mean. Under `std` a block of one element, which
+    has no deviation at all, is left alone. Norms are taken in float32 at least and are
     right for gradients from 1e-30 to 1e30; mind that the default `eps` shortens the
     result where the norm is not large beside 1e-7. A derivative through the link holds
     1 / norm^2 and is right for norms from 1e-15 to 1e15; at a block of zeros it is

@@ -28,8 +28,8 @@ def orthogonalize(
 
     :math:`U V^T` is the direction of steepest descent in the spectral norm. The
     iteration comes near it for singular values that are not too small beside the
-    largest. It makes none larger than 1.21 with the steps of a whole set, and zero
-    stays zero.
+    largest. With all steps of a set no singular value comes out above 1.21. Zero stays
+    zero.
 
     Args:
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))

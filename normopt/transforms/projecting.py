@@ -62,9 +62,9 @@ def project_if_invariant(
     end.
 
     The decay is times the learning rate, which stands after this link. The gradient is
-    gone after inner's moments; that is why the link wraps them. It has no eps: the
-    cosine of a block of zeros is 0, and so it is where the square of the gradient or
-    of the weights is below or above the number range.
+    gone after inner's moments; that is why the link wraps them. There is no eps. The
+    cosine counts as 0 for a block of zeros, and where a sum of squares leaves the range
+    of the numbers.
 
     Args:
       inner: a link from gradients to directions, without the learning rate.

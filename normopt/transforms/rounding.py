@@ -38,10 +38,10 @@ def compensate_rounding(
     so, whatever u is: it does not come back, as one in float32 could.
 
     Args:
-      inner: an optimizer. For leaves of less than 32 bits it sees gradients, and
-        params if it wants them, in float32, and its state is that of float32 params,
-        unless it has a `mu_dtype` or the like; a callable option of inner sees float32,
-        too. Other leaves are as without the wrapper.
+      inner: an optimizer. For leaves of less than 32 bits it sees gradients and params
+        in float32, as do its callable options, and keeps the state of float32 params,
+        unless a `mu_dtype` or the like says otherwise. Other leaves are as without the
+        wrapper.
 
     Returns:
       An optimizer that needs `params` and must be the outermost one: what follows it

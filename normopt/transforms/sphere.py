@@ -73,9 +73,9 @@ def retract_to_sphere(
         it does not drift in low precision; `"present"`, the length before the step;
         None, as for leaves that no pattern matches, where inner's step stays.
       moment: where in inner's state the first moment is: the name of a field, `mu` in
-        Adam's, `trace` in momentum's; or a function of inner's state that returns the
-        moment, like the params whole or in part, and a function from another one to the
-        state with it. None carries nothing along.
+        Adam's, `trace` in momentum's; or a function of inner's state that returns a
+        pair: the moment, as a tree like the params or a part of them, and a function
+        that puts another moment into the state. None carries nothing along.
       stretch: whether the moment is multiplied by :math:`\|w'\| / \|w\|`, too.
 
     Returns:
