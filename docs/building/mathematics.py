@@ -19,10 +19,8 @@ ROOT = Path(__file__).parents[2]
 _PRIORITY = 24
 _BLOCK = re.compile(r"(?m)^( *)\.\. math::(.*(?:\n(?:\1 +\S.*))*)")
 _INLINE = re.compile(r":math:`([^`]+)`|(?<![\\$`\w])\$([^$\n`]+)\$")
-_TABLE = re.compile(
-    r"(?m)^ *=+(?: +=+)+ *\n(?:.*\n)+? *=+(?: +=+)+ *\n(?:.*\n)+?"
-    r" *=+(?: +=+)+ *$"
-)
+_RULE = r" *=+(?: +=+)+ *"
+_TABLE = re.compile(rf"(?m)^{_RULE}(?:\n.*\S.*)*\n{_RULE}$")
 # What the converter does not know, or writes letter by letter.
 _SPELLINGS = [
     (re.compile(r"\\(?:mathrm|operatorname)\{([^{}]+)\}"), r"\\text{\1}"),
@@ -130,14 +128,16 @@ def _as_pipes(found: re.Match[str]) -> str:
     spans[-1] = (spans[-1][0], None)
     rows: list[list[str]] = []
     for line in lines:
-        if re.fullmatch(r"[ =]+", line):
-            continue
         cells = [line[start:end].strip() for start, end in spans]
-        if cells[0] or not rows:
+        if re.fullmatch(_RULE, line):
+            continue
+        elif cells[0] or not rows:
             rows.append(cells)
         else:
             rows[-1] = [
                 f"{a} {b}".strip() for a, b in zip(rows[-1], cells, strict=True)
             ]
+    if sum(bool(re.fullmatch(_RULE, line)) for line in lines) == 2:  # without a head
+        rows.insert(0, [""] * len(spans))
     rows.insert(1, ["---"] * len(spans))
     return "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
