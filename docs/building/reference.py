@@ -68,6 +68,7 @@ def pages() -> dict[str, str]:
             written[path] = (
                 f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
                 "    options: {heading: Reference, toc_label: Reference}\n"
+                f"\n{_fields(name, module)}\n"
             )
     written["functions.md"] = _functions(names)
     return written
@@ -104,14 +105,15 @@ def _functions(names: dict[str, str]) -> str:
 
 
 def _fields(name: str, module: str) -> str:
-    """Return a state's fields with what the comments behind them say."""
+    """Return a class' fields with what the comments behind them say."""
     source, node = _definition(name, module)
     lines = source.splitlines()
-    return "\n".join(
-        f"- `{ast.unparse(field.target)}`: {lines[field.lineno - 1].partition('# ')[2]}"
+    comments = {
+        ast.unparse(field.target): lines[field.lineno - 1].partition("  # ")[2]
         for field in node.body
         if isinstance(field, ast.AnnAssign)
-    )
+    }
+    return "\n".join(f"- `{name}`: {text}" for name, text in comments.items() if text)
 
 
 def _summary(name: str, module: str) -> str:
