@@ -1,6 +1,7 @@
 """The site: a page for each public name, links that lead somewhere, make's targets."""
 
 import importlib.util
+import inspect
 import re
 import shutil
 import subprocess
@@ -65,6 +66,12 @@ def test_every_public_name_has_a_page():
         own = text.partition("\n:::")[0]
         for field in getattr(getattr(normopt, name), "_fields", ()):
             assert re.search(rf"(?m)^- `{field}`: \S", own), (name, field)
+
+
+@pytest.mark.parametrize("name", normopt.names())
+def test_every_optimizer_s_page_has_a_formula_and_a_source(name):
+    text = inspect.getdoc(getattr(normopt, name)) + GENERATED[f"optimizers/{name}.md"]
+    assert ".. math::" in text and "References:" in text
 
 
 def test_the_tables_name_the_links_and_optimizers_and_no_other():

@@ -23,6 +23,7 @@ GROUPS = {
     "Warnings": ("checks", "leafwise"),
 }
 STATES = "states.md"
+_FORMULA = re.compile(r"(?m)^\.\. math::.*(?:\n +\S.*)*")
 _ELSEWHERE = sorted((ROOT / "normopt").glob("*.py"))  # what a package passes on
 
 
@@ -68,7 +69,7 @@ def pages() -> dict[str, str]:
             written[path] = (
                 f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
                 "    options: {heading: Reference, toc_label: Reference}\n"
-                f"\n{_fields(name, module)}\n"
+                f"\n{_fields(name, module)}\n{_formulas(name, names)}"
             )
     written["functions.md"] = _functions(names)
     return written
@@ -104,6 +105,23 @@ def _functions(names: dict[str, str]) -> str:
     return text
 
 
+def _formulas(name: str, names: dict[str, str]) -> str:
+    """Return the formulas of an optimizer's links, where it has none of its own."""
+    text = _docstring(name, names[name]).partition("\nArgs:")[0]
+    if names[name] != "normopt.optimizers" or _FORMULA.search(text):
+        return ""
+    links = [
+        word
+        for word in dict.fromkeys(re.findall(r"\w+", text))
+        if page_of(word, names.get(word, "")).startswith("links/")
+    ]
+    lines = ["## Formulas", "The formulas are those of its links."]
+    for link in links:
+        found = _FORMULA.finditer(_docstring(link, names[link]))
+        lines += [f"`{link}`:", *(formula[0] for formula in found)]
+    return "\n\n".join(lines) + "\n"
+
+
 def _fields(name: str, module: str) -> str:
     """Return a class' fields with what the comments behind them say."""
     source, node = _definition(name, module)
@@ -117,9 +135,11 @@ def _fields(name: str, module: str) -> str:
 
 
 def _summary(name: str, module: str) -> str:
-    """Return the first line of a docstring."""
-    _, node = _definition(name, module)
-    return (ast.get_docstring(node) or "").partition("\n")[0]
+    return _docstring(name, module).partition("\n")[0]
+
+
+def _docstring(name: str, module: str) -> str:
+    return ast.get_docstring(_definition(name, module)[1]) or ""
 
 
 def _definition(name: str, module: str) -> tuple[str, ast.ClassDef | ast.FunctionDef]:
