@@ -15,6 +15,7 @@ _FOLDERS = {"normopt.optimizers": "optimizers", "normopt.transforms": "links"}
 GROUPS = {
     "Which leaf, which slice": ("paths", "rules", "matrices", "describing"),
     "Measuring and seeing": ("norms", "invariance", "equilibria", "observing"),
+    "One decay in all its forms": ("decays",),
     "Weights before the first step": ("starting",),
     "Schedules": ("schedules",),
     "Optimizers by name": ("registry",),
