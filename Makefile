@@ -35,7 +35,8 @@ $(PY) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install train test test-all test-versions test-oldest test-newest check clean
+.PHONY: help install train test test-all test-versions test-oldest test-newest
+.PHONY: test-nightly check docs docs-serve dist clean
 
 help: ## list the targets and options
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{printf "%-21s%s\n", $$1, $$2}'
@@ -53,7 +54,7 @@ train: $(STAMP) ## train on real data, the digits of scikit-learn unless ARGS sa
 test: check ## check, then all tests but the slow ones
 	$(PYTEST) -m 'not slow'
 
-test-all: check ## check, then all tests and their coverage
+test-all: check $(VENV)/with-docs $(VENV)/with-dist ## check, then all tests, their coverage
 	$(PYTEST) --cov
 
 # pyright runs its bundled checker on the Node of its wheel and asks no network.
@@ -69,14 +70,33 @@ test-versions: test-oldest test-newest ## the library's tests on the oldest and 
 # today's. Warnings are errors where normopt is what warns: the packages around it
 # deprecate each other as they age. Not by -W, which takes the name of a module literally.
 test-oldest: PINS := -c constraints-oldest.txt
-test-oldest test-newest: test-%:
+# What JAX and optax will be: JAX's own index of each night, and optax's main branch.
+test-nightly: NIGHTLY = $(VENV)-nightly/bin/python -m pip install --pre --upgrade \
+-i https://us-python.pkg.dev/ml-oss-artifacts-published/jax/simple/ jax jaxlib \
+'optax @ git+https://github.com/google-deepmind/optax'
+test-nightly: ## the library's tests on the newest JAX and optax of all, unreleased
+test-oldest test-newest test-nightly: test-%:
 	$(PYTHON) -m venv --clear $(VENV)-$*
 	$(VENV)-$*/bin/python -m pip install $(PINS) -e '.[test]'
+	$(NIGHTLY)
 	$(VENV)-$*/bin/python -m pytest -n $(WORKERS) normopt tests --ignore=tests/experiments \
 	-o "filterwarnings=$$(printf 'default\nerror:::(normopt|experiments)([.]|$$)')"
 
+docs: $(VENV)/with-docs ## build the site into build/site, without a network; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
+
+docs-serve: $(VENV)/with-docs ## show the site at 127.0.0.1:8000, built anew at each change
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
+
+# With TAG=v0.1.0 the version has to be that.
+dist: $(VENV)/with-dist ## build and check the wheel and the sdist in dist
+	rm -rf dist
+	$(PY) -m build --no-isolation
+	$(PY) -m twine check --strict dist/*
+	$(if $(TAG),test -f dist/normopt-$(TAG:v%=%).tar.gz)
+
 clean: ## remove the .venvs, builds and caches; runs/ stays
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist .coverage .coverage.*
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-nightly build dist .coverage .coverage.*
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find normopt experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -92,4 +112,9 @@ $(STAMP): $(PY) pyproject.toml constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --disable-pip-version-check -c constraints.txt \
 	-e '.[dev]' $(patsubst %,'jax[%]',$(filter-out cpu,$(JAX)))
+	touch $@
+
+# An extra of pyproject.toml that few targets need.
+$(VENV)/with-%: $(STAMP)
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@

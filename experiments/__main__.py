@@ -62,18 +62,17 @@ def name_of(module: str) -> str:
 
 
 def markdown() -> str:
-    """Return the table of experiments that README shows, one row for each paper."""
+    """Return the tables of experiments that the site shows, one for each paper."""
     rows: dict[str, list[str]] = {}
     for name, header in discover().items():
-        folder, _, file = name.rpartition(".")
-        cell = f"`{'.' * bool(folder)}{file}` {header.summary} *{header.takes}*"
-        rows.setdefault(folder, []).append(cell)
-    lines = ["| `python -m experiments` | what it does, and *how long that takes* |"]
-    lines.append("|---|---|")
+        row = f"| `{name}` | {header.summary} | {header.takes} |"
+        rows.setdefault(name.rpartition(".")[0], []).append(row)
+    lines: list[str] = []
     for folder, cells in sorted(rows.items()):
-        title = f"`{folder}` {_paper(folder)}" if folder else "ours"
-        lines.append(f"| {title} | {'<br>'.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        title = _paper(folder) if folder else "The library's own"
+        lines += [f"### {title}", "", "| command | what it does | time |"]
+        lines += ["|---|---|---|", *cells, ""]
+    return "\n".join(lines)
 
 
 def main() -> None:

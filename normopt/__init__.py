@@ -4,6 +4,8 @@ from importlib import metadata as _metadata
 from types import ModuleType as _ModuleType
 
 from normopt.checks import LargeDecayWarning as LargeDecayWarning
+from normopt.decays import DecayForms as DecayForms
+from normopt.decays import decay_from as decay_from
 from normopt.describing import describe as describe
 from normopt.equilibria import Equilibrium as Equilibrium
 from normopt.equilibria import equilibrium as equilibrium

@@ -58,8 +58,9 @@ def describe(
       l1: an L1 decay, at least 0, per leaf.
       lr_multipliers: factors of the learning rate, at least 0, per leaf.
       radius: that of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
-        `hyperball` and `rotational`), `"present"`, or None for no such column. Of a
-        word the lengths that the blocks have are shown, and how many have none.
+        `hyperball` and `rotational`), `"present"`, or None for no such column. For a
+        word the table shows the lengths that the blocks have now, and how many have
+        none.
       only: a regular expression; leaves in whose path it is not found have no row and
         do not count in the totals.
 

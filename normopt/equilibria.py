@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from normopt.checks import check_number
+from normopt.checks import check_integer, check_number
 from normopt.registry import config as complete
+from normopt.registry import make
 
 
 class Equilibrium(NamedTuple):
@@ -16,51 +17,89 @@ class Equilibrium(NamedTuple):
     angle: float  # radians that it turns in a step, root of the mean square
 
 
-def equilibrium(config: Mapping[str, Any], *, size: int | None = None) -> Equilibrium:
+def equilibrium(
+    config: Mapping[str, Any],
+    *,
+    size: int | None = None,
+    gradient: float = 1.0,
+    step: int | None = None,
+) -> Equilibrium:
     r"""Predicts the length and the angle per step of a block with a decay.
 
     Gradients of a scale-invariant block are orthogonal to it: steps lengthen the block,
     decay shortens it, and the two come into balance. With gradients that are mostly
-    noise, a decay of :math:`\lambda` per step, and steps that are
-    :math:`\eta \sum_k c_k g_{t-k}` of gradients or signs of one length n,
+    noise, steps :math:`\eta \sum_k c_k g_{t-k}` of gradients that the moments see with
+    a length of n, and a decay of :math:`\lambda` per step in all,
 
     .. math::
-      \mathrm{length}^2 = \frac{\eta^2 n^2 (\sum_k c_k)^2}{2 \lambda}, \qquad
-      \mathrm{angle}^2 = 2 \lambda \frac{\sum_k c_k^2}{(\sum_k c_k)^2}
+      \mathrm{length}^2 = \frac{\eta^2 n^2 C^2}{2 \lambda}, \qquad
+      \mathrm{angle}^2 = 2 \lambda \frac{\sum_k c_k^2}{C^2}, \qquad
+      C = \sum_k c_k
 
-    For Adam, whose steps have elements of size 1, n is the root of `size`, and
-    :math:`\mathrm{angle}^2 = 2 \lambda (1 - b_1) / (1 + b_1)`. For SGD with momentum m,
-    whose gradients get longer as the block gets shorter, it is
-    :math:`2 \lambda (1 - m) / (1 + m)`, and the length is that for gradients whose
-    elements would have a size of 1 if the block had a length of 1 (times the root of
-    their size in general). For Lion, whose signs follow
-    :math:`b_1 m + (1 - b_1) g`,
+    With d the `size` of the block and s the size that elements of its `gradient` would
+    have at a length of 1 (they are s / length, as the loss sees the direction alone):
 
-    .. math::
-      \mathrm{angle}^2 = \pi \lambda \left((1 - b_1)^2
-        + b_1^2 \frac{1 - b_2}{1 + b_2}\right), \qquad
-      \mathrm{length} = \frac{\eta \sqrt{\mathrm{size}}}{\mathrm{angle}}
+    =================  ==============  =====================  ========================
+    moments            n               C                      sum of the c_k² over C²
+    =================  ==============  =====================  ========================
+    Adam, AdamS        √d              1                      (1 - b1) / (1 + b1)
+    SGD, momentum m    s √d / length   1 / (1 - m)            (1 - m) / (1 + m)
+    NovoGrad           1               1 / (1 - b1)           (1 - b1) / (1 + b1)
+    Lion               √d              √(2 / (π V))           π V / 2
+    AdamSRT            √d              √((1 - b1)/(1 + b1))   1
+    SGD-MRT            s √d / length   1 / √(1 - m²)          1
+    =================  ==============  =====================  ========================
 
-    A decay that is times the learning rate counts as that product, one in the gradient
-    also as what momentum makes of it, 1 / (1 - m) times. With a schedule, a decay that
-    is times the learning rate has the angle follow the root of it; one that is tied to
-    nothing leaves the angle as it is. Give the values of the moment.
+    where :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of what
+    Lion takes the sign of. Nesterov's sums are others, and NovoGrad's C is 1 with
+    `grad_averaging`. In the last two C is the root of the sum of the squares: where the
+    moments stay tangent, past gradients lengthen a block no more than present ones do.
+
+    **The decay** :math:`\lambda` **per step** is, with lr_t the learning rate and eta_t
+    the value of a `schedule` at `step`,
+
+    =========================  =========================================================
+    independent                wd, for `adamw`, `sgdw`, `decay_weights`
+    following                  eta_t wd, for the same with a `schedule`
+    corrected                  that, of `decay_weights` with eta_t = lr_t² / lr_max
+    times the learning rate    lr_t wd, for `lion`, and `add_decay` behind the moments
+    in the momentum            lr_t C wd, for NovoGrad, and for SGD with L2
+    L2 in the gradient         lr_t C wd length / s, for Adam, AdamS and Lion
+    the same, kept tangent     lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
+                               SGD-MRT
+    =========================  =========================================================
+
+    so that under L2 the length of Adam's blocks is
+    :math:`\sqrt[3]{\eta\, d\, s / (2\, \mathrm{wd})}`, and that of SGD's
+    :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`. A block follows a
+    schedule with a memory of :math:`1 / \lambda` steps: at a `step` the values are
+    taken as if they had stayed, which holds where they change more slowly than that.
+    All this is within 5 % while :math:`\lambda` is at most a tenth of what the momentum
+    forgets in a step, 1 - b1 (Lion: 1 - b2); under a larger decay blocks are shorter.
 
     Args:
-      config: of the optimizer, as `normopt.config` takes it, with plain numbers:
-        `adamw`, `sgdw`, optax's `lion`, or a chain of links that comes to Adam, SGD
-        with momentum or Lion with a decay; optax's AdamW is `adamw` with
-        `weight_decay=learning_rate * weight_decay`. A mapping of decays per path says
-        nothing of a block: give the block's own.
-      size: the number of elements of the block; None if its length is not asked for.
+      config: of the optimizer, as `normopt.config` takes it: `adamw`, `sgdw`, `adams`,
+        `adamsrt`, `sgdmrt`, `novograd`, optax's `lion`, or a chain of the links that
+        these consist of; optax's AdamW is `adamw` with
+        `weight_decay=learning_rate * weight_decay`. A mapping per path says nothing of
+        a block: give the block's own decay and channel axes.
+      size: d, the number of elements of the block, at least 2; None if nothing that
+        is asked for depends on it. The block of NovoGrad is what shares a second
+        moment: the channels of a layer come to the angle of the layer, and to lengths
+        whose squares add up to that of its length.
+      gradient: s, above 0: the root of the mean square of the elements of the block's
+        gradient, times the length of the block; it matters for SGD, and for L2.
+      step: the count of updates at which schedules in `config` are read, at least 0;
+        None if there are none.
 
     Returns:
       An `Equilibrium`.
 
     Raises:
-      TypeError: if a number is none, such as a schedule or a mapping.
-      ValueError: for an optimizer that this theory does not cover, without a decay or a
-        learning rate, and for all that `config` refuses.
+      TypeError: if a number is none, such as a schedule without `step` or a mapping.
+      ValueError: for an optimizer whose equilibrium is not known, without a decay or a
+        learning rate, without a `size` where the angle depends on it, and for all that
+        `config` refuses.
 
     Examples:
       The learning rate of a rotational AdamW that turns as a present run of
@@ -71,107 +110,198 @@ def equilibrium(config: Mapping[str, Any], *, size: int | None = None) -> Equili
       >>> round(length, 3), round(angle, 5)
       (1.6, 0.00324)
 
+      At half the learning rate, only a corrected decay leaves the length as it is:
+
+      >>> cosine = {"name": "cosine_decay_schedule", "decay_steps": 10_000}
+      >>> def after(exponent):
+      ...     rate = {"init_value": 1e-3, **cosine}
+      ...     share = {"init_value": 1e-4, "exponent": exponent, **cosine}
+      ...     links = [{"name": "scale_by_adam"},
+      ...              {"name": "scale_by_learning_rate", "learning_rate": rate},
+      ...              {"name": "decay_weights", "weight_decay": 1.0,
+      ...               "schedule": share}]
+      ...     chain = {"name": "chain", "links": links}
+      ...     return round(normopt.equilibrium(chain, size=512, step=5000).length, 3)
+      >>> after(0.0), after(1.0), after(2.0)  # independent, times lr, corrected
+      (0.8, 1.131, 1.6)
+
     References:
       Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
-      Learning Across Neural Networks", 2024, arXiv 2305.17212.
+      Learning Across Neural Networks", 2024, arXiv 2305.17212 (the angles of AdamW,
+      SGD, Lion and Adam with L2). Defazio, "Why Gradients Rapidly Increase Near the End
+      of Training", 2025, arXiv 2506.02285 (the corrected decay).
     """
     if size is not None:
-        check_number("size", size, 1)
-    run = _Run()
-    for read, options in _links(complete(**config)):
+        check_integer("size", size, 2, hint="the number of elements of one block")
+    check_number("gradient", gradient, above=0)
+    if step is not None:
+        check_integer("step", step, 0)
+    run = _Run(_Term(gradient, of_length=-1, of_size=0.5))
+    for read, options in _links(_at(complete(**config), step)):
         run = read(run, options)
-    if not (run.rate > 0 and run.decay > 0):
+    if not (run.gradient.factor > 0 and run.decay.factor > 0):
         raise ValueError(
-            f"`config` comes to a learning rate of {run.rate:g} and a decay of "
-            f"{run.decay:g} a step: without both there is no balance"
+            f"`config` comes to a rate of {run.gradient.factor:g} and a decay of "
+            f"{run.decay.factor:g} a step: without both there is no balance"
         )
-    angle = math.sqrt(2 * run.decay * run.squares) / run.total
-    if size is None:
-        return Equilibrium(None, angle)
-    length = run.rate * run.total * math.sqrt(size / (2 * run.decay))
-    return Equilibrium(length if run.is_unit else math.sqrt(length), angle)
+    # The square of the length, which may stand on this side, too.
+    balance = _Term(run.total**2 / 2) * run.gradient * run.gradient / run.decay
+    at_one = balance.at(1.0, size)
+    power = 1 / (2 - balance.of_length)
+    length = None if at_one is None else at_one**power
+    decay = run.decay.at(length, size)
+    if decay is None:
+        raise ValueError(
+            "`size` must be given, the number of elements of the block: with L2 in the "
+            "gradient the angle depends on the length, and that on `size`"
+        )
+    return Equilibrium(length, math.sqrt(2 * decay * run.squares) / run.total)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Term:
+    """A number that goes as powers of the length of the block and of its size."""
+
+    factor: float
+    of_length: float = 0.0
+    of_size: float = 0.0
+
+    def __mul__(self, other: "_Term") -> "_Term":
+        return _Term(
+            self.factor * other.factor,
+            self.of_length + other.of_length,
+            self.of_size + other.of_size,
+        )
+
+    def __truediv__(self, other: "_Term") -> "_Term":
+        return self * _Term(1 / other.factor, -other.of_length, -other.of_size)
+
+    def at(self, length: float | None, size: int | None) -> float | None:
+        """Gives the number, or None if it depends on what is not known."""
+        value = self.factor
+        for base, power in ((length, self.of_length), (size, self.of_size)):
+            if power:
+                if base is None:
+                    return None
+                value *= base**power
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """What the links so far make of gradients, which add up as noise does.
 
-    A step is rate times sum_k c_k g_{t-k}, and takes off decay times the weights.
+    An update is sum_k c_k g_{t-k}, and takes off decay times the weights.
     """
 
-    rate: float = 1.0
+    gradient: _Term  # the length of a g, learning rates included
     total: float = 1.0  # sum of the c_k, after all that a gradient ever moves
     squares: float = 1.0  # sum of their squares, of which one step consists
-    decay: float = 0.0
-    is_unit: bool = False  # whether the g are directions, elements of size 1
+    decay: _Term = _Term(0.0)
 
     def changed(self, **fields: Any) -> "_Run":
         return dataclasses.replace(self, **fields)
 
 
-def _adam(run: _Run, options: Mapping[str, Any]) -> _Run:
-    b1 = _number(options, "b1")
-    averaged = _trace(run, {"decay": b1, "nesterov": options["nesterov"]})
-    share = 1 - b1
-    return _as_direction(run).changed(
-        total=share * averaged.total, squares=share**2 * averaged.squares
-    )
-
-
-def _lion(run: _Run, options: Mapping[str, Any]) -> _Run:
-    b1, b2 = _number(options, "b1"), _number(options, "b2")
-    variance = (1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2)
-    # How much of a sign is due to one of the normal numbers that it is the sign of.
-    return _as_direction(run).changed(total=math.sqrt(2 / math.pi / variance))
-
-
-def _trace(run: _Run, options: Mapping[str, Any]) -> _Run:
-    if run.total != 1 or run.squares != 1:
-        raise ValueError("`config` has two moments in a chain, which are not covered")
-    m = _number(options, "decay")
-    squares = 1 / (1 - m**2)
-    if options["nesterov"]:
-        squares = (1 + m) ** 2 + m**4 / (1 - m**2)
-    total = 1 / (1 - m)
-    return run.changed(total=total, squares=squares, decay=run.decay * total)
-
-
-def _scale(run: _Run, by: float) -> _Run:
-    return run.changed(rate=run.rate * by, decay=run.decay * by)
+def _scale(run: _Run, by: _Term) -> _Run:
+    return run.changed(gradient=run.gradient * by, decay=run.decay * by)
 
 
 def _pull(run: _Run, by: float) -> _Run:
-    return run.changed(decay=run.decay + by)
-
-
-def _as_direction(run: _Run) -> _Run:
-    if run.decay > 0:
+    if by == 0:
+        return run
+    total = dataclasses.replace(run.decay, factor=run.decay.factor + by)
+    if run.decay.factor == 0:
+        total = _Term(by)
+    elif total != _Term(total.factor):
         raise ValueError(
-            "`config` has a decay in the gradient, before Adam's or Lion's moments, "
-            "which is not covered: what it comes to depends on the gradients"
+            "`config` has a decay beside one in the gradient, before the moments: "
+            "their equilibrium is not known, as one changes with the length"
         )
-    return run.changed(rate=1.0, is_unit=True)
+    return run.changed(decay=total)
+
+
+def _to_unit(run: _Run, unit: _Term) -> _Run:
+    """Divides by the second moment, which gives gradients the length of `unit`."""
+    if run.gradient.factor == 0:  # after a learning rate of 0, which is refused later
+        return run
+    return _scale(run, unit / run.gradient)
+
+
+_OF_ELEMENTS, _OF_BLOCK = _Term(1.0, of_size=0.5), _Term(1.0)
+
+
+def _average(run: _Run, decay: float, share: float, options: Mapping[str, Any]) -> _Run:
+    """Adds up gradients in a momentum, each by its share.
+
+    Where that is kept tangent, a past pull is gone, and what is left of a past gradient
+    is orthogonal to the weights: the squares alone add to the length.
+    """
+    _check_single(run)
+    nesterov = options["nesterov"]
+    total = share / (1 - decay)
+    squares = share**2 / (1 - decay**2)
+    if nesterov:
+        squares = share**2 * ((1 + decay) ** 2 + decay**4 / (1 - decay**2))
+    pulls = total
+    if options["tangent"]:
+        pulls = share * (1 + decay if nesterov else 1)
+        total = math.sqrt(squares)
+    pull = run.decay * _Term(pulls)
+    return run.changed(total=total, squares=squares, decay=pull)
+
+
+def _lion(run: _Run, options: Mapping[str, Any]) -> _Run:
+    _check_single(run)
+    b1, b2 = _number(options, "b1"), _number(options, "b2")
+    variance = (1 - b1) ** 2 + b1**2 * (1 - b2) / (1 + b2)
+    # How much of a sign is due to one of the normal numbers that it is the sign of.
+    total = math.sqrt(2 / math.pi / variance)
+    run = _to_unit(run, _OF_ELEMENTS)
+    return run.changed(total=total, decay=run.decay * _Term(total))
+
+
+def _check_single(run: _Run) -> None:
+    if run.total != 1 or run.squares != 1:
+        raise ValueError(
+            "`config` has two moments in a chain, whose equilibrium is not known"
+        )
 
 
 Read = tuple[Callable[[_Run, Any], _Run], Any]
 
+_KNOWN = (
+    "adam, adamw, sgd, sgdw, lion, novograd, adams, adamsrt, sgdmrt, and chains of "
+    "add_decay, average_gradients, decay_weights, scale_by_adam, scale_by_block_adam, "
+    "scale_by_block_rms, scale_by_block_size, scale_by_learning_rate, scale_by_lion, "
+    "trace and trace_on_tangent"
+)
 
-def _links(config: Mapping[str, Any]) -> list[Read]:
+
+def _links(options: Mapping[str, Any]) -> list[Read]:
     """Takes an optimizer apart into what is read of its links, one after another."""
-    name, options = config["name"], config
+    name = options["name"]
     if name == "chain":
         return [read for link in options["links"] for read in _links(link)]
     if name in ("scale_by_adam", "scale_by_block_adam", "adam", "adamw"):
-        _check_plain(options, channel_axes=None, amsgrad=False, eps_root=0.0)
-        options = {"nesterov": False, **options}
-        return [(_adam, options), *_after(options)]
+        return [*_adam(options), *_after(options)]
+    if name in ("adams", "adamsrt"):
+        tangent = {**options, "tangent": name == "adamsrt"}
+        return [*_decay(options), *_adam(tangent), *_sized(tangent), *_rate(options)]
+    if name == "novograd":
+        b1, share = _number(options, "b1"), 1.0
+        if options["grad_averaging"]:
+            share = 1 - b1
+        momentum = _momentum(options, "b1", share=share)
+        return [*_rms(options), *_decay(options), *_rate(options), momentum]
     if name in ("scale_by_lion", "lion"):
-        decays = [(_pull, _number(options, "weight_decay"))] if name == "lion" else []
         _check_plain(options, mask=None, mode="hard")
-        return [(_lion, options), *decays, *_rate(options)]
+        decay = _decay(options) if name == "lion" else []
+        return [(_lion, options), *decay, *_rate(options)]
     if name in ("trace", "trace_on_tangent"):
-        _check_plain(options, channel_axes=None, dampening=0.0)
-        return [(_trace, options)]
+        return [_momentum(options, "decay")]
+    if name == "sgdmrt":
+        return [*_decay(options), _momentum(options), *_rate(options)]
     if name == "sgd":
         momentum = [] if options["momentum"] is None else [_momentum(options)]
         return [*momentum, *_rate(options)]
@@ -179,25 +309,72 @@ def _links(config: Mapping[str, Any]) -> list[Read]:
         rate, *decay = _after(options)
         return [rate, _momentum(options), *decay]
     if name in ("add_decay", "add_decayed_weights"):
-        _check_plain(options, l1=0.0, mask=None)
-        return [(_pull, _number(options, "weight_decay"))]
+        return _decay(options)
     if name == "decay_weights":
         return _after(options)
     if name == "scale_by_learning_rate":
+        _check_plain(options, flip_sign=True)
         return _rate(options)
+    if name == "scale_by_block_rms":
+        return _rms(options)
+    if name == "scale_by_block_size":
+        return _sized(options)
+    if name == "average_gradients":
+        return [(_scale, _Term(1 - _number(options, "b1")))]
     raise ValueError(
-        f"`config` names {name!r}, which is not covered: give adamw, sgdw, lion, or a "
-        "chain of add_decay, trace, scale_by_adam, scale_by_lion, decay_weights and "
-        "scale_by_learning_rate"
+        f"`config` names {name!r}, whose equilibrium is not known; known are {_KNOWN}"
     )
+
+
+def _adam(options: Mapping[str, Any]) -> list[Read]:
+    """Reads Adam's second moment, and the first, an average, that it divides."""
+    _check_plain(options, amsgrad=False, eps_root=0.0)
+    share = 1 - _number(options, "b1")
+    return [_second(options), _momentum(options, "b1", share=share)]
+
+
+def _rms(options: Mapping[str, Any]) -> list[Read]:
+    _check_plain(options, amsgrad=False)
+    return [_second(options)]
+
+
+def _second(options: Mapping[str, Any]) -> Read:
+    return _to_unit, _OF_BLOCK if _has_blocks(options) else _OF_ELEMENTS
+
+
+def _sized(options: Mapping[str, Any]) -> list[Read]:
+    if not _has_blocks(options):
+        return []
+    power = _number(options, "power") if "power" in options else 0.5
+    return [(_scale, _Term(1.0, of_size=power))]
+
+
+def _momentum(
+    options: Mapping[str, Any], option: str = "momentum", *, share: float = 1.0
+) -> Read:
+    decay = _number(options, option)
+    if "dampening" in options:
+        share *= 1 - _number(options, "dampening")
+    is_tangent = options["name"] in ("trace_on_tangent", "sgdmrt")
+    how = {
+        "nesterov": options.get("nesterov", False),
+        "tangent": options.get("tangent", is_tangent) and _has_blocks(options),
+    }
+    return (lambda run, how: _average(run, decay, share, how)), how
+
+
+def _decay(options: Mapping[str, Any]) -> list[Read]:
+    _check_plain(options, l1=0.0, mask=None)
+    return [(_pull, _number(options, "weight_decay"))]
 
 
 def _after(options: Mapping[str, Any]) -> list[Read]:
     """Reads a learning rate, and a decay that is tied to the schedule alone."""
     eta = 1.0 if options.get("schedule") is None else _number(options, "schedule")
-    reads: list[Read] = [(_scale, eta * rate) for _, rate in _rate(options)]
+    reads: list[Read] = [(_scale, _Term(eta) * rate) for _, rate in _rate(options)]
     if "lr_multipliers" in options:
-        reads = [(_scale, _number(options, "lr_multipliers") * r) for _, r in reads]
+        by = _Term(_number(options, "lr_multipliers"))
+        reads = [(_scale, by * rate) for _, rate in reads]
     if "weight_decay" in options:
         _check_plain(options, l1=0.0, cautious=False)
         reads.append((_pull, eta * _number(options, "weight_decay")))
@@ -206,24 +383,65 @@ def _after(options: Mapping[str, Any]) -> list[Read]:
 
 def _rate(options: Mapping[str, Any]) -> list[Read]:
     has_rate = "learning_rate" in options
-    return [(_scale, _number(options, "learning_rate"))] if has_rate else []
+    return [(_scale, _Term(_number(options, "learning_rate")))] if has_rate else []
 
 
-def _momentum(options: Mapping[str, Any]) -> Read:
-    momentum = _number(options, "momentum")
-    return _trace, {"decay": momentum, "nesterov": options["nesterov"]}
+def _has_blocks(options: Mapping[str, Any]) -> bool:
+    axes = options.get("channel_axes")
+    if isinstance(axes, Mapping):
+        raise TypeError(
+            f"`{options['name']}.channel_axes` must be those of the block, such as "
+            f"(-1,), or None for a leaf without blocks, got {axes!r}"
+        )
+    return axes is not None
+
+
+def _at(value: Any, step: int | None) -> Any:
+    """Reads the schedules in a configuration at a step."""
+    if isinstance(value, list):
+        return [_at(one, step) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        option: _moment(option, one, step)
+        if option in ("learning_rate", "schedule", "weight_decay")
+        else _at(one, step)
+        for option, one in value.items()
+    }
+
+
+def _moment(option: str, value: Any, step: int | None) -> Any:
+    if step is None or not _is_schedule(value):
+        return value
+    if value["name"] == "WarmRestarts":
+        raise TypeError(
+            f"`{option}` is a WarmRestarts, which keeps a place of its own: give its "
+            "present value, or the same cosine_restarts"
+        )
+    schedule: Any = make(**value)
+    return float(schedule(step))
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("name"), str)
 
 
 def _number(options: Mapping[str, Any], option: str) -> float:
     where = f"{options['name']}.{option}" if "name" in options else option
-    check_number(where, options[option])
-    return float(options[option])
+    value = options[option]
+    if _is_schedule(value):
+        raise TypeError(
+            f"`{where}` must be one number, got the schedule {value['name']!r}: give "
+            "its present value, or `step` to read it at"
+        )
+    check_number(where, value)
+    return float(value)
 
 
 def _check_plain(options: Mapping[str, Any], **plain: Any) -> None:
     for option, value in plain.items():
         if options.get(option, value) != value:
             raise ValueError(
-                f"`config` has {option}={options[option]!r}, which is not covered: it "
-                f"must be {value!r}"
+                f"`config` has {option}={options[option]!r}, with which no equilibrium "
+                f"is known: it must be {value!r}"
             )

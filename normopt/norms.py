@@ -349,9 +349,10 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
 
     Returns:
       A tree as of `block_norms`: angles in radians, in [0, pi]; 0 where either block
-      has no length, and where `old` changed along with `new`. So does that of NNX:
-      `nnx.state(model)` refers to the variables of the model, which an update changes
-      in place. Copy it before: `old = jax.tree.map(jnp.copy, nnx.state(model))`.
+      has no length. **Copy an NNX state before the update**, as
+      `old = jax.tree.map(jnp.copy, nnx.state(model))`: it refers to the variables of
+      the model, which an update changes in place, so that old and new would be one and
+      all angles 0.
 
     Raises:
       TypeError: as `block_norms` does.

@@ -1,4 +1,4 @@
-"""A new link is its file, its export, its `Case` and its row in README, no more."""
+"""A new link is its file, its export, its `Case` and its row in a table, no more."""
 
 import os
 import re
@@ -76,25 +76,27 @@ EDITS = {
         'Case("warm_up_blocks", {"b1": 0.5, **BY_COLUMN}, **FIRST, linear=True)]',
     ),
     "row": (
-        "README.md",
+        "docs/links.md",
         r"(?=\| `compensate_rounding)",
-        "| `warm_up_blocks(b1, channel_axes)` | times 1 - b1^t |\n",
+        "| `warm_up_blocks(b1, channel_axes)` | times 1 - b1^t | first | last |\n",
     ),
 }
 OF_CASES = [
     f"tests/test_{name}.py"
     for name in ("contract", "contract_of_leaves", "properties", "leafwise")
 ]
-OF_ALL = [f"tests/test_{name}.py" for name in ("contract", "readme", "public_face")]
+OF_ALL = [
+    f"tests/test_{name}.py" for name in ("contract", "readme", "public_face", "site")
+]
 # Those of `OF_ALL` that look at every link and every public name.
-LOOKING = "has_a_case or in_a_table or public or states_tell or one_way"
+LOOKING = "has_a_case or in_a_table or public or states_tell or one_way or tables_name"
 
 
 def with_edits(folder, *edits):
-    for name in ("normopt", "tests"):
+    for name in ("normopt", "tests", "docs"):
         ignored = shutil.ignore_patterns("__pycache__", "experiments", "reference")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "RECIPES.md"):
+    for name in ("pyproject.toml", "README.md", "RECIPES.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, folder)
     for name, pattern, text in edits:
         file = folder / name

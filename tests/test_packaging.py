@@ -4,27 +4,34 @@ import email
 import importlib.metadata
 import os
 import re
+import runpy
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import normopt
+
 ROOT = Path(__file__).parent.parent
 
-# Runs without site-packages: only what the two folders hold can be imported. It walks
-# the whole package, because a forgotten dependency may hide in any module of it.
-IMPORT_ALL = """
-import importlib, importlib.util, pkgutil, sys
+# Runs without site-packages: only what the two folders hold can be imported.
+ALONE = """
+import importlib.util, sys
 wheel, dependencies, *absent = sys.argv[1:]
 sys.path[:0] = [wheel, dependencies]
 for name in absent:
     assert importlib.util.find_spec(name) is None, f"{name} is not kept out"
 import normopt
 assert normopt.__file__.startswith(wheel), normopt.__file__
+"""
+# The whole package, because a forgotten dependency may hide in any module of it.
+IMPORT_ALL = """
+import importlib, pkgutil
 for module in pkgutil.walk_packages(normopt.__path__, "normopt."):
     importlib.import_module(module.name)
 """
@@ -93,6 +100,8 @@ def test_wheel_depends_on_jax_and_optax_alone(wheel):
         "cuda12",
         "cuda13",
         "dev",
+        "dist",
+        "docs",
         "experiments",
         "gpu-compile",
         "test",
@@ -101,7 +110,9 @@ def test_wheel_depends_on_jax_and_optax_alone(wheel):
     }
 
 
-def test_wheel_imports_beside_jax_and_optax_alone(wheel, tmp_path):
+@pytest.fixture
+def beside(wheel, tmp_path):
+    """Folders of the wheel and of what it needs, and names of what must be absent."""
     dependencies = tmp_path / "dependencies"
     dependencies.mkdir()
     linked = link_distributions(["jax", "optax"], dependencies)
@@ -110,14 +121,42 @@ def test_wheel_imports_beside_jax_and_optax_alone(wheel, tmp_path):
         archive.extractall(unpacked)
     # Older versions of optax need chex, so only what is truly not needed is kept out.
     absent = {"equinox", "flax", "chex", "matplotlib", "rich", "experiments"} - linked
-    imported = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", IMPORT_ALL, unpacked, dependencies, *absent],
+    return unpacked, dependencies, *absent
+
+
+def run_alone(code, folders, cwd):
+    """Runs code that can import what the folders hold, and nothing else installed."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", "-c", ALONE + code, *folders],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=cwd,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+def test_wheel_imports_beside_jax_and_optax_alone(beside, tmp_path):
+    imported = run_alone(IMPORT_ALL, beside, tmp_path)
     assert imported.returncode == 0, imported.stderr
+
+
+@pytest.mark.slow
+def test_readme_s_first_example_runs_beside_jax_and_optax_alone(beside, tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", readme, flags=re.DOTALL)[1]
+    ran = run_alone(example, beside, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert len(example.splitlines()) <= 12
+
+
+def test_the_module_tells_what_a_report_of_a_bug_needs(capsys):
+    runpy.run_module("normopt", run_name="__main__")
+    told = capsys.readouterr().out
+    assert f"normopt {normopt.__version__}\n" in told
+    for name in ("jax", "optax"):
+        assert f"\n{name} {importlib.metadata.version(name)}\n" in told
+    assert f"{jax.device_count()} cpu (" in told
+    assert told.endswith(f"optimizers: {', '.join(normopt.names())}\n")
 
 
 @pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])

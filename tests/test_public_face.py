@@ -75,7 +75,14 @@ def test_states_tell_what_their_fields_hold(name):
 
 def test_imports_point_one_way():
     """optimizers -> transforms -> blocks, norms, paths; nothing private."""
-    rank = {"checks": 1, "mapping": 0, "numerics": 0, "paths": 0, "rules": 1}
+    rank = {
+        "checks": 1,
+        "decays": 2,
+        "mapping": 0,
+        "numerics": 0,
+        "paths": 0,
+        "rules": 1,
+    }
     rank |= {"sharding": 1, "copies": 1, "blocks": 2, "norms": 3, "keeping": 3}
     rank |= {"matrices": 3, "orthogonal": 3, "invariance": 3, "leafwise": 4}
     rank |= {"transforms": 5, "schedules": 6, "starting": 6, "equilibria": 8}

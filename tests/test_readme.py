@@ -1,4 +1,4 @@
-"""README's and RECIPES' examples run, and the tables name what there is."""
+"""The examples of README, RECIPES and the site run; README keeps to its size."""
 
 import inspect
 import re
@@ -13,26 +13,42 @@ import pytest
 from flax import nnx
 
 import normopt
-from tests.versions import HAS_SHARD_MAP, NNX_KEEPS_MASKS
+from tests.versions import HAS_ORBAX_V1, HAS_SHARD_MAP, NNX_HAS_MODES, NNX_KEEPS_MASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXT = README + (ROOT / "RECIPES.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "RECIPES.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+BLOCKS = {
+    f"{page.relative_to(ROOT).with_suffix('')}-{position}": block
+    for page in PAGES
+    for position, block in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), flags=re.DOTALL)
+    )
+}
 
 
-def in_turn(block):
-    """Blocks that build a whole transformer take as long as twenty others."""
-    is_slow = "dot_product_attention" in block
-    return pytest.param(block, marks=[pytest.mark.slow("compiles")] if is_slow else [])
+def in_turn(name):
+    """Blocks that build a transformer, or that other tests hold, have time."""
+    long = ("dot_product_attention", "nnx.state((")
+    is_slow = "coming_from" in name or any(word in BLOCKS[name] for word in long)
+    marks = [pytest.mark.slow("compiles")] if is_slow else []
+    return pytest.param(BLOCKS[name], id=name, marks=marks)
 
 
-@pytest.mark.parametrize("block", list(map(in_turn, BLOCKS)), ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("block", [*map(in_turn, BLOCKS)])
 def test_code_block_runs(block):
     if "nnx" in block and not NNX_KEEPS_MASKS:
         pytest.skip("README's NNX is that of flax 0.12")
+    if "set_graph_mode" in block and not NNX_HAS_MODES:
+        pytest.skip("the modes of NNX came later")
     if "jax.shard_map" in block and not HAS_SHARD_MAP:
         pytest.skip("jax.shard_map came with jax 0.6.1")
+    if "import v1" in block and not HAS_ORBAX_V1:
+        pytest.skip("orbax's v1 was experimental before")
     names = {}
     exec(compile(block, "README.md", "exec"), names)
     assert "normopt" in block
@@ -40,8 +56,18 @@ def test_code_block_runs(block):
         check_output_channels(names)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not NNX_HAS_MODES, reason="the modes of NNX came later")
+def test_the_blocks_of_nnx_run_in_tree_mode():
+    blocks = [block for block in BLOCKS.values() if "nnx" in block]
+    assert len(blocks) > 2
+    with nnx.set_graph_mode(False), nnx.set_graph_updates(False):
+        for block in blocks:
+            exec(compile(block, "README.md", "exec"), {})
+
+
 def test_one_block_is_of_equinox():
-    assert sum("import equinox" in block for block in BLOCKS) == 1
+    assert sum("import equinox" in block for block in BLOCKS.values()) == 1
 
 
 def check_output_channels(names):
@@ -55,10 +81,22 @@ def check_output_channels(names):
 def test_every_link_and_optimizer_stands_in_a_table():
     from normopt import optimizers, transforms
 
-    for module in (optimizers, transforms):
+    for module, page in ((optimizers, "optimizers"), (transforms, "links")):
+        table = (ROOT / "docs" / f"{page}.md").read_text("utf-8")
         for name, value in vars(module).items():
             if inspect.isfunction(value):
-                assert f"| `{name}(" in README
+                assert re.search(rf"(?m)^\| `{name}\(", table), name
+
+
+def test_readme_is_read_in_a_minute():
+    """No more lines than a person reads, and none wider than a window."""
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    text = re.sub(r"(?s)```.*?```|!\[[^\n]*", "", README)
+    rows = [line for line in text.splitlines() if not line.startswith("|")]
+    assert max(map(len, rows)) <= 120
+    first = next(block for name, block in BLOCKS.items() if name == "README-0")
+    assert len(first.splitlines()) <= 12 and "optax" in first
 
 
 @pytest.mark.parametrize(

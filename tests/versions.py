@@ -7,6 +7,7 @@ import flax
 import jax
 import jax.experimental
 import optax
+import orbax.checkpoint
 import pytest
 from flax import nnx
 from packaging.version import Version
@@ -33,3 +34,8 @@ HAS_SHARD_MAP = hasattr(jax, "shard_map")
 needs_shard_map = pytest.mark.skipif(
     not HAS_SHARD_MAP, reason="jax.shard_map came with jax 0.6.1"
 )
+
+# `nnx.set_graph_mode` and `nnx.set_graph_updates`, for modules that are plain pytrees.
+NNX_HAS_MODES = hasattr(nnx, "set_graph_mode") and hasattr(nnx, "set_graph_updates")
+
+HAS_ORBAX_V1 = hasattr(orbax.checkpoint, "v1")

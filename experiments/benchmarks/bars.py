@@ -6,7 +6,13 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
-from experiments.benchmarks import compile_time, loop_time, ratio_figures, step_time
+from experiments.benchmarks import (
+    compile_time,
+    loop_time,
+    muon_time,
+    ratio_figures,
+    step_time,
+)
 from experiments.benchmarks.gpu import gpu_compile
 from experiments.benchmarks.tpu import tpu_compile, tpu_tables, tpu_transformer
 from experiments.report.claims import (
@@ -117,6 +123,23 @@ def _compiled(
     return {key: rows[key] for key in wanted} if rows.keys() >= set(wanted) else None
 
 
+def _muon_claims() -> tuple[Claim, ...]:
+    claims = []
+    for name, case in muon_time.CASES.items():
+        for of, what in (("step", "step"), ("compile", "tracing and compiling")):
+            bar = getattr(case, of)
+            if bar is not None:
+                claims.append(
+                    Claim(
+                        f"{name} takes at most {bar:g} times {muon_time.BASELINE}'s "
+                        f"{what}.",
+                        functools.partial(_keeps, f"{name}, {of}", bar),
+                        published=f"{NO_VALUE}; the bar is {bar:g}",
+                    )
+                )
+    return tuple(claims)
+
+
 def _ratios(name: str, of: str) -> Picture:
     shows = f"Ratios of the time of {of} to that of optax's or another one, with bars."
     return Picture(name, shows, ratio_figures.draw)
@@ -162,6 +185,12 @@ CHAPTER = Chapter(
             extent=_rounds_extent,
             tables=(compile_time.table,),
             pictures=(_ratios("compile_time", "tracing and compiling"),),
+        ),
+        "muon_time": Exhibit(
+            claims=_muon_claims(),
+            extent=_rounds_extent,
+            tables=(muon_time.table,),
+            pictures=(_ratios("muon_time", "a step, or of compiling,"),),
         ),
         "loop_time": Exhibit(
             claims=(

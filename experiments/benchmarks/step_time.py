@@ -105,6 +105,12 @@ CASES = {
     "nadamw": Case(_plain("nadamw", weight_decay=DECAY), 28, "optax.adamw"),
     "normalized": Case(_around(normopt.normalized), 32, "optax.adamw", 1.45),
     "clipped": Case(_around(normopt.clipped, max_norm=1.0), 32, "optax.adamw", 1.45),
+    "hyperball": Case(
+        lambda: normopt.hyperball(optax.adam(1e-3), 1e-3), 44, "optax.adamw", 1.6
+    ),
+    "rotational": Case(
+        _around(normopt.rotational, learning_rate=1e-3), 44, "optax.adamw", 2.0
+    ),
     "optax.novograd": Case(lambda: optax.novograd(1e-3), 24),
     "novograd": Case(_plain("novograd"), 24, "optax.novograd", 0.9),
     "novograd+decay": Case(

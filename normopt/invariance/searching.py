@@ -46,20 +46,21 @@ def find_scale_invariance(
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
     (d elements in a block; for random vectors both sides are equal). Second, does the
-    loss care? The blocks are multiplied by random factors around 1/2 and 2, each by
-    its own, all candidates at once and by bisection where that changes something. A
-    leaf is reported if this changes the loss by at most 1.5 % of what moves of the same
-    blocks do, as far in random directions. So the answer is about the weights as they
-    are and the epsilons as they are: the same layer can be invariant with an epsilon of
-    1e-6 and see its length with one of 1e-2, or with weights a hundred times smaller.
+    loss care? Each block is multiplied by a random factor around 1/2 or 2, all
+    candidates at once; where that changes the loss, bisection finds the leaf that did
+    it. For comparison the same blocks are moved as far in random directions. A leaf is
+    reported if its factors change the loss by at most 1.5 % of what these moves do. So
+    the answer is about the weights as they are and the epsilons as they are: the same
+    layer can be invariant with an epsilon of 1e-6 and see its length with one of 1e-2,
+    or with weights a hundred times smaller.
 
-    What to expect: the weights straight before a norm, and further back through what
-    is linear or a ReLU, are reported. Weights before a GELU, a SiLU or a softmax are
-    not, even where a norm follows: these become sharper as their input grows. A dense
-    layer with a bias before a LayerNorm is not invariant; its kernel before a BatchNorm
-    is. Of a transformer that normalizes its queries and keys, exactly their kernels are
-    reported, with one block for each head where the norm is one of each head.
-    Invariance to a common factor on several leaves is none of a single one.
+    What to expect: the weights straight before a norm, and further back through what is
+    linear or a ReLU, are reported. Weights before a GELU, a SiLU or a softmax are not,
+    even where a norm follows: these become sharper as their input grows. A dense layer
+    with a bias before a LayerNorm is not invariant; its kernel before a BatchNorm is.
+    Of a transformer that normalizes its queries and keys, exactly their kernels are
+    reported, with one block for each head where the norm is one of each head. If the
+    loss is blind only to a common factor on several leaves, none of them is reported.
 
     Leaves of zeros are moved away from zero, as biases of zero hide what they break.
     What cannot be told is left out: leaves without a gradient, or whose gradient is
@@ -84,9 +85,10 @@ def find_scale_invariance(
     Returns:
       `{pattern: axes}`, JSON-able, for `channel_axes=`: one anchored pattern for each
       invariant leaf, with the axes that index its smallest invariant blocks, sorted and
-      not negative, axes of size one left out; `()` for a whole leaf. Blocks of one
-      element are none; of two partitions into equally many blocks it is the one with
-      the later axes. Its attribute `left_out` is `{path: reason}` of the other leaves.
+      not negative, axes of size one left out; `()` for a whole leaf. A block of one
+      element does not count. If a leaf can be cut into equally many blocks in two ways,
+      the one with the later axes is reported. Its attribute `left_out` is
+      `{path: reason}` of the other leaves.
 
     Raises:
       TypeError: if `loss_fn` is not callable, cannot be traced or does not return one

@@ -64,8 +64,7 @@ def adamp(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      A step along a scale-invariant weight's gradient lengthens the weight by what the
-      sphere's curvature makes of it, and no more:
+      The step of a scale-invariant weight stays at a right angle to it:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.adamp(0.1)

@@ -66,9 +66,9 @@ def muon(
         stacked biases too, which rules by path leave to `rest`.
       steps: of the iteration, at least 1.
       coefficients: of the iteration; see `orthogonalize`.
-      eps: added to the norm of the momentum, in the unit of its sum; at least 0. Of an
-        implementation whose momentum is an average by :math:`\beta`, it is the eps
-        there over :math:`1 - \beta`.
+      eps: added to the norm of the momentum, in the unit of its sum; at least 0. If
+        another implementation keeps an average, its eps over :math:`1 - \beta` has the
+        same effect here.
       scale: c, per leaf: "shape" for :math:`\sqrt{\max(1, k / n)}`, "rms" for
         :math:`0.2 \sqrt{\max(n, k)}`, which makes elements as large as Adam's,
         "spectral" for :math:`\sqrt{k / n}`, None for 1, or a number.

@@ -29,17 +29,17 @@ def hyperball(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps by a part of the weights' length, and keeps that length as it was at init.
 
-    A weight decay, as part of inner's step, turns that step towards zero and shortens
-    nothing.
+    A weight decay in `inner` changes the direction of its step; it cannot shorten the
+    weights.
 
     .. math::
       w \leftarrow R \, \frac{w + \eta R \, u / \|u\|}{\|w + \eta R \, u / \|u\|\|},
       \qquad R = \|w_\mathrm{init}\|
 
-    with the step u of `inner`, its sign included, and the learning rate
-    :math:`\eta`, over each block. Of u only the direction matters; inner's learning
-    rate does where u is taken as it is: on leaves without blocks, and on blocks that
-    have no length at init, which so leave zero. A u of zero leaves a block where it is.
+    with the step u of `inner`, its sign included, and the learning rate :math:`\eta`,
+    over each block. On blocks only the direction of u matters. Inner's learning rate
+    counts where u is taken as it is: on leaves without blocks, and on blocks of zeros
+    at init, which leave zero in this way. Where u is zero, a block stays where it is.
 
     On blocks that is the chain `inner -> normalize_blocks(eps=0) -> scale_by_param_norm
     -> learning rate`, of which `retract_to_sphere` with the radius `"initial"` keeps
@@ -103,9 +103,9 @@ def rotational(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Turns each block by the learning rate in radians, on average over the steps.
 
-    A weight decay has nothing left to do: what it would come to in the end, a length
-    and an angle per step, is set from the start. `equilibrium` tells the angle of a run
-    with decay.
+    A weight decay has nothing left to do. The length and the angle per step to which it
+    would lead in the end are set from the start; `equilibrium` computes that angle for
+    a run with decay.
 
     .. math::
       d &= P(C(u)), \qquad s \leftarrow b_2 s + (1 - b_2) \|d\|^2 \\
@@ -122,8 +122,9 @@ def rotational(
     On blocks that is the chain `inner -> center_blocks -> project_tangent ->
     scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate`, of which
     `retract_to_sphere` with the radius `"initial"` keeps the length, in one link. Start
-    from `centered` weights if it centers. A step with less than a thousandth or so of
-    its length in d turns nothing: rounding would say where.
+    from `centered` weights if it centers. Where less than about a thousandth of a
+    step's length is left in d, the block does not turn: rounding alone would choose the
+    direction.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.

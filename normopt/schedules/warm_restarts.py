@@ -38,8 +38,9 @@ class WarmRestarts:
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
     It implements optax's protocol `optax.schedules.StatefulSchedule`, so it can be the
-    `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and any number at all
-    under `optax.inject_hyperparams`. Left alone it equals `cosine_restarts`.
+    `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and under
+    `optax.inject_hyperparams` it can stand for any number. Left alone it equals
+    `cosine_restarts`.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a

@@ -26,8 +26,8 @@ def cautious(
       \mathrm{share}_b = \frac{1}{d} \sum_{i \in b} k_i
 
     The step u is that of a complete optimizer, its sign included, and g the gradient
-    that it was given: momentum that has turned against it waits. What is left is made
-    longer, so that as much is stepped in all. Elements of zero, of either, are not
+    that it was given: momentum that has turned against it waits. The elements that are
+    left step further, to make up for the others. Elements of zero, of either, are not
     kept. A weight decay inside `inner` would be part of the step that is judged;
     `decay_weights` after this link is not.
 

@@ -13,9 +13,9 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
 
     .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
 
-    A normalization layer does not see what all inputs of a channel have in common where
-    these are centered themselves. Weights that start with a mean of zero, see
-    `centered`, keep it.
+    Where the inputs of a layer sum to about zero, a constant that is added to all
+    weights of a channel changes next to nothing. Weights that start with a mean of
+    zero, see `centered`, keep it.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without

@@ -17,8 +17,9 @@ def add_decay(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds L1 and L2 decay to the updates, before the learning rate.
 
-    The decay is tied to all that follows: to the learning rate, and to the moments if
-    these stand after it (then it is the L2 penalty of the loss, without its 1/2).
+    Whatever follows in the chain acts on the decay, too: the learning rate, and the
+    moments if they come after this link. Then it is the gradient of an L2 penalty in
+    the loss, wd/2 times the squared length.
 
     .. math:: g \leftarrow g + l_1 \, \mathrm{sign}(w) + \lambda w
 
@@ -83,15 +84,16 @@ def decay_weights(
     ============  ========================================  ========  ==================
     independent   lr, ``decay_weights(wd)``                 wd        lr c / √(2 wd)
     times lr      ``add_decay(wd)``, lr                     lr wd     c √(lr / (2 wd))
-    following     lr, ``scale_by_schedule(eta)``,           eta wd    lr c √(eta/(2 wd))
-    the schedule  ``decay_weights(wd, schedule=eta)``
+    scheduled     lr, ``scale_by_schedule(eta)``,           eta wd    lr c √(eta/(2 wd))
+                  ``decay_weights(wd, schedule=eta)``
     corrected     lr, ``decay_weights(wd,                   lr² wd    c √(lr_max/(2 wd))
                   schedule=lambda t: lr(t)**2 / lr_max)``   / lr_max
     ============  ========================================  ========  ==================
 
     The first is that of the AdamW paper, the second that of `optax.adamw` and torch,
     the third that of `adamw(..., schedule=eta)`; only under the fourth does the length
-    not change when the learning rate does.
+    not change when the learning rate does. `decay_from` turns a wd of one into the
+    others.
 
     Args:
       weight_decay: the L2 decay :math:`\lambda` per step, per leaf, at least 0; 0 for

@@ -61,9 +61,9 @@ def decouple_length(
 
     Returns:
       An optimizer that needs `params`. Its state is a `DecoupleLengthState`: two
-      numbers for each block, and what the two optimizers keep. Lengths follow it:
-      weights that are made longer from outside go back. Updates keep structure and
-      shapes.
+      numbers for each block, and what the two optimizers keep. The lengths of the
+      weights are those of the state: weights that are made longer from outside go back.
+      Updates keep structure and shapes.
 
     Raises:
       TypeError: when built, if one of the two is no optimizer or the axes have the

@@ -73,8 +73,8 @@ def scale_by_block_adam(
     `w_last` are the weights at the last update. P removes what of m is radial at the
     present weights, and r keeps :math:`v \|w\|^2` an average over the steps: both make
     the trajectory on the sphere independent of the length of the weights. A block whose
-    weights are all zero begins anew at each step, as what its moments were has no unit
-    there: :math:`m \leftarrow (1 - b_1) g`, and the root is that of
+    weights are all zero starts afresh at each step, because past moments mean nothing
+    without a length: :math:`m \leftarrow (1 - b_1) g`, and the root is that of
     :math:`\|g\|^2` alone.
 
     Args:

@@ -126,9 +126,9 @@ def scale_by_block_size(
 
     .. math:: u \leftarrow d^{\,p} u
 
-    A block that steps as one by the length of 1 gets with the root of d the length that
-    d elements have if each steps by 1: `scale_by_block_adam` then takes the learning
-    rate of Adam.
+    `scale_by_block_adam` gives a block of d elements a step of length 1. Adam's is
+    about sqrt(d) long, as each element steps by 1. With the power 1/2 this link makes
+    up for it, and Adam's learning rate fits.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without

@@ -57,9 +57,9 @@ def project_if_invariant(
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
     With `cautious`, p keeps only the elements that have the sign of the gradient, over
-    their share of the layer, before the decay is added. Where p was projected, it is
-    the sign of the gradient without its radial part, and what is left of p is projected
-    once more.
+    their share of the layer, before the decay is added. If p was projected, the
+    gradient is compared without its radial part, too, and p is projected again in the
+    end.
 
     The decay is times the learning rate, which stands after this link. The gradient is
     gone after inner's moments; that is why the link wraps them. It has no eps: the

@@ -32,10 +32,10 @@ def compensate_rounding(
       x &= w + r + u(g, w + r) \\
       w &\leftarrow \mathrm{round}(x), \qquad r \leftarrow x - \mathrm{round}(x)
 
-    in float32, where u are inner's updates. So the weights are at each step the rounded
-    weights of the same training in float32 whose gradients are taken at the rounded
-    weights; there is no eps. A weight beyond the range of its dtype becomes infinite
-    and stays so, whatever u is: it does not come back, as one in float32 could.
+    in float32, where u are inner's updates. So the weights are those of a training in
+    float32, rounded at each step; only the gradients are taken at the rounded weights.
+    There is no eps. A weight beyond the range of its dtype becomes infinite and stays
+    so, whatever u is: it does not come back, as one in float32 could.
 
     Args:
       inner: an optimizer. For leaves of less than 32 bits it sees gradients, and

@@ -49,19 +49,20 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    The first moment m of `inner` is carried along where `moment` says which it is: what
-    it has along the new weights is removed, and, with `stretch`, it grows as the step
-    does that is undone. This is the last link of a chain, with the learning rate
-    inside, since what comes after it would leave the sphere. A block that stands at
-    zero and does not move stays there. One whose radius is its length, and is zero,
-    takes inner's step.
+    If `moment` says which one it is, the first moment m of `inner` is carried along:
+    its part along the new weights is removed, and with `stretch` it is multiplied by
+    the factor by which the step had changed their length. This is the last link of a
+    chain, with the learning rate inside, since what comes after it would leave the
+    sphere. A block of zeros that does not move stays at zero. With `"initial"` or
+    `"present"` a block of length zero takes inner's step.
 
-    Weights are on the sphere from the first step on, up to the rounding of that step:
-    where it has to undo a length L, it is off by up to L / radius times the eps of
-    their dtype, in length until the second step, in direction for good (at 30 radii in
-    bfloat16, by 1 % and 2 degrees). `on_sphere`, which puts weights there before the
-    start, avoids this. For weights of less than 32 bits, `compensate_rounding` around
-    this link avoids it as well.
+    Weights are on the sphere from the first step on, up to rounding. If they start with
+    a length L far from the radius, the first step subtracts large numbers: it is off by
+    up to L / radius times the eps of their dtype. The second step mends the length, but
+    the direction stays off (from 30 radii in bfloat16 by 2 degrees, after 1 % in
+    length). `on_sphere`, which puts weights there before the start, avoids this. For
+    weights of less than 32 bits, `compensate_rounding` around this link avoids it as
+    well.
 
     Args:
       inner: an optimizer, learning rate included.

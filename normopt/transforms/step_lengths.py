@@ -33,9 +33,9 @@ def bound_relative_step(
       u_b \leftarrow \frac{u_b}{\|u_b\|} \min(\max(\|u_b\|, \mathrm{floor} \, n_b),
         \mathrm{ceiling} \, n_b), \qquad n_b = \max(\|w_b\|, \mathrm{min\_norm})
 
-    It stands after the learning rate. With floor = ceiling it is the length of every
-    step, relative to the weights. A step of zero has no direction and stays zero; where
-    the floor is above the ceiling, the ceiling holds.
+    It stands after the learning rate. With floor = ceiling every step has that length,
+    relative to its weights. A step of zero has no direction and stays zero; where the
+    floor is above the ceiling, the ceiling holds.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf; see

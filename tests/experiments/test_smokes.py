@@ -13,6 +13,7 @@ from experiments.__main__ import discover
 from experiments.papers.block_normalized_2017 import convex, methods
 from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
 from experiments.papers.novograd_2019 import modes, robustness
+from experiments.papers.rotational_2024.arms import ARMS
 from experiments.papers.spherical_2020 import sphere
 from experiments.papers.transformers import best_rates, language_model, toys
 from tests.experiments.drawings import figure_of
@@ -130,6 +131,13 @@ SMOKES = [
         put(0.01, "optimizers", "NovoGrad, sum", "weights", 0, 1),
         said=robustness.SMOKE,
         parts=robustness.SMOKE,
+    ),
+    Smoke(
+        "rotational_2024.equilibrium",
+        "rotational_2024.equilibrium.measure_parts",
+        put(0.5, "noise", "AdamW", "angle", 0, 1),
+        said=tuple(ARMS),
+        parts=("noise", "schedules", "AdamW"),
     ),
     Smoke(
         "spherical_2020.sphere",

@@ -1,0 +1,128 @@
+"""A page for each public name, made from its docstring and its line in a table.
+
+`docs/optimizers.md` and `docs/links.md` have one line for each optimizer and link: what
+it does, when to take it, when not. All else stands in the docstring.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# The folders of pages, by the module that a name comes from; the rest is `functions`.
+_FOLDERS = {"normopt.optimizers": "optimizers", "normopt.transforms": "links"}
+# What the rest is for, by its module.
+GROUPS = {
+    "Which leaf, which slice": ("paths", "rules", "matrices", "describing"),
+    "Measuring and seeing": ("norms", "invariance", "equilibria", "observing"),
+    "Weights before the first step": ("starting",),
+    "Schedules": ("schedules",),
+    "Optimizers by name": ("registry",),
+    "Many devices": ("sharding",),
+    "Warnings": ("checks", "leafwise"),
+}
+STATES = "states.md"
+
+
+def public() -> dict[str, str]:
+    """Return the modules that the public names are imported from, by name."""
+    tree = ast.parse((ROOT / "normopt" / "__init__.py").read_text(encoding="utf-8"))
+    return {
+        alias.name: node.module
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("normopt")
+        for alias in node.names
+    }
+
+
+def page_of(name: str, module: str) -> str:
+    """Return the page that has a public name's docstring."""
+    folder = _FOLDERS.get(module, "functions")
+    if name.endswith("State") or (folder == "links" and name[0].isupper()):
+        return STATES
+    return f"{folder}/{name}.md"
+
+
+def lines_of(table: str) -> dict[str, list[str]]:
+    """Return the cells of each name's line in a page; of several the last one."""
+    text = (ROOT / "docs" / table).read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (`(\w+)[(`].*) \|$", text)
+    return {name: re.split(r" \| ", row) for row, name in rows}
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each generated page, by its path."""
+    names = public()
+    written: dict[str, str] = {STATES: _STATES}
+    for name, module in sorted(names.items()):
+        path = page_of(name, module)
+        if path == STATES:
+            written[path] += (
+                f"\n::: normopt.{name}\n    options: {{heading_level: 2}}\n"
+            )
+        else:
+            written[path] = (
+                f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
+                "    options: {heading: Reference, toc_label: Reference}\n"
+            )
+    written["functions.md"] = _functions(names)
+    return written
+
+
+_STATES = """# States
+
+What an optimizer keeps from step to step. `init` makes these, a checkpoint holds them;
+a training loop has no need to look inside.
+"""
+
+
+def _advice(name: str, path: str) -> str:
+    table = f"{path.partition('/')[0]}.md"
+    if table == "functions.md":
+        return ""
+    *_, when, rather_not = lines_of(table)[name]
+    text = f"\n**Take it** {when}.\n\n**Rather not** {rather_not}.\n"
+    return text.replace("](", "](../")  # a page of the folder beside the table
+
+
+def _functions(names: dict[str, str]) -> str:
+    text = "# Everything else\n"
+    for title, modules in GROUPS.items():
+        own = [
+            name
+            for name, module in names.items()
+            if module.split(".")[1] in modules
+            and page_of(name, module).startswith("functions/")
+        ]
+        listed = "\n".join(f"- `{name}`: {_summary(name, names[name])}" for name in own)
+        text += f"\n## {title}\n\n{listed}\n" if own else ""
+    return text
+
+
+def _summary(name: str, module: str) -> str:
+    """Return the first line of a docstring, wherever below the module it is."""
+    place = ROOT / module.replace(".", "/")
+    files = (
+        sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    )
+    for file in files:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if getattr(node, "name", "") == name:
+                return (ast.get_docstring(node) or "").partition("\n")[0]
+    raise ValueError(f"no definition of {name} was found in {module}")
+
+
+def on_files(files, config):
+    """Give the generated pages to mkdocs, and their places to the navigation."""
+    from mkdocs.structure.files import File
+
+    made = pages()
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    for section in config.nav:
+        for entries in section.values():
+            index = entries[0] if isinstance(entries, list) else ""
+            folder = f"{str(index).removesuffix('.md')}/"
+            entries += sorted(p for p in made if p.startswith(folder)) if index else []
+    return files

@@ -1,0 +1,136 @@
+"""One weight decay in the forms that optimizers and papers give it."""
+
+import math
+from typing import NamedTuple
+
+from normopt.checks import check_number
+
+
+class DecayForms(NamedTuple):
+    """One weight decay, at the largest learning rate, in each of its forms."""
+
+    independent: float  # the share of the weights that a step takes off
+    times_learning_rate: float  # that share over the learning rate
+    following: float  # the share where the schedule lr_t / lr_max is 1
+    corrected: float  # that share over lr_max, where the schedule is lr_t^2 / lr_max
+    memory: float  # steps: the weights are an average over about so many updates
+    angle: float  # radians a step that a scale-invariant block comes to turn by
+
+
+def decay_from(
+    *,
+    learning_rate: float,
+    independent: float | None = None,
+    times_learning_rate: float | None = None,
+    following: float | None = None,
+    corrected: float | None = None,
+    memory: float | None = None,
+    angle: float | None = None,
+    b1: float = 0.9,
+) -> DecayForms:
+    r"""Turns a weight decay in one form into all others.
+
+    A step takes the share :math:`\lambda` off the weights. What `weight_decay` has to
+    be for that depends on who reads it; the forms agree where the learning rate is at
+    its largest, lr_max, and beyond it as their schedules do:
+
+    ===================  ====================  =========================================
+    form                 lambda                read by
+    ===================  ====================  =========================================
+    independent          wd                    ``adamw``, ``sgdw``, ``nadamw``,
+                                               ``decay_weights(wd)``
+    times_learning_rate  lr_t wd               ``optax.adamw``, torch's AdamW, optax's
+                                               ``lion``, ``muon``, ``adamp``,
+                                               ``add_decay(wd)`` behind the moments
+    following            lr_t / lr_max wd      ``adamw(lr_max, weight_decay=wd,
+                                               schedule=lambda t: lr(t) / lr_max)``
+    corrected            lr_t² / lr_max wd     ``decay_weights(wd,
+                                               schedule=lambda t: lr(t)**2 / lr_max)``
+    ===================  ====================  =========================================
+
+    Two more do not name a decay but what it does. The weights are an exponential
+    average of the updates, each divided by :math:`\lambda`, over a memory of
+
+    .. math:: \mathrm{memory} = 1 / \lambda
+
+    steps; over the steps of an epoch, in epochs. A scale-invariant block comes to turn
+    in each step, after such a time and while gradients are mostly noise, by an angle of
+
+    .. math:: \mathrm{angle} = \sqrt{2 \lambda \frac{1 - b_1}{1 + b_1}}
+
+    in Adam's and SGD's families, where the decay does not enter the moments; see
+    `equilibrium` for others.
+
+    Args:
+      learning_rate: lr_max, the largest one of the run, above 0.
+      independent: the decay as `normopt.adamw` takes it, in (0, 1).
+      times_learning_rate: the decay as `optax.adamw` takes it, above 0.
+      following: the decay that is times a schedule lr_t / lr_max, in (0, 1).
+      corrected: the decay that is times lr_t^2 / lr_max, above 0.
+      memory: in steps, above 1.
+      angle: in radians per step, above 0.
+      b1: the decay of the first moment, or the momentum, in [0, 1); only the angle
+        depends on it.
+
+    Returns:
+      `DecayForms`, each form by its name.
+
+    Raises:
+      TypeError: for a number that is none, and unless exactly one form is given.
+      ValueError: for a number out of its range, and a form that takes off all of the
+        weights, or more, in a step.
+
+    Examples:
+      What `optax.adamw(1e-3, weight_decay=0.1)` does, by `normopt.adamw`:
+
+      >>> now = normopt.decay_from(learning_rate=1e-3, times_learning_rate=0.1)
+      >>> round(now.independent, 7), round(now.memory), round(now.angle, 5)
+      (0.0001, 10000, 0.00324)
+
+      A memory that stays where the learning rate doubles wants half of optax's decay:
+
+      >>> then = normopt.decay_from(learning_rate=2e-3, memory=now.memory)
+      >>> round(then.times_learning_rate, 7)
+      0.05
+
+    References:
+      Wang and Aitchison, "How to set AdamW's weight decay as you scale model and
+      dataset size", 2024, arXiv 2405.13698 (the memory). Kosson, Messmer, Jaggi,
+      "Rotational Equilibrium: How Weight Decay Balances Learning Across Neural
+      Networks", 2024, arXiv 2305.17212 (the angle). Defazio, "Why Gradients Rapidly
+      Increase Near the End of Training", 2025, arXiv 2506.02285 (corrected).
+    """
+    check_number("learning_rate", learning_rate, above=0)
+    check_number("b1", b1, 0, below=1)
+    rate, noise = float(learning_rate), (1 - b1) / (1 + b1)
+    forms = {
+        "independent": (independent, lambda wd: wd),
+        "times_learning_rate": (times_learning_rate, lambda wd: rate * wd),
+        "following": (following, lambda wd: wd),
+        "corrected": (corrected, lambda wd: rate * wd),
+        "memory": (memory, lambda steps: 1 / steps),
+        "angle": (angle, lambda radians: radians**2 / (2 * noise)),
+    }
+    given = {name: pair for name, pair in forms.items() if pair[0] is not None}
+    if len(given) != 1:
+        raise TypeError(
+            f"`decay_from` takes exactly one of {', '.join(forms)}, got "
+            + (" and ".join(given) or "none")
+        )
+    ((name, (value, share_of)),) = given.items()
+    check_number(name, value, above=0)
+    share = share_of(float(value))
+    if share >= 1:
+        raise ValueError(
+            f"`{name}` must come to a decay below 1 per step, got {name}={value:g}, "
+            f"which comes to {share:g} at learning_rate={rate:g}; one that is times"
+            " the learning rate is `times_learning_rate`"
+        )
+    return DecayForms(
+        independent=share,
+        times_learning_rate=share / rate,
+        following=share,
+        corrected=share / rate,
+        memory=1 / share,
+        angle=math.sqrt(2 * share * noise),
+    )
