@@ -18,9 +18,9 @@ within 2 % of what it would be without rounding.
 
 Seen: steps relative to the weights do not notice 18 decades of units, and all others
 fail beyond 1.2 to 3. What that costs shows at a factor of 1, where hyperballs end at
-1.6 times AdamW's loss and rotational Adam at 2.3 times: lengths that are kept keep the
-outputs as small as they began. Of the quotient Adam makes the argument 4 times as long
-under noise, and turns 4 times less for it than the hyperball of that rate over ten.
+1.6 times AdamW's loss and rotational Adam at 2.3 times. Of the quotient, with noise and
+each at its best rate, Adam makes the argument 4 times as long and turns it by 0.008
+radians a step, AdamSRT by 0.010, and a hyperball, whose rate is that angle, by 0.03.
 Without noise AdamSRT comes 27 times closer to the eigenvalue than Adam, at the largest
 rate of the grid; with noise they are on par. Uncompensated, no bfloat16 weight of 1
 decays at all.
