@@ -13,6 +13,7 @@ def _optimizations():
     """None, for so small runs take longer to compile than to run."""
 
 
+@pytest.mark.slow("compiles two optimizers")
 def test_relative_steps_do_not_see_the_units_of_a_layer():
     rates, factors = np.array([0.03]), 10.0 ** np.array([-6, 0, 6])
     ours = toys.scaled_layer(toys.OPTIMIZERS["hyperball"], rates, factors, 20, 1)
