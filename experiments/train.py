@@ -9,6 +9,10 @@ from the loss; a table shows first what each parameter will get. The run's folde
 checkpoints and, where axes were found, `axes.json`. The same command again resumes an
 unfinished run, and says at once what a finished one gave; while one command trains
 there, another one stops. `--smoke` trains a small network for one epoch.
+
+`--dataset stdlib --model nano` trains a transformer on the bytes of Python's own
+standard library instead, is judged by bits per byte, and ends with a sample of what it
+writes.
 """
 
 import functools

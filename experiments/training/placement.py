@@ -110,12 +110,15 @@ class Gathering(NamedTuple):
 
     def _whole(self, params: Any) -> Any:
         # What a layer casts anyway is cast first, as what travels is smaller then. The
-        # scales and biases of a norm stay what they are in float32.
+        # scales and biases of a norm stay what they are in float32, those of a stack of
+        # layers, too.
         if self.dtype is not None:
-            params = jax.tree.map(
-                lambda leaf: leaf.astype(self.dtype) if leaf.ndim > 1 else leaf, params
-            )
+            params = jax.tree.map_with_path(self._cast, params)
         return jax.lax.with_sharding_constraint(params, whole(self.mesh))
+
+    def _cast(self, path: Any, leaf: jax.Array) -> jax.Array:
+        is_of_norm = normopt.path_of(path).endswith("norm/scale")
+        return leaf if leaf.ndim < 2 or is_of_norm else leaf.astype(self.dtype)
 
     def _parts(self, images: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(images, parts(self.mesh))

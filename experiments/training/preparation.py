@@ -63,7 +63,7 @@ class TrainConfig:
     """Leave out a step whose loss or gradient is not finite, instead of stopping."""
     test_best: bool = False
     """Test the weights with the best validation accuracy after an epoch, not the last;
-    the first of equally good ones."""
+    the first of equally good ones. Of a text, accuracy counts the bytes foreseen."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, optimizer state and batch statistics are
     float32 either way."""

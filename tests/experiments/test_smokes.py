@@ -15,7 +15,7 @@ from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
 from experiments.papers.novograd_2019 import modes, robustness
 from experiments.papers.rotational_2024.arms import ARMS
 from experiments.papers.spherical_2020 import sphere
-from experiments.papers.transformers import language_model
+from experiments.papers.transformers import best_rates, language_model, toys
 from tests.experiments.drawings import figure_of
 
 
@@ -156,7 +156,25 @@ SMOKES = [
         "transformers.language_model.train_all",
         put(4.0, "sweep", "adamw", "ends", 0, 1),
         said=language_model.SMOKE,
-        parts=tuple(f"sweep, {name}" for name in language_model.SMOKE),
+        parts=language_model.SMOKE,
+    ),
+    Smoke(
+        "transformers.best_rates",
+        "transformers.language_model.train_all",
+        put(4.0, "found", "hyperball, width 16", "ends", 0, 1),
+        said=tuple(f"{form}, width 16" for form in best_rates.FORMS),
+        parts=tuple(f"{form}, width 16" for form in best_rates.FORMS),
+    ),
+    Smoke(
+        "transformers.toy_problems",
+        "transformers.toys._over",
+        put(4.0, "layer", "adamw", "losses", 0, 1, 0),
+        said=tuple(toys.OPTIMIZERS),
+        parts=(
+            *(f"layer, {name}" for name in toys.OPTIMIZERS),
+            *(f"quotient, {name}" for name in toys.ON_THE_SPHERE),
+            "decay",
+        ),
     ),
 ]
 

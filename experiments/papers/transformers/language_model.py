@@ -11,8 +11,7 @@ a target: 2 % above AdamW's own end.
 
 takes about an hour on two CPU cores. It writes `language_model.json` and `.png`, and
 what is finished, from where the same command goes on; `--redraw` draws the records
-again. `--parts` leaves some out: after the sweep, the best rate of three forms of decay
-in wider networks, and that of two optimizers in larger batches at equal tokens.
+again.
 
 The middle of each grid was chosen by one run a rate of 100 steps, from another seed.
 The claims and their margins were written down before any run of what is stored: 0.02
@@ -20,18 +19,15 @@ bits is on par.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
-import optax
 from matplotlib.figure import Figure
 from rich.console import Console
 
-import normopt
 from experiments.config import Options, Stored, run
 from experiments.data import stdlib
 from experiments.papers.novograd_2019.valleys import Valley, valley
@@ -59,19 +55,6 @@ TUNING, FRESH = (0, 1), tuple(range(10, 17))
 WAYS = {"warmed": 1, "cold": 0}
 BASELINE = "adamw"
 SMOKE = ("adamw", "hyperball")
-WIDTHS = (32, 64, 128)
-# How a decay is tied to the rate: times it, as in optax, or not.
-FORMS: Mapping[str, Method] = {
-    "coupled decay": Method(functools.partial(optax.adamw, weight_decay=0.1), -1.7),
-    "independent decay": Method(
-        lambda rate: optax.chain(optax.adam(rate), normopt.decay_weights(1e-3)), -1.7
-    ),
-    "hyperball": METHODS["hyperball"],
-}
-BATCHES = (8, 16, 32, 64)
-IN_BATCHES = ("adamw", "muon")
-
-Part = Literal["sweep", "widths", "batches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,18 +62,14 @@ class LanguageModelOptions(Options):
     """Where to write, and how much to compute."""
 
     steps: int = 480
-    """Of each run, a multiple of 160."""
-    parts: tuple[Part, ...] = ("sweep", "widths", "batches")
-    """What to measure; the rest is as if it had not been run."""
+    """Of each run, a multiple of 20."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
-    small = {"steps": POINTS, "parts": ("sweep",)}
-    least = {"steps": POINTS}
-    run(
-        args, NAME, LanguageModelOptions, measure, draw, table, least=least, small=small
-    )
+    least, small = {"steps": POINTS}, {"steps": POINTS}
+    options = LanguageModelOptions
+    run(args, NAME, options, measure, draw, table, least=least, small=small)
 
 
 def measure(config: LanguageModelOptions, console: Console) -> dict[str, Any]:
@@ -102,7 +81,7 @@ def measure(config: LanguageModelOptions, console: Console) -> dict[str, Any]:
 
     Returns:
         The settings and the digest of the text, and for each optimizer what `study`
-        finds; the widths and batches likewise, of what `ends_of` finds.
+        finds.
     """
     task = load_task(
         width=32,
@@ -121,44 +100,15 @@ def measure(config: LanguageModelOptions, console: Console) -> dict[str, Any]:
         "fresh_seeds": len(octaves),
         "text": stdlib.load().fingerprint(),
     }
-    jobs = _jobs(config, octaves, task)
+    names = SMOKE if config.smoke else tuple(METHODS)
+
     settings = {**told, "octaves": octaves.tolist()}
-    found = measure_parts(
-        config, "language_model", settings, jobs, lambda name: jobs[name](), console
-    )
-    stored: dict[str, Any] = {"device": devices.describe(), **told}
-    for part in ("sweep", "widths", "batches"):
-        stored[part] = {
-            name.partition(", ")[2]: one
-            for name, one in found.items()
-            if name.startswith(f"{part}, ")
-        }
-    return stored
 
+    def study_of(name: str) -> dict[str, Any]:
+        return study(METHODS[name], octaves, task)
 
-def _jobs(
-    config: LanguageModelOptions, octaves: np.ndarray, task: Task
-) -> dict[str, Callable[[], dict[str, Any]]]:
-    """Return what measures each part, by names that begin with that of the kind."""
-    jobs: dict[str, Callable[[], dict[str, Any]]] = {}
-    if "sweep" in config.parts:
-        for name in SMOKE if config.smoke else METHODS:
-            of = functools.partial(study, METHODS[name], octaves, task)
-            jobs[f"sweep, {name}"] = of
-    if "widths" in config.parts:
-        for width in WIDTHS:
-            wide = dataclasses.replace(task, width=width)
-            for form, method in FORMS.items():
-                of = functools.partial(ends_of, method, octaves, wide)
-                jobs[f"widths, {form}, {width}"] = of
-    if "batches" in config.parts:
-        for batch in BATCHES:
-            steps = task.steps * task.batch // batch
-            large = dataclasses.replace(task, batch=batch, steps=steps)
-            for name in IN_BATCHES:
-                of = functools.partial(ends_of, METHODS[name], octaves, large)
-                jobs[f"batches, {name}, {batch}"] = of
-    return jobs
+    sweep = measure_parts(config, "language_model", settings, names, study_of, console)
+    return {"device": devices.describe(), **told, "sweep": sweep}
 
 
 def ends_of(method: Method, octaves: np.ndarray, task: Task) -> dict[str, Any]:
@@ -272,6 +222,7 @@ def draw(path: Path, stored: Stored) -> None:
                 place = {"xerr": reach, "fmt": "o", "color": colour, "markersize": 5}
                 ends.errorbar(span.middle, -row + shift, **place, **face)
         best = min(np.mean(f["warmed"]["ends"]) for f in sweep.values())
+        low = min(np.min(found["warmed"]["curves"]) for found in sweep.values())
         top = max(np.max(found["warmed"]["curves"]) for found in sweep.values())
         rates.set(
             xlabel="largest learning rate",
@@ -282,7 +233,8 @@ def draw(path: Path, stored: Stored) -> None:
         )
         curves.set(
             xlabel="step",
-            ylim=(best - 0.05, min(top, LOST_SHOWN)),
+            ylabel="bits per byte, held out",
+            ylim=(low - 0.05, min(top, LOST_SHOWN)),
             title=f"at the best rate, {stored['fresh_seeds']} fresh seeds",
         )
         ends.set(xlabel="bits per byte at the end", title="open: without warm-up")
@@ -318,24 +270,6 @@ def table(stored: Stored) -> Table:
         (row_of(*one) for one in stored["sweep"].items()),
         f"95 % over {stored['fresh_seeds']} fresh seeds; decades of rates within 2 % "
         "of the best;\nsteps, of all, to 2 % above adamw's end on held-out text",
-    )
-
-
-def others(stored: Stored) -> Table:
-    """Return the best rates in wider networks and in larger batches."""
-    rows = []
-    for part in ("widths", "batches"):
-        for name, found in stored[part].items():
-            mean = np.mean(found["ends"], axis=0)
-            best = int(mean.argmin())
-            what, _, size = name.rpartition(", ")
-            cells = f"{found['rates'][best]:.2g}", f"{mean[best]:.3f}"
-            rows.append((f"{what}, {part} {size}", *cells, near(found).in_words()))
-    return Table(
-        "the best rate in wider networks, and in larger batches at equal tokens",
-        ("what", "rate", "end", "decades"),
-        rows,
-        f"mean of {stored['tuning_seeds']} seeds",
     )
 
 
@@ -424,7 +358,7 @@ EXHIBIT = Exhibit(
     note="Every optimizer has its own defaults and one rate for all leaves, tuned by "
     "the same rule. A network so small, trained for so short, says little of large "
     "ones.",
-    tables=(table, others),
+    tables=(table,),
     pictures=(
         Picture(
             "language_model",

@@ -4,17 +4,26 @@ A layer in other units: its weights times 1e-9 to 1e9, and what it gives divided
 same, so that the function stays. A Rayleigh quotient, which ignores the length of its
 argument: how near the smallest eigenvalue an optimizer comes, with noise and without,
 how the length grows, and by what angle a step turns. And bfloat16 weights that decay
-for 10,000 steps.
+for 9,900 steps.
 
     python -m experiments transformers.toy_problems
 
-takes about a minute on two CPU cores. It writes `toy_problems.json` and
+takes about two minutes on two CPU cores. It writes `toy_problems.json` and
 `toy_problems.png`, and what is finished; `--redraw` draws the records again.
 
 Each optimizer is taken at the best of 9 rates, for the layer at a factor of 1. The
 claims were written down before the runs: a loss of at most 1.5 times that at a factor
 of 1 is as good, lengths that stay do so to a thousandth, and a compensated decay is
 within 2 % of what it would be without rounding.
+
+Seen: steps relative to the weights do not notice 18 decades of units, and all others
+fail beyond 1.2 to 3. What that costs shows at a factor of 1, where hyperballs end at
+1.6 times AdamW's loss and rotational Adam at 2.3 times. Of the quotient, with noise and
+each at its best rate, Adam makes the argument 4 times as long and turns it by 0.008
+radians a step, AdamSRT by 0.010, and a hyperball, whose rate is that angle, by 0.03.
+Without noise AdamSRT comes 27 times closer to the eigenvalue than Adam, at the largest
+rate of the grid; with noise they are on par. Uncompensated, no bfloat16 weight of 1
+decays at all.
 """
 
 import dataclasses

@@ -121,7 +121,7 @@ def loop():
     return [{**times, "ratio": 1.1}, {**times, "ratio": 1.11}]
 
 
-def tpu_compile():
+def tpu_compile(ours=bars.OURS, small=0):
     def stored(size, collectives):
         rows = [
             {
@@ -134,11 +134,11 @@ def tpu_compile():
             }
             for topology in ("v5e:2x2", "v5e:16x16")
             for way in ("data-parallel", "FSDP")
-            for program in ("optax.adamw", *bars.OURS)
+            for program in ("optax.adamw", *ours)
         ]
         return {"rows": rows}
 
-    return [stored(280, []), stored(281, [{"bytes": 4}])]
+    return [stored(280, []), stored(281, [{"bytes": small + 4}])]
 
 
 def gpu_compile():
@@ -155,14 +155,14 @@ def gpu_compile():
 def language_model():
     """Every optimizer that is claimed to be ahead is, or is behind."""
     good = {
-        **dict.fromkeys(("normuon",), 2.0),
+        "normuon": 2.0,
         "muon": 2.1,
         **dict.fromkeys(("hyperball", "rotational", "novograd", "adamsrt"), 2.51),
         "normalized adam": 2.4,
         "adamw": 2.5,
         "sgd": 3.0,
     }
-    bad = {name: 5.0 - end for name, end in good.items()} | {"adamsrt": 2.6}
+    bad = {name: 2.6 if end == 2.51 else 5.0 - end for name, end in good.items()}
 
     def stored(ends, lost):
         sweep = {}
@@ -178,6 +178,58 @@ def language_model():
     return [stored(good, (0.1, 0.2)), stored(bad, (0.2, 0.1))]
 
 
+def best_rates():
+    """The best rate moves by an octave a doubling, or stays."""
+    exponents = np.arange(-7, 8) * np.log10(2)
+
+    def at(best, seed):
+        curve = 3 + (exponents - best * np.log10(2)) ** 2 + 0.1 * seed
+        return {"rates": list(10.0**exponents), "ends": [list(curve)] * 2}
+
+    moving = {f"width {32 * 2**n}": at(n, n) for n in range(3)}
+    still = {f"width {32 * 2**n}": at(0, n) for n in range(3)}
+
+    def stored(of):
+        kinds = of.items()
+        return {"found": {f"{k}, {w}": f for k, one in kinds for w, f in one.items()}}
+
+    forms = ("coupled decay", "independent decay", "hyperball")
+    good = dict(zip(forms, (moving, still, still), strict=True))
+    bad = dict(zip(forms, (still, moving, moving), strict=True))
+    return [stored(good), stored(bad)]
+
+
+def toy_problems():
+    factors = [-9.0, -3.0, 0.0, 3.0, 9.0]
+
+    def stored(wide, narrow, lengths, distances, left):
+        layer = {
+            name: {"losses": [[[0.1 * 10 ** (s * abs(f)) for f in factors]]] * SEEDS}
+            for name, s in (
+                ("hyperball", wide),
+                ("rotational", wide),
+                ("adamw", narrow),
+            )
+        }
+        quotient = {
+            name: {
+                "distances": [[[distances[name]]]] * SEEDS,
+                "lengths": [[[lengths[name]]]] * SEEDS,
+            }
+            for name in ("adam", "adamsrt", "hyperball")
+        }
+        return {
+            "factors": factors,
+            "layer": layer,
+            "quotient": quotient,
+            "decay": {"exact": [0.5, 0.1], "compensated": [0.5, left]},
+        }
+
+    good = {"adam": 2.0, "adamsrt": 1.0, "hyperball": 1.0}
+    bad = {"adam": 1.0, "adamsrt": 2.0, "hyperball": 1.1}
+    return [stored(0.0, 1.0, good, good, 0.101), stored(1.0, 0.0, bad, bad, 0.2)]
+
+
 # Those of the other experiments are decided in tests of their own.
 GOOD_AND_BAD = {
     "block_normalized_2017.deep_mlp": curves,
@@ -185,12 +237,15 @@ GOOD_AND_BAD = {
     "block_normalized_2017.recurrent": recurrent,
     "decoupled_decay_2019.decay_grid": decay_grid,
     "novograd_2019.modes": modes,
+    "transformers.best_rates": best_rates,
     "transformers.language_model": language_model,
+    "transformers.toy_problems": toy_problems,
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),
     "loop_time": loop,
     "gpu_compile": gpu_compile,
     "tpu_compile": tpu_compile,
+    "tpu_transformer": lambda: tpu_compile(bars.OF_TRANSFORMER, bars.MOST_EXCHANGED),
 }
 
 

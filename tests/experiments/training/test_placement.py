@@ -8,11 +8,13 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from experiments.train import train
-from experiments.training.placement import PlacementConfig
+from experiments.training.placement import AXIS, Gathering, PlacementConfig
 from experiments.training.preparation import prepare
 from experiments.training.runs import read_records
 from tests.experiments.small_runs import ROOT, arguments, config, quiet
@@ -192,3 +194,20 @@ def test_one_device_in_a_mesh_is_that_device(tmp_path):
         lone.state.params["stem"]["conv"]["kernel"],
         meshed.state.params["stem"]["conv"]["kernel"],
     )
+
+
+def test_kernels_travel_in_the_layers_dtype_and_norms_in_their_own():
+    class Whole:
+        def evaluate(self, params, model_state, images):
+            return params
+
+    leaf = jnp.ones((2, 3))
+    params = {"dense": {"kernel": leaf}, "query_norm": {"scale": leaf}, "bias": leaf[0]}
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,))
+    gathered = Gathering(Whole(), mesh, jnp.bfloat16).evaluate(params, None, leaf)
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, gathered)
+    assert dtypes == {
+        "dense": {"kernel": jnp.bfloat16},
+        "query_norm": {"scale": jnp.float32},
+        "bias": jnp.float32,
+    }
