@@ -6,9 +6,10 @@ takes 70 seconds on two CPU cores for a ResNet-20 on handwritten digits with Ada
 98 % test accuracy. The channel axes of an optimizer that has none unless told are found
 from the loss; a table shows first what each parameter will get. The run's folder under
 `runs/` gets `metrics.jsonl`, `config.json`, `provenance.json`, `learning_curve.png`,
-checkpoints and, where axes were found, `axes.json`. The same command again resumes an
-unfinished run, and says at once what a finished one gave; while one command trains
-there, another one stops. `--smoke` trains a small network for one epoch.
+checkpoints and, where axes were found, `axes.json`; with `--observe` also `blocks.png`,
+what the blocks of each layer did. The same command again resumes an unfinished run, and
+says at once what a finished one gave; while one command trains there, another one
+stops. `--smoke` trains a small network for one epoch.
 
 `--dataset stdlib --model nano` trains a transformer on the bytes of Python's own
 standard library instead, is judged by bits per byte, and ends with a sample of what it
@@ -25,8 +26,15 @@ import jax
 import tyro
 from rich.console import Console
 
-from experiments.report import figures
-from experiments.training import devices, locking, preparation, processes
+from experiments.report import figures, observed_blocks
+from experiments.training import (
+    board,
+    devices,
+    locking,
+    observing,
+    preparation,
+    processes,
+)
 from experiments.training.checkpoints import Checkpoints, newest_step
 from experiments.training.interrupting import Interrupted
 from experiments.training.loop import TrainingDiverged
@@ -36,6 +44,7 @@ from experiments.training.preparation import prepare as prepare
 from experiments.training.progress import TrainingProgress
 from experiments.training.runs import Run, append_record, read_records
 from experiments.training.selection import chosen
+from experiments.training.steps import TrainState
 
 
 def main(args: Sequence[str]) -> None:
@@ -133,8 +142,11 @@ def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
             _say(console, f"training into {run.folder}{why if was_begun else ''}")
         data = prepared.data
         size, counted = prepared.plan.batch_size * data.in_one, data.counted
-        with TrainingProgress(console, total, done, size, counted) as progress:
-            state = loop.run(state, run, checkpoints, progress)
+        with (
+            TrainingProgress(console, total, done, size, counted) as progress,
+            board.told(run.folder, done, prepared.tensorboard) as tell,
+        ):
+            state = loop.run(state, run, checkpoints, progress, tell)
     test = loop.evaluate(state, data.test)
     sample = loop.sample(state)
     if not processes.is_first():
@@ -162,6 +174,8 @@ def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
         result["skipped"] = records[-1]["skipped"]
     name = run.folder.name.rpartition("-")[0]
     figures.learning_curve(run.figure_file, records, f"{name}: {_summary(result)}")
+    if loop.job.observes:
+        _draw_blocks(prepared, state, records, name)
     seconds = round(time.perf_counter() - began, 3)
     append_record(run.timing_file, {"step": total, "seconds": seconds})
     run.finish(result)
@@ -170,6 +184,16 @@ def _train(prepared: Prepared, console: Console) -> dict[str, Any]:
     _say(console, f"wrote {run.folder} in {seconds:.1f} s{rate}")
     _say_result(console, result)
     return result
+
+
+def _draw_blocks(
+    prepared: Prepared, state: TrainState, records: list[dict[str, Any]], name: str
+) -> None:
+    run, config = prepared.run, prepared.run.config["optimizer"]
+    sizes = observing.sizes_of(state.params, state.opt_state)
+    predicted = observing.predicted(config, sizes, records)
+    title = f"{name}: what the blocks of each layer do"
+    observed_blocks.draw(run.blocks_file, records, [*sizes], predicted, title)
 
 
 def _finished(run: Run, console: Console) -> dict[str, Any] | None:

@@ -17,6 +17,11 @@ from normopt.norms import block_norms as block_norms
 from normopt.norms import norm_names as norm_names
 from normopt.norms import register_norm as register_norm
 from normopt.norms import spectral as spectral
+from normopt.observing import Observation as Observation
+from normopt.observing import Spike as Spike
+from normopt.observing import observations as observations
+from normopt.observing import spikes as spikes
+from normopt.observing import summary as summary
 from normopt.optimizers import adamg as adamg
 from normopt.optimizers import adamp as adamp
 from normopt.optimizers import adams as adams
@@ -58,6 +63,7 @@ from normopt.transforms import CompensateRoundingState as CompensateRoundingStat
 from normopt.transforms import DecoupleLengthState as DecoupleLengthState
 from normopt.transforms import FollowedState as FollowedState
 from normopt.transforms import HyperballState as HyperballState
+from normopt.transforms import ObserveState as ObserveState
 from normopt.transforms import RetractToSphereState as RetractToSphereState
 from normopt.transforms import RotationalState as RotationalState
 from normopt.transforms import ScaleByBlockAdamState as ScaleByBlockAdamState
@@ -77,6 +83,7 @@ from normopt.transforms import decay_weights as decay_weights
 from normopt.transforms import decouple_length as decouple_length
 from normopt.transforms import keep_norm as keep_norm
 from normopt.transforms import normalize_blocks as normalize_blocks
+from normopt.transforms import observe as observe
 from normopt.transforms import orthogonalize as orthogonalize
 from normopt.transforms import project_if_invariant as project_if_invariant
 from normopt.transforms import project_tangent as project_tangent

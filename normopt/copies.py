@@ -35,7 +35,7 @@ _GIVEN: contextvars.ContextVar[Iterator[jax.Array] | None] = contextvars.Context
 # The elements of 128 kB, from which on the C library gives memory back after each step.
 # Copies of smaller arrays only cost: of 120 leaves they made AdamP's step take 1.4
 # times as long to compile (python -m experiments compile_time --layers 40).
-_LARGE = 2**15
+LARGE = 2**15
 # By the identity of an array that is traced: itself, and what copies it, if that can be
 # had. All arrays are held weakly: nothing of a trace outlives it.
 _MADE: dict[int, tuple[weakref.ref, Callable[[], Any]]] = {}
@@ -110,7 +110,7 @@ def remember(made: Any, copy: Callable[..., Any], *inputs: Any) -> None:
 
 def wants_copies(tree: Any) -> bool:
     """Tells whether a link has made one of the arrays of a tree that is worth it."""
-    return any(jnp.size(x) >= _LARGE and _copier(x) for x in jax.tree.leaves(tree))
+    return any(jnp.size(x) >= LARGE and _copier(x) for x in jax.tree.leaves(tree))
 
 
 def apart(tree: Any) -> Any:

@@ -12,12 +12,17 @@ import numpy as np
 from normopt.blocks import Axes, block_size, check_channel_axes, resolve_axes
 from normopt.checks import check_not_negative, check_radius
 from normopt.norms import block_norm
+from normopt.observing import Observation, summary
 from normopt.paths import compiled, named_leaves
 from normopt.registry import RULES, make
 from normopt.registry import config as completed
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
-_COLUMNS = ("dtype", "axes", "blocks", "multiplier", "decay", "half-life", "radius")
+_SEEN = ("gradient", "weight", "relative_step", "angle")
+_COLUMNS = (
+    *("dtype", "axes", "blocks", "multiplier", "decay", "half-life", "radius"),
+    *(quantity.replace("_", " ") for quantity in _SEEN),
+)
 _NEUTRAL = {"channel_axes": None, "weight_decay": 0.0, "l1": 0.0, "lr_multipliers": 1.0}
 _Digits = tuple[str, ...]
 
@@ -38,6 +43,7 @@ def describe(
     lr_multipliers: PerLeaf = 1.0,
     radius: PerLeaf = None,
     only: str = "",
+    observations: Mapping[str, Observation] | None = None,
 ) -> str:
     r"""Tells what per-leaf options mean for each leaf.
 
@@ -64,16 +70,19 @@ def describe(
         none.
       only: a regular expression; leaves in whose path it is not found have no row and
         do not count in the totals.
+      observations: what `observe` saw, as `normopt.observations` reads it: of each leaf
+        the lengths of gradient and weights, the relative step and the angle in radians,
+        each the median over the blocks and, of several, the largest.
 
     Returns:
       A table: path, shape, number of leaves, dtype, axes, number and size of a leaf's
-      blocks, multiplier, decay and its half-life, and the radius if one is given; a
-      line with what all leaves share; one with the totals.
+      blocks, multiplier, decay and its half-life, the radius and what was observed if
+      these are given; a line with what all leaves share; one with the totals.
 
     Raises:
       TypeError: if a value has the wrong type.
       ValueError: for a bad value or configuration, an axis that does not exist, a
-        pattern that matches no path.
+        pattern that matches no path, an observation of a path that is none.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -105,7 +114,8 @@ def describe(
         radius = _radius_in(complete) if radius is None else radius
     arrays = jax.tree.map(_array_or_none, params)
     search = compiled("only", only).search
-    rows = [row for row in _rows(arrays, options, radius) if search(row.path)]
+    rows = _rows(arrays, options, radius, _cells(observations or {}, arrays))
+    rows = [row for row in rows if search(row.path)]
     if not rows and named_leaves(arrays):
         listing = "\n  ".join(place.path for place in named_leaves(arrays))
         raise ValueError(
@@ -189,14 +199,38 @@ def _is_neutral(value: PerLeaf, neutral: Any) -> bool:
     )
 
 
-def _rows(params: Any, options: dict[str, PerLeaf], radius: PerLeaf) -> list[_Row]:
+def _cells(
+    observations: Mapping[str, Observation], params: Any
+) -> dict[str, tuple[str, ...]]:
+    """Writes down what was observed of each leaf."""
+    lone = observations.keys() - {place.path for place in named_leaves(params)}
+    if lone:
+        raise ValueError(
+            f"`observations` has {min(lone)!r}, which is no path of these params"
+        )
+    numbers = summary(observations)
+
+    def cell(path: str, quantity: str) -> str:
+        name = f"{path}/{quantity}" if path else quantity
+        most = numbers.get(f"{name}_max")
+        return f"{numbers[name]:.3g}" + ("" if most is None else f", max {most:.3g}")
+
+    return {path: tuple(cell(path, one) for one in _SEEN) for path in observations}
+
+
+def _rows(
+    params: Any,
+    options: dict[str, PerLeaf],
+    radius: PerLeaf,
+    observed: Mapping[str, tuple[str, ...]],
+) -> list[_Row]:
     axes = resolve_axes(options["channel_axes"], params)
     decays, l1s, multipliers = (
         per_leaf(option, options[option], params, neutral, check_not_negative)
         for option, neutral in list(_NEUTRAL.items())[1:]
     )
     radii = per_leaf("radius", radius, params, None, check_radius)
-    rows = []
+    rows, nothing = [], ("-",) * len(_SEEN)
     for place, own, decay, sparsity, multiplier, length in zip(
         named_leaves(params), axes, decays, l1s, multipliers, radii, strict=True
     ):
@@ -208,7 +242,7 @@ def _rows(params: Any, options: dict[str, PerLeaf], radius: PerLeaf) -> list[_Ro
         cells = (
             *(str(place.leaf.dtype), str(own), blocks, f"{float(multiplier):g}"),
             *(f"{float(decay):g}{l1_part}", _half_life(float(decay))),
-            _radius(place.leaf, own, length),
+            *(_radius(place.leaf, own, length), *observed.get(place.path, nothing)),
         )
         rows.append(_Row(place.path, shape, cells))
     return rows
@@ -239,7 +273,11 @@ def _table(rows: Sequence[_Row]) -> list[str]:
     """Lays rows out: folded, and with what all of them share in a line below."""
     values = [sorted({row.cells[i] for row in rows}) for i in range(len(_COLUMNS))]
     shared = [len(own) == 1 and len(rows) > 1 for own in values]
-    shared[-1] |= values[-1] == ["-"]  # nobody asked for radii
+    asked = _COLUMNS.index("radius")  # for a radius, and for what was observed
+    shared[asked:] = [
+        all_of or own == ["-"]
+        for all_of, own in zip(shared[asked:], values[asked:], strict=True)
+    ]
     folded = list(_folded(rows))
     counted = any(count > 1 for *_, count in folded)
     lines = [["path", "shape", *["leaves"] * counted]]

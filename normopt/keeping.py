@@ -81,6 +81,10 @@ class PerElement:
 class OfBlocks:
     """Keeps a number for each block, in a dictionary; none for leaves without."""
 
+    def __init__(self, numbers: int | None = None) -> None:
+        """Takes how many numbers a block has, as the last axis; None: one, without."""
+        self._last = [] if numbers is None else [numbers]
+
     def zeros(self, params: Any, axes: Sequence[Axes]) -> Any:
         """Makes what is kept before the first step."""
         with_blocks = [
@@ -91,7 +95,7 @@ class OfBlocks:
         check_distinct([place.path for place, _ in with_blocks])
         blocks = {
             _key(place.path, leaf_axes): jnp.zeros(
-                [place.leaf.shape[axis] for axis in leaf_axes],
+                self._shape(place.leaf, leaf_axes),
                 real_dtype(place.leaf.dtype),
             )
             for place, leaf_axes in with_blocks
@@ -110,7 +114,7 @@ class OfBlocks:
             if leaf_axes is None:
                 continue
             key = _key(place.path, leaf_axes)
-            shape = tuple(place.leaf.shape[axis] for axis in leaf_axes)
+            shape = self._shape(place.leaf, leaf_axes)
             if key not in kept or kept[key].shape != shape:
                 had = ", ".join(f"{k} {v.shape}" for k, v in kept.items()) or "nothing"
                 raise ValueError(
@@ -127,6 +131,9 @@ class OfBlocks:
                 "which are none now"
             )
         return values
+
+    def _shape(self, leaf: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+        return (*(leaf.shape[axis] for axis in axes), *self._last)
 
     def pack(self, values: Values, kept: Any, tree: Any, axes: Sequence[Axes]) -> Any:
         """Undoes `unpack`."""

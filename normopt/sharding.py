@@ -63,7 +63,9 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     shardings = []
     for place in found:
         owner, axes = owner_of(place.path)
-        if owner is None or place.leaf.shape != tuple(owner.shape[a] for a in axes):
+        # Several numbers of a block stand along an axis behind those of the channels.
+        shape = place.leaf.shape[: len(axes) if "@" in place.path else None]
+        if owner is None or shape != tuple(owner.shape[a] for a in axes):
             shardings.append(everywhere)
         else:
             shardings.append(_along(owner.sharding, axes, owner.ndim))

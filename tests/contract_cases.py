@@ -446,6 +446,15 @@ LINKS = [
         blocks_alone=True,
     ),
     Case(
+        "observe",
+        {**BY_COLUMN, "every": 2},
+        inner=MOMENTUM,
+        needs_params="observe",
+        linear=True,
+        blocks_alone=True,
+        like="keep_norm",
+    ),
+    Case(
         "orthogonalize",
         {**BY_MATRIX, "eps": 1e-3},
         **FIRST,

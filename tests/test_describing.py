@@ -1,6 +1,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from flax import nnx
 
@@ -176,3 +177,17 @@ def test_radii_are_the_lengths_that_the_blocks_have():
     assert last(jax.eval_shape(lambda: params)) == {**found, "kernel": "initial"}
     with pytest.raises(ValueError, match="got radius='first' at 'kernel'"):
         normopt.describe(params, **options, radius={"kernel": "first"})
+
+
+def test_what_was_observed_has_columns():
+    kernel = jnp.array([[3.0, 0.0, 1.0], [4.0, 2.0, 0.0]])
+    params = {"kernel": kernel, "bias": jnp.ones(3)}
+    tx = normopt.observe(optax.sgd(0.5), {"kernel": (-1,)})
+    _, state = tx.update(params, tx.init(params), params)
+    seen = normopt.observations(state)
+    header, bias, row, *_ = normopt.describe(params, observations=seen).splitlines()
+    assert row.endswith("  2, max 5  2, max 5  0.5, max 0.5   0, max 0")
+    assert header.endswith("gradient  weight    relative step  angle")
+    assert bias.split()[-4:] == ["-"] * 4
+    with pytest.raises(ValueError, match="`observations` has 'kernel', which is no"):
+        normopt.describe({"bias": jnp.ones(3)}, observations=seen)

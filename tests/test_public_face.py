@@ -85,8 +85,14 @@ def test_imports_point_one_way():
     }
     rank |= {"sharding": 1, "copies": 1, "blocks": 2, "norms": 3, "keeping": 3}
     rank |= {"matrices": 3, "orthogonal": 3, "invariance": 3, "leafwise": 4}
-    rank |= {"transforms": 5, "schedules": 6, "starting": 6, "equilibria": 8}
-    rank |= {"optimizers": 6, "registry": 7, "describing": 8}
+    rank |= {
+        "transforms": 5,
+        "schedules": 6,
+        "starting": 6,
+        "observing": 6,
+        "equilibria": 8,
+    }
+    rank |= {"optimizers": 6, "observing": 6, "registry": 7, "describing": 8}
     root = Path(normopt.__file__).parent
     for file in root.rglob("*.py"):
         own = file.relative_to(root).with_suffix("").parts[0]

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import normopt
 from experiments.data import Data, Split, Text, TextDataset
 from experiments.data.augment import Augment
 from experiments.training import generating
@@ -100,6 +101,7 @@ class Job:
         seed: where the order of the images and the augmentation come from.
         scan: whether stretches of steps run inside one `lax.scan`.
         placement: the devices.
+        observes: whether the optimizer notes what the blocks do.
     """
 
     network: Network
@@ -112,6 +114,7 @@ class Job:
     seed: int
     scan: bool
     placement: Placement = Placement()
+    observes: bool = False
 
 
 @dataclasses.dataclass
@@ -159,6 +162,7 @@ class Loop:
         self._snapshot = jax.jit(_snapshot)
         self._select = jax.jit(select)
         everywhere = job.placement.everywhere
+        self._observations = jax.jit(normopt.observations, out_shardings=everywhere)
         self._order = jax.jit(
             lambda epoch: order_of(order_key, epoch, job.plan.images),
             out_shardings=everywhere,
@@ -198,6 +202,7 @@ class Loop:
         run: Run,
         checkpoints: Checkpoints,
         progress: TrainingProgress,
+        tell: Callable[[Record], None] = lambda record: None,
     ) -> TrainState:
         """Train from `state` to the end of the plan.
 
@@ -206,6 +211,7 @@ class Loop:
             run: the folder that gets the records.
             checkpoints: saved after each epoch.
             progress: told of each step and record.
+            tell: told of each record, too.
 
         Returns:
             The state after the last step.
@@ -230,6 +236,7 @@ class Loop:
                     run.timing_file, {"step": settled.step, "seconds": seconds}
                 )
                 progress.show(record)
+                tell(record)
                 if settled.snapshot is not None:
                     checkpoints.save(settled.step, settled.snapshot)
 
@@ -264,6 +271,7 @@ class Loop:
                 jnp.copy(state.first_bad_step),
                 finite,
                 skipped,
+                self._observations(state.opt_state) if self.job.observes else None,
             )
             settle()
             pending = _Pending(stop, numbers, snapshot)

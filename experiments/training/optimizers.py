@@ -95,14 +95,14 @@ def complete(config: Config, find_axes: Callable[[], Config]) -> Config:
     Returns:
         What `normopt.make` takes and JSON can hold.
     """
-    if any(_lacks_axes(level) for level in _levels(config)):
+    if any(_lacks_axes(level) for level in levels(config)):
         config = _with_axes(config, find_axes())
     return normopt.config(**config)
 
 
 def without_axes(config: Config) -> list[str]:
     """Return the names of the optimizers for which `complete` asks for axes."""
-    return [level["name"] for level in _levels(config) if _lacks_axes(level)]
+    return [level["name"] for level in levels(config) if _lacks_axes(level)]
 
 
 def described(config: Config) -> Config:
@@ -110,7 +110,7 @@ def described(config: Config) -> Config:
     known = inspect.signature(normopt.describe).parameters
     return {
         option: value
-        for level in _levels(config)
+        for level in levels(config)
         for option, value in level.items()
         # Only beside a schedule of its own is a decay a share per step; one that is
         # coupled to the gradient or to the learning rate has no half-life to show.
@@ -127,7 +127,7 @@ def coupled_decay(config: Config) -> str:
     return "".join(
         f"\nweight decay {decay} of {level['name']}: tied to the gradient or the "
         "learning rate, for which the table has no column"
-        for level in _levels(config)
+        for level in levels(config)
         if _is_on(decay := level.get("weight_decay")) and "schedule" not in level
     )
 
@@ -239,16 +239,16 @@ def _parse(text: str) -> Config:
     return config
 
 
-def _levels(config: Config) -> list[Config]:
+def levels(config: Config) -> list[Config]:
     """Return a configuration and those inside it, the innermost last."""
-    levels = [config]
-    while isinstance(inner := levels[-1].get("inner"), dict):
-        levels.append(inner)
-    return levels
+    found = [config]
+    while isinstance(inner := found[-1].get("inner"), dict):
+        found.append(inner)
+    return found
 
 
 def _innermost(config: Config) -> Config:
-    return _levels(config)[-1]
+    return levels(config)[-1]
 
 
 def _with_learning_rate(config: Config, decay: Config) -> Config:

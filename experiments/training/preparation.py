@@ -15,7 +15,7 @@ import normopt
 from experiments import data
 from experiments.data.augment import AUGMENTATIONS
 from experiments.models import LANGUAGE_MODELS, MODELS
-from experiments.training import axes, optimizers, ranges
+from experiments.training import axes, board, observing, optimizers, ranges
 from experiments.training.loop import Job, Loop, Plan
 from experiments.training.placement import Placement, PlacementConfig
 from experiments.training.runs import Run
@@ -64,6 +64,11 @@ class TrainConfig:
     test_best: bool = False
     """Test the weights with the best validation accuracy after an epoch, not the last;
     the first of equally good ones. Of a text, accuracy counts the bytes foreseen."""
+    observe: bool = False
+    """Write to metrics.jsonl how long gradients, weights and steps of each layer are
+    and how far they turn; draw it at the end, beside what they should come to."""
+    tensorboard: bool = False
+    """Write the records for TensorBoard, too; needs normopt[tensorboard]."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, optimizer state and batch statistics are
     float32 either way."""
@@ -112,6 +117,7 @@ class Prepared:
         state: where it begins.
         table: what each parameter will get from the optimizer, one line each.
         found_axes: the channel axes, where nobody named them.
+        tensorboard: whether the records are written for TensorBoard, too.
     """
 
     run: Run
@@ -121,6 +127,7 @@ class Prepared:
     state: TrainState
     table: str
     found_axes: dict[str, Any] | None = None
+    tensorboard: bool = False
 
 
 def prepare(
@@ -172,6 +179,8 @@ def ask(
         FileNotFoundError: a data file is missing.
     """
     ranges.check(config, epochs=1, batch_size=1, log_every=1, seed=0)
+    if config.tensorboard:
+        board.check()
     if config.smoke:
         config = dataclasses.replace(config, **SMOKE)
     if images is None:
@@ -230,6 +239,8 @@ def complete(
     if found is not None and not config.fresh:
         run.check_config()
     optimizer = normopt.make(**optimizer_config)
+    if config.observe:
+        optimizer = observing.observed(optimizer, optimizer_config)
     if config.skip_nonfinite:
         optimizer = skip_nonfinite(optimizer)
     # The axes are found before, from losses that are not rounded to eight bits.
@@ -248,6 +259,7 @@ def complete(
             seed=config.seed,
             scan=jax.default_backend() != "cpu",
             placement=asked.placement,
+            observes=config.observe,
         )
     )
     state = initial_state(params, model_state, optimizer)
@@ -257,7 +269,9 @@ def complete(
     loop.check(state)
     table = normopt.describe(params, **optimizers.described(optimizer_config))
     table += optimizers.coupled_decay(optimizer_config)
-    return Prepared(run, loop, asked.plan, images, state, table, found)
+    return Prepared(
+        run, loop, asked.plan, images, state, table, found, config.tensorboard
+    )
 
 
 def initial_weights(model: str, images: data.Data, seed: int) -> tuple[Any, Any]:
@@ -328,6 +342,8 @@ def _run(
         settings["skip_nonfinite"] = True
     if config.test_best:
         settings["test_best"] = True
+    if config.observe:
+        settings["observe"] = True
     if config.dtype != "float32":
         settings["dtype"] = config.dtype
     asked = {**settings, "optimizer": normopt.config(**requested)}

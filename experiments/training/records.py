@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+import normopt
 from experiments.data import Data
 from experiments.training.skipping import MOST_IN_A_ROW
 from experiments.training.steps import NEVER, Sums
@@ -21,6 +22,7 @@ class Numbers(NamedTuple):
     first_bad_step: jax.Array  # int32 scalar
     finite: jax.Array | None  # bool scalar, at the end of an epoch: all weights are
     skipped: jax.Array | None  # int32 scalar: steps skipped so far, if any ever is
+    observed: Any = None  # {path: `normopt.Observation`} of the last step, if any is
 
 
 def record_of(step: int, epoch: float, numbers: Numbers, data: Data) -> Record:
@@ -47,6 +49,9 @@ def record_of(step: int, epoch: float, numbers: Numbers, data: Data) -> Record:
             record[f"{split}_{name}"] = known.get(name)
     if numbers.skipped is not None:
         record["skipped"] = int(numbers.skipped)
+    if numbers.observed is not None:
+        # Skipped steps do not count in the step that stands there.
+        record = record | normopt.summary(numbers.observed) | {"step": step}
     return record
 
 

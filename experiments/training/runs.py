@@ -48,6 +48,7 @@ class Run:
         self.metrics_file = self.folder / "metrics.jsonl"
         self.timing_file = self.folder / "timing.jsonl"
         self.figure_file = self.folder / "learning_curve.png"
+        self.blocks_file = self.folder / "blocks.png"
         self.checkpoints_folder = self.folder / "checkpoints"
         self._config_file = self.folder / "config.json"
         self._axes_file = self.folder / "axes.json"

@@ -23,6 +23,8 @@ from normopt.transforms.nadam import ScaleByNadamState as ScaleByNadamState
 from normopt.transforms.nadam import scale_by_nadam as scale_by_nadam
 from normopt.transforms.normalizing import clip_blocks as clip_blocks
 from normopt.transforms.normalizing import normalize_blocks as normalize_blocks
+from normopt.transforms.observing import ObserveState as ObserveState
+from normopt.transforms.observing import observe as observe
 from normopt.transforms.orthogonalizing import orthogonalize as orthogonalize
 from normopt.transforms.projecting import project_if_invariant as project_if_invariant
 from normopt.transforms.rounding import (

@@ -1,0 +1,227 @@
+"""A wrapper that notes what every block does at a step, and changes nothing of it."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from normopt.blocks import across_block, block_dot, per_block, radial_quotient
+from normopt.checks import check_inner, check_integer
+from normopt.copies import LARGE, apart
+from normopt.keeping import OfBlocks
+from normopt.leafwise import Leaf, Work
+from normopt.numerics import saturated, widened
+from normopt.rules import PerLeaf
+
+
+class ObserveState(NamedTuple):
+    """State of `observe`: sums over the blocks at the last step that was observed."""
+
+    count: jax.Array  # int32 scalar: updates done
+    step: jax.Array  # int32 scalar: the count of the last observation, 0 before one
+    sums: Any  # {"path@axes": the `Sums` of each block, (*channel axes, 5)}
+    inner: Any  # of the optimizer
+
+
+class Sums(NamedTuple):
+    """Sums over a block, of which all that is told of it follows."""
+
+    gradient: jax.Array  # |g|^2
+    weight: jax.Array  # |w|^2
+    sideways: jax.Array  # |u|^2 of the part of u that is orthogonal to w
+    gradient_along: jax.Array  # <g, w>
+    update_along: jax.Array  # <u, w>
+
+
+def unstacked(sums: jax.Array) -> Sums:
+    """Gives the sums of a leaf by their names."""
+    return Sums(*(sums[..., index] for index in range(len(Sums._fields))))
+
+
+def observe(
+    inner: optax.GradientTransformation,
+    channel_axes: PerLeaf = (),
+    *,
+    every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Notes what every block does at a step of `inner`, and changes nothing of it.
+
+    Of the gradient g, the update u and the weights w of each block it keeps
+
+    .. math::
+      \|g\|^2, \quad \|w\|^2, \quad \|u^\perp\|^2, \quad
+        \langle g, w \rangle, \quad \langle u, w \rangle, \qquad
+        u^\perp = u - \frac{\langle u, w \rangle}{\|w\|^2} w
+
+    from which `observations` reads lengths, angles and cosines, at any depth of a
+    state; `summary` makes numbers for a log of these.
+
+    The gradient is what `observe` is handed, the update what it hands on:
+
+    - The whole optimizer belongs inside, learning rate and decay included: what follows
+      in a chain is not seen, and the update would not be the step. Clipping inside
+      shows the gradient as the loss gave it, clipping before `observe` the clipped one.
+    - Inside `optax.MultiSteps` it sees the averages over the small batches, and counts
+      their steps; around it, each small batch, and updates of zero in between.
+    - Around `compensate_rounding` the update is the difference to the next weights that
+      there are in low precision. Inside it, or without it, the update is the one before
+      rounding; gradients and weights are measured in float32 either way.
+    - In `optax.masked` or in one part of `optax.partition` it sees the leaves of that
+      part alone; several parts may have one each.
+
+    Args:
+      inner: an optimizer, learning rate included.
+      channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
+        Leaves whose axes are None are not observed.
+      every: observe the steps n, 2n, 3n, ... of this n, an integer of at least 1. The
+        others then cost next to nothing, but under `jax.vmap`, where both cases are
+        computed. At an observed step inner is asked twice under `jax.jit`, with the
+        same state: what it does besides, such as a print, is done twice.
+
+    Returns:
+      An optimizer that needs `params` where a leaf has blocks. Its state is an
+      `ObserveState`: five numbers for each block, and that of `inner`. Updates are
+      inner's, bit for bit; a compiled step may round in other places.
+
+    Raises:
+      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      ValueError: when built, if `every` is below 1; at init, for an axis that does not
+        exist or a pattern that matches no path; at update, without `params` or with
+        params of another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> tx = normopt.observe(optax.sgd(0.5))
+      >>> params, grads = {"kernel": jnp.array([3.0, 0.0])}, jnp.array([0.0, 8.0])
+      >>> updates, state = tx.update({"kernel": grads}, tx.init(params), params)
+      >>> seen = normopt.observations(state)["kernel"]
+      >>> [round(float(x), 4) for x in (seen.update, seen.weight, seen.relative_step)]
+      [4.0, 3.0, 1.3333]
+      >>> round(float(seen.angle), 4)  # of a triangle with sides 3, 4 and 5
+      0.9273
+
+    References:
+      Kosson, Messmer, Jaggi, "Rotational Equilibrium: How Weight Decay Balances
+      Learning Across Neural Networks", 2024, arXiv 2305.17212, for the angle.
+    """
+    check_inner("observe", inner)
+    check_integer("every", every, 1)
+    is_always = not isinstance(every, Tracer) and int(every) == 1
+    inner = optax.with_extra_args_support(inner)
+    # Its updates are those of inner, whatever their dtype: it has no step for `go`.
+    plan = Work(
+        "observe",
+        lambda *leaf: leaf,
+        channel_axes=channel_axes,
+        acts=lambda leaf: leaf.has_blocks,
+        reads_weights=lambda leaf: True,
+        keeps={"sums": OfBlocks(len(Sums._fields))},
+        state=ObserveState,
+        start=lambda: {
+            "count": jnp.zeros([], jnp.int32),
+            "step": jnp.zeros([], jnp.int32),
+        },
+    )
+
+    def init_fn(params: optax.Params) -> ObserveState:
+        leaves = plan.read_at_init(params)
+        return plan.started(leaves, params, inner=inner.init(params))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ObserveState]:
+        leaves, weights = plan.read_at_update(updates, state, params)
+        count: Any = optax.safe_increment(state.count)
+        kept = plan.unpack(state, updates, leaves)
+
+        def stepped(updates: Any) -> Any:
+            return inner.update(updates, state.inner, params, **extra_args)
+
+        def seen(steps: Any) -> list[Any]:
+            trees = (jax.tree.leaves(tree) for tree in (updates, steps))
+            return [
+                old if leaf.axes is None else (_sums(g, u, w, leaf.axes, *old),)
+                for g, u, w, leaf, old in zip(
+                    *trees, weights, leaves, kept, strict=True
+                )
+            ]
+
+        is_time = count % every == 0
+        if is_always or not isinstance(is_time, Tracer):
+            steps, inner_state = stepped(updates)
+            now = seen(steps) if is_always or is_time else kept
+            steps = _after(now, steps, leaves)
+        else:
+            # XLA would store what both cases and the weights need, inner's whole step,
+            # at every step. Taken for itself, it is a part of the case that needs it.
+            # Traced once: an extra argument may be a function that is asked.
+            stepped = jax.jit(stepped)
+            now = jax.lax.cond(is_time, lambda: seen(stepped(updates)[0]), lambda: kept)
+            steps, inner_state = stepped(_after(now, updates, leaves))
+        state = plan.pack(now, state, updates, leaves)
+        step = jnp.where(is_time, count, state.step)
+        return steps, state._replace(count=count, step=step, inner=inner_state)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _sums(g: Any, u: Any, w: Any, axes: tuple[int, ...], old: jax.Array) -> jax.Array:
+    """Takes the sums over the blocks of a leaf.
+
+    Large arrays are summed as copies: XLA's CPU would store the squares of a gradient
+    that a moment needs, too.
+    """
+    if w.size >= LARGE:
+        g, u, w = apart((g, u, w))
+    return _summed(g, u, w, axes, old.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _summed(g, u, w, axes, dtype):
+    """Takes the sums; that of what is orthogonal to the weights is one of its own.
+
+    |u|^2 - <u, w>^2 / |w|^2 would lose the digits of a step that is nearly radial.
+    """
+    gg, ww = block_dot(g, g, axes), block_dot(w, w, axes)
+    gw, uw = block_dot(g, w, axes), block_dot(u, w, axes)
+    rest = widened(u) - radial_quotient(uw, ww) * widened(w)
+    sideways = block_dot(rest, rest, axes)
+    # Beyond the range products may add up to NaN where squares are infinite.
+    sums = Sums(
+        gradient=saturated(gg),
+        weight=saturated(ww),
+        sideways=saturated(sideways),
+        gradient_along=jnp.where(jnp.isinf(gg) | jnp.isinf(ww), 0, gw),
+        update_along=jnp.where(jnp.isinf(sideways) | jnp.isinf(ww), 0, uw),
+    )
+    return jnp.stack([per_block(one, axes).astype(dtype) for one in sums], axis=-1)
+
+
+def _after(sums: Sequence[Any], tree: Any, leaves: Sequence[Leaf]) -> Any:
+    """Gives the same tree, of which nothing is known before the sums are.
+
+    Else XLA may write new weights and moments in the place of the old ones before these
+    have been summed, and copies what it then still needs: at each step, a third of it.
+    """
+    arrays, treedef = jax.tree.flatten(tree)
+    return treedef.unflatten(
+        x if leaf.axes is None or not isinstance(x, Tracer) else _tied(x, leaf, *own)
+        for x, leaf, own in zip(arrays, leaves, sums, strict=True)
+    )
+
+
+def _tied(x: jax.Array, leaf: Leaf, sums: jax.Array) -> jax.Array:
+    # Takes off 0, which changes no number, not even the sign of a zero: sums of squares
+    # are not negative. XLA does not know.
+    own = unstacked(sums)
+    is_never = (own.sideways < 0) & (own.gradient_along < own.gradient)
+    zero = jnp.where(is_never, 1, 0).astype(x.dtype)
+    return x - across_block(zero, leaf.axes, x.ndim)
