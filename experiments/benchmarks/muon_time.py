@@ -7,8 +7,8 @@ call with donated buffers, as in `step_time`.
     python -m experiments muon_time --json experiments/results/muon_time.json
 
 takes about two minutes on two CPU cores. The same command again goes on with the rounds
-that are left; `--fresh` times anew. The bars: a step of muon at most 1.05 times optax's,
-one of normuon 1.15; compiling muon at most as long as optax's.
+that are left; `--fresh` times anew. The bars: a step of muon at most 1.05 times, and of
+normuon at most 1.15 times optax's; compiling muon at most as long as optax's.
 """
 
 import dataclasses
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 import tyro
 from rich import box
