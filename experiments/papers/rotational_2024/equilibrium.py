@@ -29,6 +29,15 @@ no small part: lengths were up to 14 % too short and angles 13 % too large. For 
 than a tenth does `equilibrium` vouch since, and b2 is 0.95 here; no network had been
 seen.
 
+Seen: under noise all lengths and angles are within 2.2 % of what is predicted, but for
+Lion's, within 4. In the network AdamW's and SGD's layers come to 1.01 and 0.95 times
+the angle that is predicted, and 0.89 and 0.96 times the length, AdamW's last layers to
+less. With L2 in Adam's gradient there is no balance to come to: as the images are
+learned, the gradients of the last layers fall to a hundredth of those of the first and
+less, the decay that is divided by them grows, and angles are three times what the mean
+square of the gradients leads to, and growing still. AdamSRT's come to 1.04 times that,
+and its lengths to 0.67.
+
 `spherical_2020.effective_learning_rate` asks another thing: how an angle goes with the
 length that a layer has at the time, without any decay.
 """
@@ -212,7 +221,8 @@ EXHIBIT = Exhibit(
     ),
     extent=lambda stored: (
         f"n = {stored['seeds']} seeds, {stored['steps']:,} steps of {stored['model']} "
-        f"on the digits, {stored['noise_steps']:,} of noise"
+        f"on the digits by {', '.join(stored['networks'])}, and "
+        f"{stored['noise_steps']:,} of noise"
     ),
     tables=(table,),
     pictures=(
