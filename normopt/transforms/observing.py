@@ -192,11 +192,11 @@ def _sums(
     """
     if w.size >= LARGE:
         g, u, w = apart((g, u, w))
-    return _summed(g, u, w, axes, old.dtype)
+    return _summed(g, u, w, old, axes)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _summed(g, u, w, axes, dtype):
+@functools.partial(jax.jit, static_argnames="axes")
+def _summed(g, u, w, old, axes):
     """Takes the sums; that of what is orthogonal to the weights is one of its own.
 
     |u|^2 - <u, w>^2 / |w|^2 would lose the digits of a step that is nearly radial.
@@ -214,8 +214,10 @@ def _summed(g, u, w, axes, dtype):
         update_along=jnp.where(jnp.isinf(sideways) | jnp.isinf(ww), 0, uw),
     )
     never = (sums.sideways < 0) & (sums.gradient_along < sums.gradient)
-    kept = [per_block(one, axes).astype(dtype) for one in sums]
-    return jnp.stack(kept, axis=-1), never
+    kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
+    # The old sums are read at every step, so that their memory can be taken for it.
+    is_old = jnp.expand_dims(per_block(never, axes), -1)
+    return jnp.where(is_old, old, kept.astype(old.dtype)), never
 
 
 def _after(nevers: Sequence[Any], tree: Any, leaves: Sequence[Leaf]) -> Any:
@@ -225,8 +227,8 @@ def _after(nevers: Sequence[Any], tree: Any, leaves: Sequence[Leaf]) -> Any:
     have been summed, and copies what it then still needs: at each step, a third of it.
 
     Args:
-      nevers: for each leaf what is never true, and follows from its sums. Where it is
-        not, 0 is taken off, which changes no number, not even the sign of a zero.
+      nevers: for each leaf what is never true, and follows from its sums. So what is
+        taken off is 0, which changes no number, not even the sign of a zero.
       tree: updates.
       leaves: what the options say of each.
     """
