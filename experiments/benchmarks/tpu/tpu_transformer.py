@@ -68,6 +68,8 @@ class TpuTransformerConfig:
     """Whose weights, with the layers as one stack."""
     topologies: tuple[Literal[TOPOLOGIES], ...] = TOPOLOGIES  # type: ignore[valid-type]
     """The chips and how they are wired."""
+    optimizers: tuple[Literal[tuple(OPTIMIZERS)], ...] = tuple(OPTIMIZERS)  # type: ignore[valid-type]
+    """Whose steps; those of Muon take longest to compile."""
     smoke: bool = False
     """The smallest model on the first topology."""
     json: Path | None = None
@@ -101,7 +103,7 @@ def measure(config: TpuTransformerConfig, libtpu: str, console: Console) -> list
     """
     named = {
         ", ".join(one): one
-        for one in itertools.product(config.topologies, WAYS, OPTIMIZERS)
+        for one in itertools.product(config.topologies, WAYS, config.optimizers)
     }
     settings = {"model": config.model, "smoke": config.smoke, "libtpu": libtpu}
 
