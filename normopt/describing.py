@@ -82,8 +82,8 @@ def describe(
     Returns:
       A table: path, shape, number of leaves, dtype, axes, number and size of a leaf's
       blocks, multiplier, decay and its half-life; if they are given, number and size of
-      its matrices (inputs x outputs), the radius and what was observed; a line with what
-      all leaves share; one with the totals.
+      its matrices (inputs x outputs), the radius and what was observed; a line with
+      what all leaves share; one with the totals.
 
     Raises:
       TypeError: if a value has the wrong type.
