@@ -11,6 +11,7 @@ import numpy as np
 
 from normopt.blocks import Axes, block_size, check_channel_axes, resolve_axes
 from normopt.checks import check_not_negative, check_radius
+from normopt.matrices import Matrices, check_matrices, resolve_matrices
 from normopt.norms import block_norm
 from normopt.observing import Observation, summary
 from normopt.paths import compiled, named_leaves
@@ -20,7 +21,8 @@ from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
 _SEEN = ("gradient", "weight", "relative_step", "angle")
 _COLUMNS = (
-    *("dtype", "axes", "blocks", "multiplier", "decay", "half-life", "radius"),
+    *("dtype", "axes", "blocks", "multiplier", "decay", "half-life"),
+    *("matrices", "radius"),
     *(quantity.replace("_", " ") for quantity in _SEEN),
 )
 _NEUTRAL = {"channel_axes": None, "weight_decay": 0.0, "l1": 0.0, "lr_multipliers": 1.0}
@@ -41,6 +43,7 @@ def describe(
     weight_decay: PerLeaf = 0.0,
     l1: PerLeaf = 0.0,
     lr_multipliers: PerLeaf = 1.0,
+    matrices: PerLeaf = None,
     radius: PerLeaf = None,
     only: str = "",
     observations: Mapping[str, Observation] | None = None,
@@ -64,6 +67,8 @@ def describe(
         0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.
       l1: an L1 decay, at least 0, per leaf.
       lr_multipliers: factors of the learning rate, at least 0, per leaf.
+      matrices: which axes are the inputs and outputs of matrices, per leaf, as in
+        `orthogonalize` and `muon`, where `rest` takes the leaves that show a dash.
       radius: that of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
         `hyperball` and `rotational`), `"present"`, or None for no such column. For a
         word the table shows the lengths that the blocks have now, and how many have
@@ -76,8 +81,9 @@ def describe(
 
     Returns:
       A table: path, shape, number of leaves, dtype, axes, number and size of a leaf's
-      blocks, multiplier, decay and its half-life, the radius and what was observed if
-      these are given; a line with what all leaves share; one with the totals.
+      blocks, multiplier, decay and its half-life; if they are given, number and size of
+      its matrices (inputs x outputs), the radius and what was observed; a line with
+      what all leaves share; one with the totals.
 
     Raises:
       TypeError: if a value has the wrong type.
@@ -107,14 +113,17 @@ def describe(
     for option in list(_NEUTRAL)[1:]:
         check_per_leaf(option, given[option], check_not_negative)
     check_per_leaf("radius", radius, check_radius)
+    check_matrices(matrices)
     options, notes = given, []
     if config is not None:
         complete = completed(**config)
         options, notes = _read(complete, given)
         radius = _radius_in(complete) if radius is None else radius
+        matrices = _matrices_in(complete) if matrices is None else matrices
     arrays = jax.tree.map(_array_or_none, params)
     search = compiled("only", only).search
-    rows = _rows(arrays, options, radius, _cells(observations or {}, arrays))
+    observed = _cells(observations or {}, arrays)
+    rows = _rows(arrays, options, matrices, radius, observed)
     rows = [row for row in rows if search(row.path)]
     if not rows and named_leaves(arrays):
         listing = "\n  ".join(place.path for place in named_leaves(arrays))
@@ -166,6 +175,21 @@ def _radius_in(config: Mapping[str, Any]) -> PerLeaf:
         if not part and "radius" in level:
             return level["radius"]
     return None
+
+
+def _matrices_in(config: Mapping[str, Any]) -> PerLeaf:
+    """Reads which leaves are matrices, if something makes matrices orthogonal."""
+    for part, level in _levels(config):
+        if not part and "matrices" in level:
+            return _built(_tupled(level["matrices"]))
+    return None
+
+
+def _tupled(value: Any) -> Any:
+    """Gives the lists of a JSON configuration as the tuples that they stand for."""
+    if isinstance(value, Mapping):
+        return {key: _tupled(one) for key, one in value.items()}
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 def _levels(value: Any, part: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -221,6 +245,7 @@ def _cells(
 def _rows(
     params: Any,
     options: dict[str, PerLeaf],
+    matrices: PerLeaf,
     radius: PerLeaf,
     observed: Mapping[str, tuple[str, ...]],
 ) -> list[_Row]:
@@ -230,9 +255,10 @@ def _rows(
         for option, neutral in list(_NEUTRAL.items())[1:]
     )
     radii = per_leaf("radius", radius, params, None, check_radius)
+    pairs = resolve_matrices(matrices, params)
     rows, nothing = [], ("-",) * len(_SEEN)
-    for place, own, decay, sparsity, multiplier, length in zip(
-        named_leaves(params), axes, decays, l1s, multipliers, radii, strict=True
+    for place, own, decay, sparsity, multiplier, pair, length in zip(
+        named_leaves(params), axes, decays, l1s, multipliers, pairs, radii, strict=True
     ):
         shape, blocks = np.shape(place.leaf), "-"
         if own is not None:
@@ -242,10 +268,21 @@ def _rows(
         cells = (
             *(str(place.leaf.dtype), str(own), blocks, f"{float(multiplier):g}"),
             *(f"{float(decay):g}{l1_part}", _half_life(float(decay))),
-            *(_radius(place.leaf, own, length), *observed.get(place.path, nothing)),
+            *(_matrices(shape, pair), _radius(place.leaf, own, length)),
+            *observed.get(place.path, nothing),
         )
         rows.append(_Row(place.path, shape, cells))
     return rows
+
+
+def _matrices(shape: tuple[int, ...], pair: Matrices | None) -> str:
+    if pair is None:
+        return "-"
+    inputs, outputs = pair.sizes(shape)
+    number = math.prod(shape[axis] for axis in pair.stack(len(shape)))
+    return (
+        f"{inputs} x {outputs}" if number == 1 else f"{number} of {inputs} x {outputs}"
+    )
 
 
 def _radius(leaf: Any, axes: Axes, radius: Any) -> str:
@@ -273,7 +310,7 @@ def _table(rows: Sequence[_Row]) -> list[str]:
     """Lays rows out: folded, and with what all of them share in a line below."""
     values = [sorted({row.cells[i] for row in rows}) for i in range(len(_COLUMNS))]
     shared = [len(own) == 1 and len(rows) > 1 for own in values]
-    asked = _COLUMNS.index("radius")  # for a radius, and for what was observed
+    asked = _COLUMNS.index("matrices")  # from here on what may not be given
     shared[asked:] = [
         all_of or own == ["-"]
         for all_of, own in zip(shared[asked:], values[asked:], strict=True)

@@ -552,20 +552,41 @@ LINKS = [
 ]
 
 
-def of_each(cases):
+def of_each(cases, *, quick=None):
+    """Runs a test of each case, those that are like another one among the slow tests.
+
+    Args:
+      cases: which.
+      quick: the names of those that are not slow, if that is few.
+    """
+
+    def marks(case):
+        if case.like:
+            return [pytest.mark.slow(f"as {case.like}")]
+        if quick is not None and case.name not in quick:
+            return [pytest.mark.slow("what all share is shown by a few")]
+        return []
+
     return pytest.mark.parametrize(
         "case",
-        [
-            pytest.param(
-                case, marks=[pytest.mark.slow(f"as {case.like}")] if case.like else []
-            )
-            for case in cases
-        ],
+        [pytest.param(case, marks=marks(case)) for case in cases],
         ids=[case.name for case in cases],
     )
 
 
 every_case = of_each(CASES + LINKS)
+# For what combinators do for all: an optimizer by element and one by block, one of both
+# combinators with a lens, and links that keep something and nothing.
+a_few_cases = of_each(
+    CASES + LINKS,
+    quick={
+        "adamg",
+        "adamsrt",
+        "decay_weights",
+        "normalize_blocks",
+        "scale_by_block_rms",
+    },
+)
 
 SMALL = {
     "body": {"kernel": (3, 4), "bias": (4,)},

@@ -18,6 +18,7 @@ from tests.contract_cases import (
     LINKS,
     RATE,
     SMALL,
+    a_few_cases,
     assert_close,
     differs,
     every_case,
@@ -68,7 +69,7 @@ def test_many_steps_are_compiled_once_and_reuse_memory(case):
     case.assert_close(after, expected(case)[0])
 
 
-@every_case
+@a_few_cases
 def test_dtypes_stay_under_x64(case):
     with enable_x64(True):
         tx, params = case.make(), tree(SMALL)
@@ -173,7 +174,7 @@ def test_runs_can_be_vmapped(case):
         case.assert_close(one, run(case.make(rate), *own)[0])
 
 
-@every_case
+@a_few_cases
 def test_gradients_can_be_averaged_over_steps(case):
     if case.widens and not SUMS_KEEP_DTYPE:
         pytest.skip("optax.MultiSteps of 0.2.5 changes the dtype of its sums")
@@ -184,7 +185,7 @@ def test_gradients_can_be_averaged_over_steps(case):
     case.assert_close(after, expected(case)[0])
 
 
-@every_case
+@a_few_cases
 def test_a_bad_gradient_can_be_skipped(case):
     params = case.params()
     grads = gradients(params)
@@ -199,7 +200,7 @@ def test_a_bad_gradient_can_be_skipped(case):
     case.assert_close(after, expected(case)[0])
 
 
-@every_case
+@a_few_cases
 def test_a_mask_leaves_leaves_out(case):
     params = case.params()
     grads = gradients(params)
@@ -216,7 +217,7 @@ def test_a_mask_leaves_leaves_out(case):
     )
 
 
-@every_case
+@a_few_cases
 def test_parts_of_a_partition_share_rules(case):
     params = case.params()
     grads = gradients(params)
@@ -229,7 +230,7 @@ def test_parts_of_a_partition_share_rules(case):
     case.assert_close(after["head"], run(parts["head"], params, grads)[0]["head"])
 
 
-@every_case
+@a_few_cases
 def test_extra_args_are_let_through(case):
     params, seen = tree(SMALL), []
     optimizer = optax.chain(case.make(), needs_value(seen))

@@ -17,6 +17,7 @@ from tests.contract_cases import (
     BLOCKS,
     FULL,
     SMALL,
+    a_few_cases,
     assert_close,
     differs,
     every_case,
@@ -53,7 +54,7 @@ def test_updates_and_state_keep_structure_shapes_and_dtypes(case, dtypes):
     assert by_block == BLOCKS.get(case.second_moments, set())
 
 
-@every_case
+@a_few_cases
 def test_complex_leaves(case):
     real = tree(SMALL)
     grads = gradients(real, 2)
@@ -103,7 +104,7 @@ def test_blocks_of_zeros_stay_finite(case):
     assert is_finite(run(optimizer, params, nothing))
 
 
-@every_case
+@a_few_cases
 def test_derivatives_at_blocks_of_zeros_are_finite(case):
     params = tree({"body": SMALL["body"]})
     params["body"]["kernel"] = params["body"]["kernel"].at[:, 0].set(0)
@@ -120,7 +121,7 @@ def test_derivatives_at_blocks_of_zeros_are_finite(case):
     assert is_finite(derivatives) and differs(derivatives[0], grads)
 
 
-@every_case
+@a_few_cases
 def test_what_a_state_holds_per_parameter_can_be_mapped(case):
     params, optimizer = tree(FULL), case.make()
     state, seen = optimizer.init(params), []
@@ -147,7 +148,7 @@ def test_what_a_state_holds_per_parameter_can_be_mapped(case):
     assert len(jax.tree.leaves(cleared)) == len(seen)
 
 
-@every_case
+@a_few_cases
 def test_the_params_are_asked_for_where_they_are_needed(case):
     params, optimizer = tree(SMALL), case.make()
     state = optimizer.init(params)
@@ -265,7 +266,7 @@ def layers_of_every_framework():
     }
 
 
-@every_case
+@a_few_cases
 def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
     params = layers_of_every_framework()
     grads = gradients(params, 1)
@@ -285,7 +286,7 @@ def test_rules_hit_the_same_leaves_in_every_container(case, mesh):
 
 
 @needs_masks_in_nnx
-@every_case
+@a_few_cases
 def test_an_nnx_optimizer_follows_the_run_on_plain_dictionaries(case, mesh):
     model = Net()
     start = nnx.state(model, nnx.Param)

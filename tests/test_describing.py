@@ -1,3 +1,5 @@
+import json
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -157,6 +159,27 @@ def test_the_half_life_is_that_of_the_product():
 def test_mistakes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         normopt.describe(PARAMS, **options)
+
+
+def test_matrices_are_shown_and_what_is_left_to_rest():
+    params = {"heads": jnp.ones((8, 3, 4)), "embed": jnp.ones((9, 8))}
+    config = normopt.config(
+        "muon",
+        learning_rate=0.1,
+        matrices={"heads": ((0,), (2,))},
+        rest={"name": "adamw", "learning_rate": 1e-3},
+    )
+    found = normopt.describe(params, json.loads(json.dumps(config)))
+    assert found.splitlines()[:3] == [
+        "path   shape      matrices",
+        "embed  (9, 8)     -",
+        "heads  (8, 3, 4)  3 of 8 x 4",
+    ]
+    assert found == normopt.describe(params, matrices={"heads": (0, 2)})
+    assert "embed  (9, 8)     9 x 8" in normopt.describe(
+        params, normopt.config("normuon", learning_rate=0.1)
+    )
+    assert "matrices" not in normopt.describe(params)
 
 
 def test_radii_are_the_lengths_that_the_blocks_have():

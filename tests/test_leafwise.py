@@ -21,7 +21,14 @@ from normopt.blocks import block_length
 from normopt.checks import check_not_negative
 from normopt.leafwise import Option, around, leafwise
 from normopt.numerics import safe_quotient
-from tests.contract_cases import CASES, LINKS, every_case, gradients, tree
+from tests.contract_cases import (
+    CASES,
+    LINKS,
+    a_few_cases,
+    every_case,
+    gradients,
+    tree,
+)
 
 ROOT = Path(__file__).parents[1]
 EMPTY = inspect.Parameter.empty
@@ -129,7 +136,7 @@ def test_a_dictionary_for_a_state_says_where_it_comes_from():
 # Dtypes.
 
 
-@every_case
+@a_few_cases
 @pytest.mark.parametrize("low", ["bfloat16", "float16"])
 def test_updates_have_the_wider_dtype_of_gradients_and_weights(case, low):
     params, optimizer = tree(SQUARE), case.make()
@@ -208,7 +215,7 @@ def test_gradients_of_integer_params_pass_a_learning_rate():
         np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-4)
 
 
-@every_case
+@a_few_cases
 def test_strict_promotion_of_dtypes_is_no_obstacle(case):
     params = tree(SQUARE, ["bfloat16"])
     inner = dict(case.inner or {}, learning_rate=0.1)

@@ -351,21 +351,26 @@ def test_updates_keep_their_dtype_beside_wider_weights():
     assert str(updates["w"]) == str(signs["w"])
 
 
-@pytest.mark.parametrize("inner", [optax.adamw, normopt.adamw])
-def test_weights_and_moments_are_written_in_place(inner):
+@pytest.mark.parametrize(
+    ("inner", "every"), [(optax.adamw, 50), (normopt.adamw, 50), (normopt.adamw, 1)]
+)
+def test_weights_and_moments_are_written_in_place(inner, every):
     params = jnp.ones((512, 256))
-    tx = normopt.observe(inner(0.1), (-1,), every=50)
+    tx = normopt.observe(inner(0.1), (-1,), every=every)
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
+    state = tx.init(params)
     step = jax.jit(step, donate_argnums=(0, 1))
-    state = jax.eval_shape(tx.init, params)
     program = step.lower(params, state, params).compile()
     # The step that is observed is stored for two sums.
     assert program.memory_analysis().temp_size_in_bytes < 1.1 * params.nbytes
     assert "copy(%p" not in program.as_text()
+    given = jax.tree.leaves((params, state))
+    program(params, state, jnp.ones((512, 256)))
+    assert all(leaf.is_deleted() for leaf in given)
 
 
 def test_a_summary_has_medians_and_maxima():

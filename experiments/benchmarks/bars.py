@@ -10,6 +10,7 @@ from experiments.benchmarks import (
     compile_time,
     loop_time,
     muon_time,
+    observe_time,
     ratio_figures,
     step_time,
 )
@@ -140,6 +141,22 @@ def _muon_claims() -> tuple[Claim, ...]:
     return tuple(claims)
 
 
+def _observe_claims() -> tuple[Claim, ...]:
+    return tuple(
+        Claim(
+            f"Observed with {name}, AdamW takes at most {bar:g} times its own {what}.",
+            functools.partial(_keeps, f"{name}, {of}", bar),
+            published=f"{NO_VALUE}; the bar is {bar:g}",
+        )
+        for name, case in observe_time.CASES.items()
+        if case.bar is not None
+        for of, what, bar in (
+            ("step", "step", case.bar),
+            ("compile", "tracing and compiling", observe_time.COMPILE_BAR),
+        )
+    )
+
+
 def _ratios(name: str, of: str) -> Picture:
     shows = f"Ratios of the time of {of} to that of optax's or another one, with bars."
     return Picture(name, shows, ratio_figures.draw)
@@ -191,6 +208,12 @@ CHAPTER = Chapter(
             extent=_rounds_extent,
             tables=(muon_time.table,),
             pictures=(_ratios("muon_time", "a step, or of compiling,"),),
+        ),
+        "observe_time": Exhibit(
+            claims=_observe_claims(),
+            extent=_rounds_extent,
+            tables=(observe_time.table,),
+            pictures=(_ratios("observe_time", "a step, or of compiling,"),),
         ),
         "loop_time": Exhibit(
             claims=(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
-from normopt.blocks import across_block, block_dot, per_block, radial_quotient
+from normopt.blocks import block_dot, per_block, radial_quotient
 from normopt.checks import check_inner, check_integer
 from normopt.copies import LARGE, apart
 from normopt.keeping import OfBlocks
@@ -148,7 +148,7 @@ def observe(
         def seen(steps: Any) -> list[Any]:
             trees = (jax.tree.leaves(tree) for tree in (updates, steps))
             return [
-                old if leaf.axes is None else (_sums(g, u, w, leaf.axes, *old),)
+                old if leaf.axes is None else _sums(g, u, w, leaf.axes, *old)
                 for g, u, w, leaf, old in zip(
                     *trees, weights, leaves, kept, strict=True
                 )
@@ -157,35 +157,46 @@ def observe(
         is_time = count % every == 0
         if is_always or not isinstance(is_time, Tracer):
             steps, inner_state = stepped(updates)
-            now = seen(steps) if is_always or is_time else kept
-            steps = _after(now, steps, leaves)
+            found = seen(steps) if is_always or is_time else kept
+            if is_always:
+                steps = _after([one[-1] for one in found], steps, leaves)
+            step = jnp.where(is_time, count, state.step)
         else:
             # XLA would store what both cases and the weights need, inner's whole step,
             # at every step. Taken for itself, it is a part of the case that needs it.
             # Traced once: an extra argument may be a function that is asked.
             stepped = jax.jit(stepped)
-            now = jax.lax.cond(is_time, lambda: seen(stepped(updates)[0]), lambda: kept)
-            steps, inner_state = stepped(_after(now, updates, leaves))
+            found, step = jax.lax.cond(
+                is_time,
+                lambda: ([one[:1] for one in seen(stepped(updates)[0])], count),
+                lambda: (kept, state.step),
+            )
+            # No step is below 0, which XLA does not know.
+            steps, inner_state = stepped(
+                _after([step < 0] * len(leaves), updates, leaves)
+            )
+        now = [one[:1] for one in found]
         state = plan.pack(now, state, updates, leaves)
-        step = jnp.where(is_time, count, state.step)
         return steps, state._replace(count=count, step=step, inner=inner_state)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _sums(g: Any, u: Any, w: Any, axes: tuple[int, ...], old: jax.Array) -> jax.Array:
-    """Takes the sums over the blocks of a leaf.
+def _sums(
+    g: Any, u: Any, w: Any, axes: tuple[int, ...], old: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Takes the sums over the blocks of a leaf; with them comes what is never true.
 
     Large arrays are summed as copies: XLA's CPU would store the squares of a gradient
     that a moment needs, too.
     """
     if w.size >= LARGE:
         g, u, w = apart((g, u, w))
-    return _summed(g, u, w, axes, old.dtype)
+    return _summed(g, u, w, old, axes)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _summed(g, u, w, axes, dtype):
+@functools.partial(jax.jit, static_argnames="axes")
+def _summed(g, u, w, old, axes):
     """Takes the sums; that of what is orthogonal to the weights is one of its own.
 
     |u|^2 - <u, w>^2 / |w|^2 would lose the digits of a step that is nearly radial.
@@ -202,26 +213,29 @@ def _summed(g, u, w, axes, dtype):
         gradient_along=jnp.where(jnp.isinf(gg) | jnp.isinf(ww), 0, gw),
         update_along=jnp.where(jnp.isinf(sideways) | jnp.isinf(ww), 0, uw),
     )
-    return jnp.stack([per_block(one, axes).astype(dtype) for one in sums], axis=-1)
+    never = (sums.sideways < 0) & (sums.gradient_along < sums.gradient)
+    kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
+    # The old sums are read at every step, so that their memory can be taken for it.
+    is_old = jnp.expand_dims(per_block(never, axes), -1)
+    return jnp.where(is_old, old, kept.astype(old.dtype)), never
 
 
-def _after(sums: Sequence[Any], tree: Any, leaves: Sequence[Leaf]) -> Any:
-    """Gives the same tree, of which nothing is known before the sums are.
+def _after(nevers: Sequence[Any], tree: Any, leaves: Sequence[Leaf]) -> Any:
+    """Gives the same tree, of which XLA knows nothing before it knows the sums.
 
-    Else XLA may write new weights and moments in the place of the old ones before these
+    Else it may write new weights and moments in the place of the old ones before these
     have been summed, and copies what it then still needs: at each step, a third of it.
+
+    Args:
+      nevers: for each leaf what is never true, and follows from its sums. So what is
+        taken off is 0, which changes no number, not even the sign of a zero.
+      tree: updates.
+      leaves: what the options say of each.
     """
     arrays, treedef = jax.tree.flatten(tree)
     return treedef.unflatten(
-        x if leaf.axes is None or not isinstance(x, Tracer) else _tied(x, leaf, *own)
-        for x, leaf, own in zip(arrays, leaves, sums, strict=True)
+        x - jnp.where(never, 1, 0).astype(x.dtype)
+        if leaf.has_blocks and isinstance(x, Tracer)
+        else x
+        for x, never, leaf in zip(arrays, nevers, leaves, strict=True)
     )
-
-
-def _tied(x: jax.Array, leaf: Leaf, sums: jax.Array) -> jax.Array:
-    # Takes off 0, which changes no number, not even the sign of a zero: sums of squares
-    # are not negative. XLA does not know.
-    own = unstacked(sums)
-    is_never = (own.sideways < 0) & (own.gradient_along < own.gradient)
-    zero = jnp.where(is_never, 1, 0).astype(x.dtype)
-    return x - across_block(zero, leaf.axes, x.ndim)

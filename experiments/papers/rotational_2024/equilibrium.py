@@ -29,6 +29,15 @@ no small part: lengths were up to 14 % too short and angles 13 % too large. For 
 than a tenth does `equilibrium` vouch since, and b2 is 0.95 here; no network had been
 seen.
 
+Seen: under noise all lengths and angles are within 2.2 % of what is predicted, but for
+Lion's, within 4. In the network AdamW's and SGD's layers come to 1.01 and 0.95 times
+the angle that is predicted, and 0.89 and 0.96 times the length, AdamW's last layers to
+less. With L2 in Adam's gradient there is no balance to come to: as the images are
+learned, the gradients of the last layers fall to a hundredth of those of the first and
+less, the decay that is divided by them grows, and angles are three times what the mean
+square of the gradients leads to, and growing still. AdamSRT's come to 1.04 times that,
+and its lengths to 0.67.
+
 `spherical_2020.effective_learning_rate` asks another thing: how an angle goes with the
 length that a layer has at the time, without any decay.
 """
@@ -69,6 +78,8 @@ class EquilibriumOptions(Options):
 
     model: Literal[tuple(MODELS)] = "resnet20"  # type: ignore[valid-type]
     """The network, with batch norm after each convolution."""
+    optimizers: tuple[Literal[TRAINED], ...] = TRAINED  # type: ignore[valid-type]
+    """Those that train it; another command adds others to what is there."""
     seeds: int = 3
     """Runs of each optimizer, at least 2; of noise, groups of 16 blocks."""
     steps: int = 2400
@@ -80,7 +91,8 @@ class EquilibriumOptions(Options):
 def main(args: Sequence[str]) -> None:
     """Measure all, print the summary, and write records and figure."""
     least = {"seeds": 2, "steps": 40, "noise_steps": 20}
-    small = {"model": "vgg6", "seeds": 2, "steps": 40, "noise_steps": 100}
+    small: dict[str, Any] = {"model": "vgg6", "optimizers": TRAINED[:1]}
+    small |= {"seeds": 2, "steps": 40, "noise_steps": 100}
     run(args, NAME, EquilibriumOptions, measure, draw, table, least=least, small=small)
 
 
@@ -102,7 +114,7 @@ def measure(config: EquilibriumOptions, console: Console) -> dict[str, Any]:
             )
     seeds = config.seeds
     settings = SETTINGS[1:2] if config.smoke else SETTINGS
-    names = TRAINED[:1] if config.smoke else TRAINED
+    names = config.optimizers
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         NOISE: lambda: measure_noise(seeds, settings, config.noise_steps),
         SCHEDULES: lambda: measure_schedules(seeds, LONGER * config.noise_steps),
@@ -180,6 +192,12 @@ MOVED = Metric(
     over="seeds",
 )
 
+
+def _stored_by(stored: Stored) -> tuple[str, ...]:
+    names = [f'"{name}"' for name in stored["networks"]]
+    return ("",) if len(names) == len(TRAINED) else (f"--optimizers {' '.join(names)}",)
+
+
 EXHIBIT = Exhibit(
     claims=(
         Claim(
@@ -212,8 +230,10 @@ EXHIBIT = Exhibit(
     ),
     extent=lambda stored: (
         f"n = {stored['seeds']} seeds, {stored['steps']:,} steps of {stored['model']} "
-        f"on the digits, {stored['noise_steps']:,} of noise"
+        f"on the digits by {', '.join(stored['networks'])}, and "
+        f"{stored['noise_steps']:,} of noise"
     ),
+    stored_by=_stored_by,
     tables=(table,),
     pictures=(
         Picture(

@@ -96,7 +96,7 @@ def _draw_schedules(axes: Any, schedules: Stored) -> None:
         predicted = found["predicted_length"]
         axes.plot(schedules["steps"], predicted, color=colour, lw=1, ls="--")
     axes.set_title("noise: length while Adam's rate falls")
-    axes.set(xlabel="step, the dashes are predicted", ylim=(0, None))
+    axes.set(xlabel="step, the dashes are predicted", ylabel="length", ylim=(0, None))
     axes.legend(frameon=False, title="the decay is")
 
 
@@ -109,7 +109,7 @@ def _draw_courses(axes: Any, stored: Stored) -> None:
         axes.plot(steps, ratio, dashes, color=colour, lw=1.6)
     axes.axhline(1, color=figures.GREY, lw=1, ls=":", zorder=0)
     axes.set_title("network: angle over the predicted one")
-    axes.set(xlabel="step")
+    axes.set(xlabel="step", ylabel="ratio")
     figures.log_scale(axes)
 
 

@@ -68,6 +68,8 @@ def test_bars_are_those_of_the_design():
         "adamp": ("optax.adamw", 2.3),
         "normalized": ("optax.adamw", 1.45),
         "clipped": ("optax.adamw", 1.45),
+        "hyperball": ("optax.adamw", 1.6),
+        "rotational": ("optax.adamw", 2.0),
         "novograd": ("optax.novograd", 0.9),
         "sgdmrt": ("optax.sgd", 2.2),
     }
@@ -78,7 +80,7 @@ def test_bars_are_those_of_the_design():
 def test_blocks_are_the_channels_of_the_convolutions(name):
     """What the blocks save shows in the state: four numbers where Adam has 72."""
     two = ("optax.adamw", "optax.adam", "adamp", "adamw", "nadamw")
-    two += ("normalized", "clipped")
+    two += ("normalized", "clipped", "hyperball", "rotational")
     state = jax.eval_shape(CASES[name].make().init, PARAMS)
     large = [leaf for leaf in jax.tree.leaves(state) if leaf.size >= 72]
     assert len(large) == (2 if name in two else 1)
