@@ -226,7 +226,7 @@ def draw(path: Path, stored: Stored) -> None:
                 span = of_mean(_array(found, way))
                 if span.middle > right:
                     words = f"{span.middle:.2f} \N{RIGHTWARDS ARROW}"
-                    ends.text(right, -row + shift, words, ha="right", va="center")
+                    ends.text(right, -row + shift, words, ha="right", va="top")
                     continue
                 reach = [[span.middle - span.low], [span.high - span.middle]]
                 colour = LINES[name]["color"]
@@ -250,7 +250,9 @@ def draw(path: Path, stored: Stored) -> None:
             title=f"at the best rate, {stored['fresh_seeds']} fresh seeds",
         )
         ends.set(xlabel="bits per byte at the end", title="open: without warm-up")
-        ends.set(xlim=(None, right), ylim=(0.5 - len(sweep) - 0.1, 0.6))
+        ends.set(
+            ylabel="optimizer", xlim=(None, right), ylim=(0.5 - len(sweep) - 0.1, 0.6)
+        )
         ends.set_yticks([-row for row in range(len(sweep))], list(sweep))
         figure.suptitle(
             f"a transformer of 2 layers, {stored['width']} wide, on Python's standard "
