@@ -74,8 +74,9 @@ def equilibrium(
     :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`. A block follows a
     schedule with a memory of :math:`1 / \lambda` steps: at a `step` the values are
     taken as if they had stayed, which holds where they change more slowly than that.
-    All this is within 5 % for blocks of 32 elements or more, while :math:`\lambda` is at
-    most (1 - b1) / 10 (Lion: (1 - b2) / 10); under a larger decay blocks are shorter.
+    All this is within 5 % for blocks of 32 elements or more, while :math:`\lambda` is
+    at most (1 - b1) / 10 (Lion: (1 - b2) / 10); under a larger decay blocks are
+    shorter.
     Of Lion's and AdamSRT's blocks of four elements it is off by a quarter and by 5 %.
 
     Args:
