@@ -33,7 +33,7 @@ BLOCKS = {
 
 def in_turn(name):
     """Blocks that build a transformer, or that other tests hold, have time."""
-    long = ("dot_product_attention", "nnx.state((", "incremental_update")
+    long = ("Attention(", "_attention(", "nnx.state((", "incremental_update")
     is_slow = "coming_from" in name or any(word in BLOCKS[name] for word in long)
     marks = [pytest.mark.slow("compiles")] if is_slow else []
     return pytest.param(BLOCKS[name], id=name, marks=marks)
