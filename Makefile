@@ -88,12 +88,18 @@ docs: $(VENV)/with-docs ## build the site into build/site, without a network; wa
 docs-serve: $(VENV)/with-docs ## show the site at 127.0.0.1:8000, built anew at each change
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs serve
 
-# With TAG=v0.1.0 the version has to be that.
+# For a release, TAG=v0.2.0-rc1: the version has to be that (0.2.0rc1 in the names of files),
+# and the addresses have to be an owner's.
 dist: $(VENV)/with-dist ## build and check the wheel and the sdist in dist
+	@test -z '$(TAG)' || ! grep -n OWNER pyproject.toml || \
+	{ echo 'the URL lines of pyproject.toml want the name of an owner for OWNER'; exit 1; } >&2
 	rm -rf dist
 	$(PY) -m build --no-isolation
 	$(PY) -m twine check --strict dist/*
-	$(if $(TAG),test -f dist/normopt-$(TAG:v%=%).tar.gz)
+	@test -z '$(TAG)' || $(PY) -c 'import packaging.version, pathlib, sys; \
+	version = packaging.version.Version(sys.argv[1]); \
+	pathlib.Path(f"dist/normopt-{version}.tar.gz").is_file() or \
+	sys.exit(f"the tag wants version {version}, pyproject.toml has another")' '$(TAG)'
 
 clean: ## remove the .venvs, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest $(VENV)-nightly build dist .coverage .coverage.*

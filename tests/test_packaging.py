@@ -15,10 +15,13 @@ import jax
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import normopt
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+INFO = f"normopt-{Version(PROJECT['version'])}.dist-info"
 
 # Runs without site-packages: only what the two folders hold can be imported.
 ALONE = """
@@ -80,9 +83,9 @@ def test_wheel_holds_normopt_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"normopt", "normopt-0.1.0.dist-info"}
+    assert tops == {"normopt", INFO}
     assert "normopt/py.typed" in names
-    assert "normopt-0.1.0.dist-info/licenses/LICENSE" in names
+    assert f"{INFO}/licenses/LICENSE" in names
     sources = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "normopt").rglob("*.py")
     }
@@ -91,14 +94,13 @@ def test_wheel_holds_normopt_alone(wheel):
 
 def test_wheel_depends_on_jax_and_optax_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        text = archive.read("normopt-0.1.0.dist-info/METADATA").decode()
+        text = archive.read(f"{INFO}/METADATA").decode()
     metadata = email.message_from_string(text)
     requirements = [Requirement(r) for r in metadata.get_all("Requires-Dist", [])]
     runtime = {r.name for r in requirements if "extra" not in str(r.marker or "")}
     assert runtime == {"jax", "optax"}
     assert metadata["Requires-Python"] == ">=3.11"
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    extras = set(project["project"]["optional-dependencies"])
+    extras = set(PROJECT["optional-dependencies"])
     assert set(metadata.get_all("Provides-Extra", [])) == extras
 
 

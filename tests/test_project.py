@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -84,6 +85,36 @@ def test_a_failed_install_is_not_taken_for_a_whole_one(tmp_path):
         done = make(tmp_path, "install", "PYTHON=true")
         assert (done.returncode == 0) == bool(stamps), done.stderr
         assert [path.name for path in tmp_path.glob(".venv/installed-*")] == stamps
+
+
+@needs_make
+@pytest.mark.parametrize(
+    ("tag", "owner", "said"),
+    [
+        ("v0.2.0-rc1", "acme", ""),
+        ("v0.2.0", "acme", "the tag wants version 0.2.0"),
+        ("v0.2.0-rc1", "OWNER", "want the name of an owner for OWNER"),
+    ],
+)
+def test_a_release_wants_its_tag_s_version_and_an_owner(tag, owner, said, tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # It stands in for pip, twine and the build, whose file it leaves.
+    build = "mkdir -p dist; touch dist/normopt-0.2.0rc1.tar.gz"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" != -c ] || exec {sys.executable} "$@"\n{build}\n'
+    )
+    python.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").write_text(f'Issues = "https://{owner}/"\n')
+    (tmp_path / "constraints.txt").touch()
+    command = ["make", "dist", f"TAG={tag}", "PYTHON=true"]
+    alone = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=alone, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == (not said), done.stderr
+    assert said in done.stderr
 
 
 def test_the_oldest_versions_are_the_declared_lower_bounds():

@@ -26,6 +26,7 @@ compiles_much = pytest.mark.slow("compiles for eight devices")
         pytest.param("links", 300, marks=compiles_much),
         pytest.param("explicit", 168, marks=compiles_much),
         pytest.param("partitioned", 10, marks=[compiles_much, needs_masks_in_nnx]),
+        pytest.param("recipes", 4, marks=[compiles_much, needs_masks_in_nnx]),
     ],
 )
 def test_eight_devices_give_the_numbers_of_one(script, least):

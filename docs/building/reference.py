@@ -86,7 +86,10 @@ def _advice(name: str, path: str) -> str:
     table = f"{path.partition('/')[0]}.md"
     if table == "functions.md":
         return ""
-    *_, when, rather_not = lines_of(table)[name]
+    lines = lines_of(table)
+    if name not in lines:
+        raise ValueError(f"{name} has no row in docs/{table}")
+    *_, when, rather_not = lines[name]
     text = f"\n**Take it** {when}.\n\n**Rather not** {rather_not}.\n"
     return text.replace("](", "](../")  # a page of the folder beside the table
 
