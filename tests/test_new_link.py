@@ -133,3 +133,5 @@ def test_a_forgotten_edit_is_found(forgotten, tmp_path):
     with_edits(tmp_path, *(EDITS[name] for name in EDITS if name != forgotten))
     counts, told = outcome(tmp_path, "-x", "-k", LOOKING, *OF_ALL)
     assert "failed" in counts or "error" in counts, told
+    if forgotten == "row":
+        assert "warm_up_blocks has no row in docs/links.md" in told

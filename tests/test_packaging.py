@@ -20,7 +20,8 @@ from packaging.version import Version
 import normopt
 
 ROOT = Path(__file__).parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 INFO = f"normopt-{Version(PROJECT['version'])}.dist-info"
 
 # Runs without site-packages: only what the two folders hold can be imported.

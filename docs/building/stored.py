@@ -49,6 +49,23 @@ def with_page_links(text: str) -> str:
     return text.replace("](README.md", "](index.md")
 
 
+def with_site_links(text: str, path: str) -> str:
+    """Return a page of `docs` with its links to files beside `docs` as the site has them.
+
+    So they lead somewhere in the repository, too.
+    """
+    up = "../" * path.count("/")
+    for page, source in PAGES.items():
+        file = source.relative_to(ROOT).as_posix()
+        text = text.replace(f"]({up}../{file}", f"]({up}{page}")
+    return text.replace(f"]({up}../experiments/results/figures/", f"]({up}figures/")
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Rewrite links as mkdocs reads a page."""
+    return with_site_links(markdown, page.file.src_uri)
+
+
 def on_files(files, config):
     """Give these pages and the figures to mkdocs."""
     from mkdocs.structure.files import File
