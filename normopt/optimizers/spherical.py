@@ -61,8 +61,8 @@ def adams(
       `params` where a leaf has blocks or decays.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and
-        one of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+        a leaf of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -129,8 +129,8 @@ def adamsrt(
       `params` where a leaf has blocks or decays.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and
-        one of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+        a leaf of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -199,8 +199,8 @@ def sgdmrt(
       the momentum.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and
-        one of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+        a leaf of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -269,8 +269,8 @@ def adamg(
       they start: see `retract_to_sphere`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and
-        one of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+        a leaf of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
