@@ -121,9 +121,9 @@ def spectral(
     The dual is that of `orthogonalize`, an approximation.
 
     Args:
-      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. They
-        decide what a block is; of `channel_axes` beside this norm only None counts,
-        which leaves a leaf alone.
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. A
+        block is a matrix of these, whatever a link's `channel_axes` are; where those
+        are None the leaf is left alone.
       steps: of the iteration; see `orthogonalize`.
       coefficients: likewise.
       dtype: likewise.

@@ -21,12 +21,13 @@ def path_of(key_path: KeyPath) -> str:
     The attribute `value` in which an NNX variable (`nnx.Param`) and a box of Linen
     (`nn.Partitioned`, `nn.LogicallyPartitioned`) keep what they hold is dropped, so
     that the path is the same boxed and unboxed; a dictionary key `value` is a name like
-    any other. `leaf_paths` and the rules look at the tree and know a box from another
-    object. A key path alone does not tell: here an attribute `value` is dropped that
-    stands right behind a dictionary key, unless another attribute follows it. This is
-    right for all trees of NNX and Linen that consist of dictionaries. In two cases the
-    rules know better: they keep the `value` of any other object in a dictionary, and
-    drop that of a box outside of one.
+    any other.
+
+    A key path alone does not tell a box from another object. So this function drops an
+    attribute `value` right behind a dictionary key, unless another attribute follows:
+    right for all trees of NNX and Linen that consist of dictionaries. `leaf_paths` and
+    the rules see the tree itself, and differ in two cases: they keep the `value` of an
+    object in a dictionary that is no box, and drop that of a box outside of one.
 
     Args:
       key_path: as `jax.tree_util.tree_map_with_path` hands it over.

@@ -244,6 +244,11 @@ def test_schedules_are_read_at_a_step():
             "a decay beside one in the gradient",
         ),
         (chain(of("trace", decay=0.9), L2, RUNS["lion"]), ValueError, "two moments in"),
+        (
+            chain(of("trace", decay=0.9), of("scale_by_block_rms"), LR),
+            ValueError,
+            "two moments in",
+        ),
     ],
 )
 def test_what_is_not_known_is_refused(config, error, message):

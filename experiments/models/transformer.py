@@ -23,6 +23,11 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, heads: int, *, qk_norm: bool, rngs: nnx.Rngs):
         """Build it for vectors of `width` numbers."""
+        if width % (2 * heads):
+            raise ValueError(
+                f"`width` must be a multiple of twice `heads`, of which positions turn "
+                f"pairs, got width={width} and heads={heads}"
+            )
         size = width // heads
         project = functools.partial(
             nnx.LinearGeneral, width, (heads, size), use_bias=False, rngs=rngs

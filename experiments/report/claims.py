@@ -158,7 +158,7 @@ class Chapter:
     title: str
     source: str
     exhibits: Mapping[str, Exhibit]
-    claimed: str = "claims of the papers"
+    claimed: str = "claims of papers, and of toy problems of our own"
     verdicts: Mapping[Verdict, str] = dataclasses.field(
         default_factory=lambda: {verdict: str(verdict) for verdict in Verdict}
     )

@@ -81,6 +81,11 @@ def _gradient_at_length_1(record: Record, path: str, size: int) -> float:
     return gradient * weight / math.sqrt(size)
 
 
+# What a leaf gets that no pattern of a rule matches; None for axes.
+_NEUTRAL = {"weight_decay": 0.0, "l1": 0.0, "lr_multipliers": 1.0}
+_NO_RULE = object()
+
+
 def _of_leaf(value: Any, path: str) -> Any:
     """Return a configuration in which each rule by path is its value for a leaf."""
     if isinstance(value, list):
@@ -88,5 +93,10 @@ def _of_leaf(value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
         return value
     if isinstance(value.get("name"), str):
-        return {option: _of_leaf(one, path) for option, one in value.items()}
-    return next((one for rule, one in value.items() if re.search(rule, path)), None)
+        found = {option: _of_leaf(one, path) for option, one in value.items()}
+        return {
+            option: _NEUTRAL.get(option) if one is _NO_RULE else one
+            for option, one in found.items()
+        }
+    rules = (one for rule, one in value.items() if re.search(rule, path))
+    return next(rules, _NO_RULE)

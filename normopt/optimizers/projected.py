@@ -110,7 +110,8 @@ def sgdp(
     leaves that pass the test.
 
     The chain is `project_if_invariant(trace) -> learning rate`: Algorithm 1 of the
-    paper. The momentum itself is not projected.
+    paper. The trace is plain momentum, `trace_on_tangent` without blocks: it is not
+    projected itself.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.

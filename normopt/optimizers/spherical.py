@@ -61,8 +61,8 @@ def adams(
       `params` where a leaf has blocks or decays.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and one
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -109,10 +109,10 @@ def adamsrt(
     moments, and is tied to the learning rate.
 
     The chain is that of `adams` with `scale_by_block_adam(tangent=True)`: the paper's
-    Adam-SRT, whose transformation of both moments after a step is here, before the next
-    one, a projection of the first and a rescaling of the second. It makes training
-    independent of the length of scale-invariant weights, but for the effective learning
-    rate :math:`\eta / \|w\|`.
+    Adam-SRT. Before each step the first moment loses its part along the weights, and
+    the second is rescaled to their present length; the paper does the same after the
+    step before, so steps are equal. The length of scale-invariant weights then no
+    longer matters, but for the effective learning rate :math:`\eta / \|w\|`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -129,8 +129,8 @@ def adamsrt(
       `params` where a leaf has blocks or decays.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and one
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -199,8 +199,8 @@ def sgdmrt(
       the momentum.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and one
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -269,8 +269,8 @@ def adamg(
       they start: see `retract_to_sphere`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given, gives no leaf blocks, and one
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

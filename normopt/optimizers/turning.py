@@ -113,11 +113,11 @@ def rotational(
       w' = w + \eta R \, \frac{d}{\sqrt{s / (1 - b_2^t)} + \epsilon}, \qquad
       R = \|w_\mathrm{init}\|
 
-    with the step u of `inner`, its sign included, C that takes the mean of the block
-    off, P that removes what is radial at w, and the learning rate :math:`\eta`. The
-    length of u matters only beside its average over some steps: a step longer than
-    usual turns further. Inner's learning rate, best a constant, is that of leaves
-    without blocks and of blocks that have no length at init, which take u as it is.
+    where u is the step of `inner`, its sign included, C subtracts the mean of the
+    block, P removes what is radial at w, and :math:`\eta` is the learning rate. Of the
+    length of u only its ratio to the recent average counts: a step longer than usual
+    turns further. Leaves without blocks, and blocks that have no length at init, take u
+    as it is, at inner's own learning rate, best a constant.
 
     On blocks that is the chain `inner -> center_blocks -> project_tangent ->
     scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate`, of which

@@ -56,13 +56,13 @@ def retract_to_sphere(
     sphere. A block of zeros that does not move stays at zero. With `"initial"` or
     `"present"` a block of length zero takes inner's step.
 
-    Weights are on the sphere from the first step on, up to rounding. If they start with
-    a length L far from the radius, the first step subtracts large numbers: it is off by
-    up to L / radius times the eps of their dtype. The second step mends the length, but
-    the direction stays off (from 30 radii in bfloat16 by 2 degrees, after 1 % in
-    length). `on_sphere`, which puts weights there before the start, avoids this. For
-    weights of less than 32 bits, `compensate_rounding` around this link avoids it as
-    well.
+    Weights are on the sphere from the first step on, up to rounding. Rounding counts
+    where weights start at a length L far from the radius: the first step subtracts
+    large numbers, and is off by up to L / radius times the eps of their dtype. From 30
+    radii in bfloat16 the length is then off by 1 %, which the second step mends, and
+    the direction by 2 degrees, which stay. To avoid this, put weights on the sphere
+    before the start, by `on_sphere`; or, where they have less than 32 bits, put
+    `compensate_rounding` around this link.
 
     Args:
       inner: an optimizer, learning rate included.

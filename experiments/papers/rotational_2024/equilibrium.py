@@ -36,7 +36,7 @@ less. With L2 in Adam's gradient there is no balance to come to: as the images a
 learned, the gradients of the last layers fall to a hundredth of those of the first and
 less, the decay that is divided by them grows, and angles are three times what the mean
 square of the gradients leads to, and growing still. AdamSRT's come to 1.04 times that,
-and its lengths to 0.67.
+and its lengths to 0.67. NovoGrad and Lion have not trained the network yet.
 
 `spherical_2020.effective_learning_rate` asks another thing: how an angle goes with the
 length that a layer has at the time, without any decay.
@@ -230,7 +230,7 @@ EXHIBIT = Exhibit(
     ),
     extent=lambda stored: (
         f"n = {stored['seeds']} seeds, {stored['steps']:,} steps of {stored['model']} "
-        f"on the digits by {', '.join(stored['networks'])}, and "
+        f"on the digits by {'; '.join(stored['networks'])}, and "
         f"{stored['noise_steps']:,} of noise"
     ),
     stored_by=_stored_by,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import bars, compile_time, step_time
+from experiments.benchmarks import bars, compile_time, muon_time, step_time
 from experiments.papers.block_normalized_2017.curve_figures import WHOLE
 from experiments.papers.decoupled_decay_2019.decay_grid import MARGIN
 from experiments.papers.novograd_2019.modes import BASELINES, PAPERS
@@ -109,6 +109,24 @@ def ratios(cases):
         {
             "rows": [
                 {"optimizer": name, "ratio": bar + more, "quartiles": [1.0, 2.0]}
+                for name, bar in largest.items()
+            ]
+        }
+        for more in (0.0, 0.01)
+    ]
+
+
+def muon():
+    largest = {
+        f"{name}, {of}": getattr(case, of)
+        for name, case in muon_time.CASES.items()
+        for of in ("step", "compile")
+        if getattr(case, of) is not None
+    }
+    return [
+        {
+            "rows": [
+                {"optimizer": name, "ratio": bar + more, "quartiles": [0.5, 2.0]}
                 for name, bar in largest.items()
             ]
         }
@@ -243,6 +261,7 @@ GOOD_AND_BAD = {
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),
     "loop_time": loop,
+    "muon_time": muon,
     "gpu_compile": gpu_compile,
     "tpu_compile": tpu_compile,
     "tpu_transformer": lambda: tpu_compile(bars.OF_TRANSFORMER, bars.MOST_EXCHANGED),

@@ -74,6 +74,10 @@ def test_equilibria_are_those_of_a_leaf_at_the_step_of_a_record():
     for one, rate in zip(found["conv"], (1e-2, 5e-3), strict=True):
         wanted = normopt.equilibrium({**own, "learning_rate": rate}, size=50)
         np.testing.assert_allclose(one, wanted, rtol=1e-6)
+    # A leaf that no rule matches keeps its rate.
+    head = {"lr_multipliers": {"head": 0.5}}
+    ((one, _),) = observing.predicted(made | head, {"conv": 50}, records).values()
+    np.testing.assert_allclose(one, found["conv"][0])
     unknown = normopt.config("adamp", learning_rate=0.1)
     assert observing.predicted(unknown, {"conv": 50}, records) == {}
     # The length under L2 follows from the gradients that were seen.
