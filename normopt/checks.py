@@ -54,7 +54,7 @@ def check_number(
         raise TypeError(f"`{option}` must be one number, got {option}={value!r}{place}")
     if isinstance(value, Tracer):
         return
-    number = float(value)
+    number = _as_float(value)
     wanted = []
     if at_least > -math.inf:
         wanted.append(f"at least {at_least:g}")
@@ -69,6 +69,14 @@ def check_number(
     if math.isnan(number) or (finite and math.isinf(number)) or not in_range:
         wish = " and ".join(wanted) or "a number"
         raise ValueError(f"`{option}` must be {wish}, got {option}={number:g}{place}")
+
+
+def _as_float(value: Any) -> float:
+    """Gives infinity for integers beyond the range of floats."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def check_integer(

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from jax.core import Tracer
+
 from normopt.checks import check_number
 
 
@@ -76,9 +78,10 @@ def decay_from(
       `DecayForms`, each form by its name.
 
     Raises:
-      TypeError: for a number that is none, and unless exactly one form is given.
-      ValueError: for a number out of its range, and a form that takes off all of the
-        weights, or more, in a step.
+      TypeError: for a number that is none, or traced, and unless exactly one form is
+        given.
+      ValueError: for a number out of its range, a form that takes off all of the
+        weights, or more, in a step, and one whose others leave the range of floats.
 
     Examples:
       What `optax.adamw(1e-3, weight_decay=0.1)` does, by `normopt.adamw`:
@@ -100,16 +103,18 @@ def decay_from(
       Networks", 2024, arXiv 2305.17212 (the angle). Defazio, "Why Gradients Rapidly
       Increase Near the End of Training", 2025, arXiv 2506.02285 (corrected).
     """
+    _check_concrete("learning_rate", learning_rate)
     check_number("learning_rate", learning_rate, above=0)
+    _check_concrete("b1", b1)
     check_number("b1", b1, 0, below=1)
-    rate, noise = float(learning_rate), (1 - b1) / (1 + b1)
+    rate, noise = float(learning_rate), (1 - float(b1)) / (1 + float(b1))
     forms = {
         "independent": (independent, lambda wd: wd),
         "times_learning_rate": (times_learning_rate, lambda wd: rate * wd),
         "following": (following, lambda wd: wd),
         "corrected": (corrected, lambda wd: rate * wd),
         "memory": (memory, lambda steps: 1 / steps),
-        "angle": (angle, lambda radians: radians**2 / (2 * noise)),
+        "angle": (angle, lambda radians: radians * radians / (2 * noise)),
     }
     given = {name: pair for name, pair in forms.items() if pair[0] is not None}
     if len(given) != 1:
@@ -118,19 +123,36 @@ def decay_from(
             + (" and ".join(given) or "none")
         )
     ((name, (value, share_of)),) = given.items()
+    _check_concrete(name, value)
     check_number(name, value, above=0)
     share = share_of(float(value))
     if share >= 1:
+        is_plain = name in ("independent", "following")
+        hint = "; one that is times the learning rate is `times_learning_rate`"
         raise ValueError(
             f"`{name}` must come to a decay below 1 per step, got {name}={value:g}, "
-            f"which comes to {share:g} at learning_rate={rate:g}; one that is times"
-            " the learning rate is `times_learning_rate`"
+            f"which comes to {share:g} at learning_rate={rate:g}"
+            + (hint if is_plain else "")
+        )
+    of_rate = share / rate
+    if share == 0 or not 0 < of_rate < math.inf or math.isinf(1 / share):
+        raise ValueError(
+            f"`{name}` must have forms in the range of floats, got {name}={value:g}, "
+            f"which comes to a decay of {share:g} per step at learning_rate={rate:g}"
         )
     return DecayForms(
         independent=share,
-        times_learning_rate=share / rate,
+        times_learning_rate=of_rate,
         following=share,
-        corrected=share / rate,
+        corrected=of_rate,
         memory=1 / share,
         angle=math.sqrt(2 * share * noise),
     )
+
+
+def _check_concrete(option: str, value: object) -> None:
+    if isinstance(value, Tracer):
+        raise TypeError(
+            f"`{option}` must be a concrete number, got {option}={value!r}: call "
+            "decay_from outside of jax.jit and jax.vmap"
+        )

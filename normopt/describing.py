@@ -88,7 +88,8 @@ def describe(
     Raises:
       TypeError: if a value has the wrong type.
       ValueError: for a bad value or configuration, an axis that does not exist, a
-        pattern that matches no path, an observation of a path that is none.
+        pattern that matches no path, an observation of a path that is none or of
+        blocks that its leaf does not have.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -122,7 +123,7 @@ def describe(
         matrices = _matrices_in(complete) if matrices is None else matrices
     arrays = jax.tree.map(_array_or_none, params)
     search = compiled("only", only).search
-    observed = _cells(observations or {}, arrays)
+    observed = _cells({} if observations is None else observations, arrays)
     rows = _rows(arrays, options, matrices, radius, observed)
     rows = [row for row in rows if search(row.path)]
     if not rows and named_leaves(arrays):
@@ -227,12 +228,19 @@ def _cells(
     observations: Mapping[str, Observation], params: Any
 ) -> dict[str, tuple[str, ...]]:
     """Writes down what was observed of each leaf."""
-    lone = observations.keys() - {place.path for place in named_leaves(params)}
-    if lone:
-        raise ValueError(
-            f"`observations` has {min(lone)!r}, which is no path of these params"
-        )
     numbers = summary(observations)
+    shapes = {place.path: np.shape(place.leaf) for place in named_leaves(params)}
+    for path, seen in observations.items():
+        if path not in shapes:
+            raise ValueError(
+                f"`observations` has {path!r}, which is no path of these params"
+            )
+        blocks, rest = np.shape(seen.weight), iter(shapes[path])
+        if not all(number in rest for number in blocks):
+            raise ValueError(
+                f"`observations` has blocks of shape {blocks} for {path!r}, whose own "
+                f"shape is {shapes[path]}: they are those of other params"
+            )
 
     def cell(path: str, quantity: str) -> str:
         name = f"{path}/{quantity}" if path else quantity

@@ -82,7 +82,7 @@ def equilibrium(
     Args:
       config: of the optimizer, as `normopt.config` takes it: `adamw`, `sgdw`, `adams`,
         `adamsrt`, `sgdmrt`, `novograd`, optax's `lion`, or a chain of the links that
-        these consist of; optax's AdamW is `adamw` with
+        these consist of, also inside `observe`; optax's AdamW is `adamw` with
         `weight_decay=learning_rate * weight_decay`. A mapping per path says nothing of
         a block: give the block's own decay and channel axes.
       size: d, the number of elements of the block, at least 2; None if nothing that
@@ -98,10 +98,12 @@ def equilibrium(
       An `Equilibrium`.
 
     Raises:
-      TypeError: if a number is none, such as a schedule without `step` or a mapping.
+      TypeError: if a number is none, such as a schedule without `step` or a mapping, or
+        if `config` is no mapping.
       ValueError: for an optimizer whose equilibrium is not known, without a decay or a
-        learning rate, without a `size` where the angle depends on it, and for all that
-        `config` refuses.
+        learning rate, without a `size` where the angle depends on it, for a decay of 1
+        a step or more, for links whose steps climb or whose decay grows, and for all
+        that `config` refuses.
 
     Examples:
       The learning rate of a rotational AdamW that turns as a present run of
@@ -133,18 +135,51 @@ def equilibrium(
       SGD, Lion and Adam with L2). Defazio, "Why Gradients Rapidly Increase Near the End
       of Training", 2025, arXiv 2506.02285 (the corrected decay).
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            '`config` must be {"name": "adamw", "learning_rate": ..., ...}, as '
+            f"normopt.config takes and writes it, got {config!r}"
+        )
     if size is not None:
         check_integer("size", size, 2, hint="the number of elements of one block")
+        size = int(size)
     check_number("gradient", gradient, above=0)
     if step is not None:
         check_integer("step", step, 0)
+    links = _links(_at(complete(**config), step))
+    try:
+        found = _balance(links, size, float(gradient))
+    except (OverflowError, ZeroDivisionError):
+        found = Equilibrium(None, math.nan)
+    if not all(0 < one < math.inf for one in found if one is not None):
+        raise ValueError(
+            "`config`, `size` and `gradient` come to a length or an angle beyond the "
+            "range of floats"
+        )
+    return found
+
+
+def _balance(links: "list[Read]", size: int | None, gradient: float) -> Equilibrium:
     run = _Run(_Term(gradient, of_length=-1, of_size=0.5))
-    for read, options in _links(_at(complete(**config), step)):
+    for read, options in links:
         run = read(run, options)
     if not (run.gradient.factor > 0 and run.decay.factor > 0):
         raise ValueError(
             f"`config` comes to a rate of {run.gradient.factor:g} and a decay of "
             f"{run.decay.factor:g} a step: without both there is no balance"
+        )
+    if not run.flips % 2:
+        raise ValueError(
+            "`config` is without a learning rate, whose link turns gradients into "
+            "steps: without it there is no balance"
+            if run.flips == 0
+            else f"`config` has {run.flips} learning rates in a chain, each of which "
+            "turns the sign of a step: it would climb"
+        )
+    if run.grows:
+        raise ValueError(
+            "`config` has a decay with the wrong sign, which lengthens the block: "
+            "add_decay belongs before the learning rate, decay_weights behind it"
         )
     # The square of the length, which may stand on this side, too.
     balance = _Term(run.total**2 / 2) * run.gradient * run.gradient / run.decay
@@ -156,6 +191,11 @@ def equilibrium(
         raise ValueError(
             "`size` must be given, the number of elements of the block: with L2 in the "
             "gradient the angle depends on the length, and that on `size`"
+        )
+    if decay >= 1:
+        raise ValueError(
+            f"`config` comes to a decay of {decay:g} a step, which takes off all of "
+            "the weights, or more: it must be below 1"
         )
     return Equilibrium(length, math.sqrt(2 * decay * run.squares) / run.total)
 
@@ -200,6 +240,8 @@ class _Run:
     total: float = 1.0  # sum of the c_k, after all that a gradient ever moves
     squares: float = 1.0  # sum of their squares, of which one step consists
     decay: _Term = _Term(0.0)
+    flips: int = 0  # learning rates so far, which turn the sign
+    grows: bool = False  # whether a decay has the sign of the weights
 
     def changed(self, **fields: Any) -> "_Run":
         return dataclasses.replace(self, **fields)
@@ -209,7 +251,21 @@ def _scale(run: _Run, by: _Term) -> _Run:
     return run.changed(gradient=run.gradient * by, decay=run.decay * by)
 
 
-def _pull(run: _Run, by: float) -> _Run:
+def _descend(run: _Run, by: _Term) -> _Run:
+    return _scale(run, by).changed(flips=run.flips + 1)
+
+
+def _add(run: _Run, by: float) -> _Run:
+    """Adds weights to a gradient, which a learning rate has yet to turn."""
+    return _pull(run, by, run.flips % 2 == 1)
+
+
+def _take(run: _Run, by: float) -> _Run:
+    """Takes weights off a step, which a learning rate has turned."""
+    return _pull(run, by, run.flips % 2 == 0)
+
+
+def _pull(run: _Run, by: float, grows: bool) -> _Run:
     if by == 0:
         return run
     total = dataclasses.replace(run.decay, factor=run.decay.factor + by)
@@ -220,7 +276,7 @@ def _pull(run: _Run, by: float) -> _Run:
             "`config` has a decay beside one in the gradient, before the moments: "
             "their equilibrium is not known, as one changes with the length"
         )
-    return run.changed(decay=total)
+    return run.changed(decay=total, grows=run.grows or grows)
 
 
 def _to_unit(run: _Run, unit: _Term) -> _Run:
@@ -284,6 +340,8 @@ _KNOWN = (
 def _links(options: Mapping[str, Any]) -> list[Read]:
     """Takes an optimizer apart into what is read of its links, one after another."""
     name = options["name"]
+    if name == "observe":
+        return _links(options["inner"])
     if name == "chain":
         return [read for link in options["links"] for read in _links(link)]
     if name in ("scale_by_adam", "scale_by_block_adam", "adam", "adamw"):
@@ -355,7 +413,7 @@ def _sized(options: Mapping[str, Any]) -> list[Read]:
 def _momentum(
     options: Mapping[str, Any], option: str = "momentum", *, share: float = 1.0
 ) -> Read:
-    decay = _number(options, option)
+    decay = _number(options, option, 0, below=1)
     if "dampening" in options:
         share *= 1 - _number(options, "dampening")
     is_tangent = options["name"] in ("trace_on_tangent", "sgdmrt")
@@ -368,25 +426,27 @@ def _momentum(
 
 def _decay(options: Mapping[str, Any]) -> list[Read]:
     _check_plain(options, l1=0.0, mask=None)
-    return [(_pull, _number(options, "weight_decay"))]
+    return [(_add, _number(options, "weight_decay", 0))]
 
 
 def _after(options: Mapping[str, Any]) -> list[Read]:
     """Reads a learning rate, and a decay that is tied to the schedule alone."""
     eta = 1.0 if options.get("schedule") is None else _number(options, "schedule")
-    reads: list[Read] = [(_scale, _Term(eta) * rate) for _, rate in _rate(options)]
+    reads: list[Read] = [(read, _Term(eta) * by) for read, by in _rate(options)]
     if "lr_multipliers" in options:
         by = _Term(_number(options, "lr_multipliers"))
-        reads = [(_scale, by * rate) for _, rate in reads]
+        reads = [(read, by * rate) for read, rate in reads]
     if "weight_decay" in options:
         _check_plain(options, l1=0.0, cautious=False)
-        reads.append((_pull, eta * _number(options, "weight_decay")))
+        reads.append((_take, eta * _number(options, "weight_decay")))
     return reads
 
 
 def _rate(options: Mapping[str, Any]) -> list[Read]:
     has_rate = "learning_rate" in options
-    return [(_scale, _Term(_number(options, "learning_rate")))] if has_rate else []
+    if not has_rate:
+        return []
+    return [(_descend, _Term(_number(options, "learning_rate", 0)))]
 
 
 def _has_blocks(options: Mapping[str, Any]) -> bool:
@@ -429,7 +489,12 @@ def _is_schedule(value: Any) -> bool:
     return isinstance(value, Mapping) and isinstance(value.get("name"), str)
 
 
-def _number(options: Mapping[str, Any], option: str) -> float:
+def _number(
+    options: Mapping[str, Any],
+    option: str,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+) -> float:
     where = f"{options['name']}.{option}" if "name" in options else option
     value = options[option]
     if _is_schedule(value):
@@ -437,7 +502,7 @@ def _number(options: Mapping[str, Any], option: str) -> float:
             f"`{where}` must be one number, got the schedule {value['name']!r}: give "
             "its present value, or `step` to read it at"
         )
-    check_number(where, value)
+    check_number(where, value, at_least, below=below)
     return float(value)
 
 

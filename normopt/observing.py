@@ -3,10 +3,9 @@
 A state is what the next step needs; this is what a person looks at.
 """
 
-import collections
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +14,10 @@ import numpy as np
 from jax.core import Tracer
 
 from normopt.blocks import radial_quotient
-from normopt.checks import check_number
+from normopt.checks import check_number, is_scalar
 from normopt.numerics import safe_quotient, safe_sqrt
 from normopt.paths import compiled, unboxed
-from normopt.transforms.observing import ObserveState, unstacked
+from normopt.transforms.observing import ObserveState, bounded, unstacked
 
 
 class Observation(NamedTuple):
@@ -75,10 +74,13 @@ def observations(opt_state: Any) -> dict[str, Observation]:
       An `Observation` for the path of each leaf that has blocks: numbers in the shape
       of its channel axes, in float32 at least. Before the first observation all of
       them are 0, and what a block of zeros would divide is 0; there is no eps. They
-      are right for elements from 1e-15 to 1e15, and finite beyond: the squares of those
-      below 1e-23 are 0, and a length is 1.8e19 at most.
+      are right for elements from 1e-15 to 1e15. Elements below about 1e-19 count as 0,
+      as their squares do; the length of larger ones is 1.8e19 at most, with cosines of
+      0. Blocks with elements that are not finite have an infinite length, or NaN, as do
+      those of which the products with the weights overflow as well.
 
     Raises:
+      TypeError: for a state of shapes alone.
       ValueError: if the state holds no `ObserveState`, or two that observe one leaf.
 
     Examples:
@@ -105,6 +107,12 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         kept = state.sums if isinstance(state.sums, Mapping) else {}
         for key, sums in kept.items():
             path = key.rpartition("@")[0]
+            if isinstance(sums, jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f"the state holds the shape of what is observed of {path!r}, and "
+                    "no numbers: jax.eval_shape(normopt.observations, state) gives the "
+                    "shapes of observations"
+                )
             if path in found:
                 raise ValueError(
                     f"{path!r} is observed twice in this state: pass a part of it, or "
@@ -119,15 +127,17 @@ def _read(kept: jax.Array, step: jax.Array) -> Observation:
     """Takes lengths and angles of sums; 0 where a block of zeros would divide."""
     sums = unstacked(kept)
     weight, gradient = safe_sqrt(sums.weight), safe_sqrt(sums.gradient)
-    radial = radial_quotient(sums.update_along, sums.weight)
-    update = safe_sqrt(sums.sideways + radial * sums.update_along)
+    # The quotient is 0 where it is not finite, and has to say so here.
+    radial = radial_quotient(sums.update_along, sums.weight) + 0 * sums.update_along
+    square = sums.sideways + radial * sums.update_along
+    update = safe_sqrt(bounded(square, sums.update_along))
     sideways = safe_quotient(safe_sqrt(sums.sideways), weight)
     return Observation(
         gradient=gradient,
         update=update,
         weight=weight,
         relative_step=safe_quotient(update, weight),
-        angle=jnp.where(weight > 0, jnp.arctan2(sideways, 1 + radial), 0),
+        angle=jnp.where(weight == 0, 0, jnp.arctan2(sideways, 1 + radial)),
         radial_gradient=_cosine(safe_quotient(sums.gradient_along, gradient), weight),
         radial_update=_cosine(radial * weight, update),
         step=step,
@@ -165,11 +175,14 @@ def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str
       `"path/quantity"` for each quantity of an `Observation`, the median over the
       blocks of the leaf, and `"path/quantity_max"` the largest, for leaves of several
       blocks; of cosines that is the largest size. `"step"` is that of the observation,
-      of several the last. Python numbers; under `jax.jit` scalar arrays.
+      of several the last. Python numbers; under `jax.jit` scalar arrays. A NaN of one
+      block makes the median and the largest NaN; `json.dumps` writes that and infinity
+      as `NaN` and `Infinity`, which `json.loads` reads and other readers may refuse.
 
     Raises:
-      TypeError: if `only` is not a string.
-      ValueError: if it is not a regular expression, or matches no path.
+      TypeError: if `only` is not a string, or `observations` are none.
+      ValueError: if `only` is not a regular expression, or matches no path; for the
+        observations of an ensemble.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -182,6 +195,7 @@ def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str
       [1, 2.0, 5.0]
     """
     search = compiled("only", only).search
+    _check_observations(observations)
     chosen = {path: seen for path, seen in observations.items() if search(path)}
     if not chosen and observations:
         listing = "\n  ".join(observations)
@@ -206,6 +220,24 @@ def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str
     return {"step": max(map(int, steps), default=0), **found}
 
 
+def _check_observations(observations: Any) -> None:
+    """Refuses a state in the place of what is read from it, and those of ensembles."""
+    is_mapping = isinstance(observations, Mapping)
+    values = observations.values() if is_mapping else [observations]
+    for seen in values:
+        if not isinstance(seen, Observation):
+            raise TypeError(
+                "`observations` must be what normopt.observations(state) gives, got "
+                f"{type(observations).__name__}"
+            )
+        if np.ndim(seen.step):
+            raise ValueError(
+                "`observations` are those of an ensemble, with steps of shape "
+                f"{np.shape(seen.step)}: take the numbers of each by "
+                "jax.vmap(lambda s: normopt.summary(normopt.observations(s)))(state)"
+            )
+
+
 def _as_it_is(x: Any) -> Any:
     return x
 
@@ -220,9 +252,10 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
     for each length, relative step and angle, of the median and of the largest block.
 
     Args:
-      summaries: as `summary` gives them, in the order of their `"step"`, which is
-        looked at once. Other entries do not matter, so the records of a log in which
-        they were put among others will do.
+      summaries: as `summary` gives them, in any order, each with its `"step"`; a
+        quantity is looked at once a step, and not at step 0, before the first
+        observation. Other entries and None do not matter, so the records of a log in
+        which the numbers were put among others, or in several records, will do.
       factor: how much larger than the median of the 20 summaries before, or of fewer
         at the start, but at least 4; above 1.
 
@@ -231,8 +264,10 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
       not finite has an infinite ratio. There is none to a median of 0.
 
     Raises:
-      TypeError: if `factor` is no number.
-      ValueError: if it is not above 1, or if a summary has no step.
+      TypeError: if `factor` is no number, or a summary no mapping.
+      ValueError: if `factor` is not above 1; if a summary has no step, or a quantity
+        that is no number, or one that is another in an earlier summary of this step, as
+        in the log of a run that was resumed: drop what was done again.
 
     Examples:
       >>> log = [{"step": step, "conv/gradient": 0.5} for step in range(1, 9)]
@@ -241,35 +276,67 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
       [(7, 'conv', 'gradient', 100.0)]
     """
     check_number("factor", factor, above=1)
-    before: dict[str, collections.deque[float]] = {}
-    found, last = [], 0
-    for position, numbers in enumerate(summaries):
-        if "step" not in numbers:
-            raise ValueError(
-                f'`summaries[{position}]` has no "step", which normopt.summary gives'
-            )
-        step = int(numbers["step"])
-        # Written again before the next observation, or before the first.
-        if step == last:
-            continue
-        last = step
-        for name, value in numbers.items():
-            path, _, quantity = name.rpartition("/")
-            if quantity not in _SIZES:
-                continue
-            shortly = before.setdefault(name, collections.deque(maxlen=_WINDOW))
-            ratio = _ratio(float(value), shortly)
+    found = []
+    for name, values in _by_quantity(summaries).items():
+        path, _, quantity = name.rpartition("/")
+        before: list[float] = []
+        for step, value in sorted(values.items()):
+            ratio = _ratio(value, before[-_WINDOW:])
             if ratio > factor:
                 found.append(Spike(step, path, quantity, ratio))
             if math.isfinite(value):
-                shortly.append(float(value))
+                before.append(value)
     return sorted(found, key=lambda spike: (spike.step, -spike.ratio))
 
 
-def _ratio(value: float, before: Iterable[float]) -> float:
+def _by_quantity(summaries: Any) -> dict[str, dict[int, float]]:
+    """Sorts the records of a log into the numbers of each quantity, by their steps."""
+    if isinstance(summaries, Mapping):
+        raise TypeError("`summaries` must be a list of summaries, got one: write [it]")
+    found: dict[str, dict[int, float]] = {}
+    for position, numbers in enumerate(summaries):
+        where = f"`summaries[{position}]`"
+        if not isinstance(numbers, Mapping):
+            raise TypeError(f"{where} must be a summary, a mapping, got {numbers!r}")
+        own = {
+            name: value
+            for name, value in numbers.items()
+            if isinstance(name, str)
+            and name.rpartition("/")[2] in _SIZES
+            and value is not None
+        }
+        step = _step_of(numbers, where) if own else 0
+        for name, value in own.items() if step else ():
+            if not _is_number(value):
+                raise ValueError(f"{where} has {value!r} for {name!r}: no number")
+            values, number = found.setdefault(name, {}), float(value)
+            old = values.setdefault(step, number)
+            if old != number and not (math.isnan(old) and math.isnan(number)):
+                raise ValueError(
+                    f"{where} has {number:g} for {name!r} at step {step}, an earlier "
+                    f"one {old:g}: keep the records of one run"
+                )
+    return found
+
+
+def _step_of(numbers: Mapping[Any, Any], where: str) -> int:
+    if "step" not in numbers:
+        raise ValueError(f'{where} has no "step", which normopt.summary gives')
+    step = numbers["step"]
+    if not _is_number(step) or not float(step).is_integer() or step < 0:
+        raise ValueError(
+            f'{where} must have an integer of at least 0 for "step", got {step!r}'
+        )
+    return int(step)
+
+
+def _is_number(value: Any) -> bool:
+    return is_scalar(value) and not isinstance(value, bool)
+
+
+def _ratio(value: float, before: Sequence[float]) -> float:
     if not math.isfinite(value):
         return math.inf
-    known = list(before)
-    if len(known) < _LEAST or not (middle := statistics.median(known)):
+    if len(before) < _LEAST or not (middle := statistics.median(before)):
         return 0.0
     return value / middle

@@ -157,6 +157,19 @@ def test_the_angle_is_that_of_the_equilibrium(b1):
             "got independent=2, which comes to 2 at learning_rate=0.1; one",
         ),
         ({"following": 0.0}, ValueError, "`following` must be above 0"),
+        ({"angle": 1e-170}, ValueError, "`angle` must have forms in the range"),
+        ({"angle": 1e200}, ValueError, "`angle` must come .* at learning_rate=0.1$"),
+        ({"memory": 10**400}, ValueError, "`memory` must be above 0 and finite, got"),
+        (
+            {"corrected": 1e-320, "learning_rate": 1e-3},
+            ValueError,
+            "`corrected` must have forms",
+        ),
+        (
+            {"independent": 0.1, "learning_rate": 1e-310},
+            ValueError,
+            "`independent` must have",
+        ),
         ({"angle": 0.1, "b1": 1.0}, ValueError, "`b1` must be at least 0 and below 1"),
         ({"angle": 0.1, "learning_rate": 0.0}, ValueError, "`learning_rate` must be a"),
     ],
@@ -164,3 +177,13 @@ def test_the_angle_is_that_of_the_equilibrium(b1):
 def test_what_is_no_decay_is_refused(options, error, message):
     with pytest.raises(error, match=message):
         normopt.decay_from(**{"learning_rate": 0.1, **options})
+
+
+def test_numbers_are_concrete_and_become_plain_ones():
+    given = {"learning_rate": 0.1, "independent": 0.1, "b1": 0.9}
+    for name, number in given.items():
+        with pytest.raises(TypeError, match=f"`{name}` must be a concrete number"):
+            jax.jit(lambda x, n=name: normopt.decay_from(**{**given, n: x}))(number)
+    for of in (jnp.float32, np.float32):
+        forms = normopt.decay_from(**{name: of(one) for name, one in given.items()})
+        assert {type(one) for one in forms} == {float}

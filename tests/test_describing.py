@@ -214,3 +214,10 @@ def test_what_was_observed_has_columns():
     assert bias.split()[-4:] == ["-"] * 4
     with pytest.raises(ValueError, match="`observations` has 'kernel', which is no"):
         normopt.describe({"bias": jnp.ones(3)}, observations=seen)
+    with pytest.raises(ValueError, match=r"blocks of shape \(3,\) for 'kernel', whose"):
+        normopt.describe({"kernel": jnp.ones((2, 4))}, observations=seen)
+    with pytest.raises(TypeError, match=r"normopt.observations\(state\) gives, got"):
+        normopt.describe(params, observations=state)
+    # An empty state is no observation either.
+    with pytest.raises(TypeError, match="gives, got EmptyState"):
+        normopt.describe(params, observations=optax.EmptyState())

@@ -249,6 +249,22 @@ def test_schedules_are_read_at_a_step():
             ValueError,
             "two moments in",
         ),
+        (chain(of("scale_by_adam"), L2), ValueError, "is without a learning rate"),
+        (of("decay_weights", weight_decay=0.1), ValueError, "without a learning rate"),
+        (chain(RUNS["adam"], LR), ValueError, "has 2 learning rates in a chain"),
+        (chain(of("scale_by_adam"), LR, L2), ValueError, "a decay with the wrong sign"),
+        (
+            chain(of("decay_weights", weight_decay=0.1), LR),
+            ValueError,
+            "a decay with the wrong sign",
+        ),
+        (chain(of("trace", decay=1.0), L2, LR), ValueError, "`trace.decay` must be at"),
+        (
+            chain(of("scale_by_adam"), L2, LR | {"learning_rate": 5.0}),
+            ValueError,
+            "a decay of 1 a step, which takes off all",
+        ),
+        ("adamw", TypeError, "`config` must be .*, as normopt.config takes .*'adamw'"),
     ],
 )
 def test_what_is_not_known_is_refused(config, error, message):
@@ -276,3 +292,15 @@ def test_a_gradient_has_a_size():
         normopt.equilibrium(RUNS["sgd"], size=5, gradient=s) for s in (1.0, 3.0)
     )
     assert three == pytest.approx((one.length * math.sqrt(3), one.angle))
+
+
+def test_observe_is_looked_through_and_numbers_are_plain():
+    expected = normopt.equilibrium(RUNS["sgd"], size=5, gradient=3.0)
+    found = normopt.equilibrium(
+        of("observe", inner=RUNS["sgd"]), size=jnp.int32(5), gradient=jnp.float32(3.0)
+    )
+    assert found == pytest.approx(expected)
+    assert [type(one) for one in found] == [float, float]
+    for rate in (1e-200, 1e200):
+        with pytest.raises(ValueError, match="a length or an angle beyond the range"):
+            normopt.equilibrium(RUNS["adam"] | {"learning_rate": rate}, size=5)

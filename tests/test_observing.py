@@ -437,3 +437,87 @@ def test_numbers_that_are_not_finite_stand_out():
 def test_eight_devices_see_what_one_sees():
     printed = finish(start("tests.multidevice.observed", flags=EIGHT))
     assert int(printed.rsplit(":", 1)[1]) >= 8
+
+
+def test_records_of_a_step_are_looked_at_once_for_each_quantity():
+    log = [{"step": step, "w/angle": 0.1, "w/weight": 1.0} for step in range(1, 9)]
+    log[6]["w/angle"] = log[7]["w/weight"] = 5.0
+    wanted = [(7, "w", "angle", 50.0), (8, "w", "weight", 5.0)]
+
+    def alone(record, name):
+        return {"step": record["step"], 3: "a key", name: record[name]}
+
+    apart = []
+    for record in log:
+        apart += [{"step": record["step"], "loss": 1.0, "w/update": None}]
+        apart += [alone(record, "w/weight"), alone(record, "w/angle")]
+    without_step = [{"loss": 2.0}, {"loss": "low", "step": None}, *log]
+    for records in (log, log + log, log[::-1], apart, without_step, iter(log)):
+        assert normopt.spikes(records, factor=3.0) == wanted
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "message"),
+    [
+        ({"step": 1, "w/angle": 2.0}, ValueError, "has 2 for 'w/angle' at step 1, an"),
+        ({"step": 2, "w/angle": "NaN"}, ValueError, "has 'NaN' for 'w/angle': no num"),
+        ({"step": 2, "w/angle": [1.0]}, ValueError, "for 'w/angle': no number"),
+        ({"step": 2, "w/angle": True}, ValueError, "for 'w/angle': no number"),
+        ({"step": None, "w/angle": 1.0}, ValueError, 'for "step", got None'),
+        ({"step": float("nan"), "w/angle": 1.0}, ValueError, 'for "step", got nan'),
+        ({"step": -1, "w/angle": 1.0}, ValueError, 'for "step", got -1'),
+        ({"step": np.arange(2), "w/angle": 1.0}, ValueError, 'for "step", got array'),
+        ("step", TypeError, "must be a summary, a mapping, got 'step'"),
+    ],
+)
+def test_a_record_that_is_no_summary_is_named(record, error, message):
+    with pytest.raises(error, match=f"`summaries\\[1\\]` .*{message}"):
+        normopt.spikes([{"step": 1, "w/angle": 1.0}, record])
+    if isinstance(record, dict):
+        with pytest.raises(TypeError, match="must be a list of summaries, got one"):
+            normopt.spikes(record)
+
+
+def test_what_is_not_finite_reads_so():
+    one = jnp.full(3, 2.0)
+    for bad in (jnp.inf, -jnp.inf, jnp.nan):
+        odd = one.at[1].set(bad)
+        of_gradient = seen(odd, one, one, (), jit=False)
+        gradient = of_gradient.gradient, of_gradient.radial_gradient
+        assert not np.isfinite(gradient).any()
+        assert np.isfinite(of_gradient[1:5]).all()
+        of_update = seen(one, odd, one, (), jit=False)
+        assert not np.isfinite([*of_update[3:5], of_update.update]).any()
+        assert np.isfinite([of_update.gradient, of_update.weight]).all()
+        of_weight = seen(one, one, odd, (), jit=False)
+        assert not np.isfinite(of_weight[2:]).all() and np.isnan(of_weight.angle)
+        assert not np.isfinite(of_weight.weight) and np.isfinite(of_weight.gradient)
+    large = jnp.full(3, 1e25)
+    most = np.sqrt(np.finfo(np.float32).max)
+    for place in range(3):
+        given = [one, one, one]
+        given[place] = large
+        ours = seen(*given, (), jit=False)
+        np.testing.assert_allclose(ours[place], most, rtol=1e-6)
+        assert np.isfinite(ours[:-1]).all()
+    assert seen(1e-20 * one, one, one, (), jit=False).gradient < 1e-19
+
+
+def test_what_are_no_observations_is_said():
+    tx = normopt.observe(ADAM, EVERYTHING)
+    states = jax.vmap(tx.init)(jax.tree.map(lambda w: jnp.stack([w, w]), PARAMS))
+    with pytest.raises(ValueError, match=r"ensemble, with steps of shape \(2,\): take"):
+        normopt.summary(normopt.observations(states))
+    numbers = jax.vmap(lambda s: normopt.summary(normopt.observations(s)))(states)
+    assert {x.shape for x in numbers.values()} == {(2,)}
+    for state in (tx.init(PARAMS), {"w": 1.0}, ()):
+        with pytest.raises(TypeError, match="what normopt.observations.state. gives"):
+            normopt.summary(state)
+    shapes = jax.eval_shape(tx.init, PARAMS)
+    with pytest.raises(TypeError, match="'body/bias', and no numbers: jax.eval_shape"):
+        normopt.observations(shapes)
+    found = jax.eval_shape(normopt.observations, shapes)
+    assert found["body/kernel"].angle.shape == (4,)
+    with pytest.raises(ValueError, match="different structure"):
+        grads = {**GRADS, "head": {"kernel": None}}
+        tx.update(grads, tx.init(PARAMS), PARAMS)

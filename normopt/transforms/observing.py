@@ -90,8 +90,8 @@ def observe(
     Raises:
       TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
       ValueError: when built, if `every` is below 1; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params` or with
-        params of another shape.
+        exist or a pattern that matches no path; at update, without `params`, with
+        params of another shape, or with a gradient of None, for which zeros will do.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -205,19 +205,26 @@ def _summed(g, u, w, old, axes):
     gw, uw = block_dot(g, w, axes), block_dot(u, w, axes)
     rest = widened(u) - radial_quotient(uw, ww) * widened(w)
     sideways = block_dot(rest, rest, axes)
-    # Beyond the range products may add up to NaN where squares are infinite.
     sums = Sums(
-        gradient=saturated(gg),
-        weight=saturated(ww),
-        sideways=saturated(sideways),
-        gradient_along=jnp.where(jnp.isinf(gg) | jnp.isinf(ww), 0, gw),
-        update_along=jnp.where(jnp.isinf(sideways) | jnp.isinf(ww), 0, uw),
+        gradient=bounded(gg, gw),
+        weight=bounded(ww, gw),
+        sideways=bounded(sideways, uw),
+        gradient_along=jnp.where(jnp.isinf(gg) | jnp.isinf(ww), 0 * gw, gw),
+        update_along=jnp.where(jnp.isinf(sideways) | jnp.isinf(ww), 0 * uw, uw),
     )
     never = (sums.sideways < 0) & (sums.gradient_along < sums.gradient)
     kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
     # The old sums are read at every step, so that their memory can be taken for it.
     is_old = jnp.expand_dims(per_block(never, axes), -1)
     return jnp.where(is_old, old, kept.astype(old.dtype)), never
+
+
+def bounded(square: jax.Array, along: jax.Array) -> jax.Array:
+    """Bounds a sum of squares whose elements are finite: so is their sum with others.
+
+    An infinite element makes any product infinite or NaN; a large one seldom does.
+    """
+    return jnp.where(jnp.isfinite(along), saturated(square), square)
 
 
 def _after(nevers: Sequence[Any], tree: Any, leaves: Sequence[Leaf]) -> Any:
