@@ -50,7 +50,7 @@ def with_page_links(text: str) -> str:
 
 
 def with_site_links(text: str, path: str) -> str:
-    """Return a page with its links to files beside `docs` as the site has them.
+    """Return a page of `docs` with its links to files beside it as the site has them.
 
     So they lead somewhere in the repository, too.
     """
