@@ -4,6 +4,8 @@ Under `jax.jit` a sharded leaf is still one array, and a sum over one of its blo
 crosses devices by itself. Inside `jax.shard_map` it would be a sum over a piece.
 """
 
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,6 +18,32 @@ def manual_axes() -> tuple[str, ...]:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
+
+
+def sharded_by_compiler(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, within: tuple[int, ...]
+) -> jax.Array:
+    """Calls a function of a leaf in which the compiler says where each array lies.
+
+    On a mesh with explicit axes JAX asks this of every product of sharded matrices.
+
+    Args:
+      function: what is computed.
+      x: the leaf.
+      within: the axes that have length 1 in the result; the others lie as those of `x`.
+    """
+    sharding = jax.typeof(x).sharding
+    if not getattr(sharding.mesh, "explicit_axes", ()):
+        return function(x)
+    # Before JAX 0.7 it stood among the experiments.
+    place: Any = jax.sharding
+    if not hasattr(place, "auto_axes"):
+        place = importlib.import_module("jax.experimental.shard")
+    names = [None if axis in within else n for axis, n in enumerate(sharding.spec)]
+    after = jax.sharding.NamedSharding(
+        sharding.mesh, jax.sharding.PartitionSpec(*names)
+    )
+    return place.auto_axes(function, out_sharding=after)(x)
 
 
 def check_whole(leaf: Any, path: str) -> None:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from normopt.blocks import across_block, block_length, reduce_blocks
 from normopt.checks import check_integer, check_number
+from normopt.mapping import sharded_by_compiler
 from normopt.matrices import Matrices
 from normopt.numerics import safe_quotient, widened
 
@@ -116,6 +117,20 @@ def polar_factor(
       dtype: in which matrices of real numbers are multiplied; None for that of `x`,
         in its full precision also on a TPU or a GPU, which would take less.
     """
+    multiply = functools.partial(
+        _polar_factor, matrices=matrices, triples=triples, eps=eps, dtype=dtype
+    )
+    return sharded_by_compiler(multiply, x, within=())
+
+
+def _polar_factor(
+    x: jax.Array,
+    *,
+    matrices: Matrices,
+    triples: Sequence[Triple],
+    eps: Any,
+    dtype: Any,
+) -> jax.Array:
     stack, names = matrices.stack(x.ndim), string.ascii_letters
     inputs, outputs = matrices.sizes(x.shape)
     short = matrices.inputs if inputs < outputs else matrices.outputs
@@ -157,6 +172,11 @@ def largest_stretch(x: jax.Array, matrices: Matrices) -> jax.Array:
 
     The result has the dimensions of the leaf, the axes of a matrix of length 1.
     """
+    measure = functools.partial(_largest_stretch, matrices=matrices)
+    return sharded_by_compiler(measure, x, within=matrices.inputs + matrices.outputs)
+
+
+def _largest_stretch(x: jax.Array, *, matrices: Matrices) -> jax.Array:
     stack = matrices.stack(x.ndim)
     moved = jnp.transpose(widened(x), (*stack, *matrices.inputs, *matrices.outputs))
     sizes = [x.shape[axis] for axis in stack]
