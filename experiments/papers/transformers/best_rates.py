@@ -40,9 +40,11 @@ from experiments.papers.transformers.language_model import (
     near,
 )
 from experiments.papers.transformers.language_training import (
+    HEAD,
     METHODS,
     POINTS,
     Method,
+    check_multiples,
     load_task,
 )
 from experiments.report import figures
@@ -95,6 +97,14 @@ def measure(config: BestRatesOptions, console: Console) -> dict[str, Any]:
         The settings and the digest of the text; for each form and width, and for each
         optimizer and batch, what `ends_of` finds.
     """
+    check_multiples("steps", [config.steps], POINTS, 10**6)
+    check_multiples("widths", config.widths, HEAD, 1024)
+    for batch in config.batches:
+        if batch < 1 or config.steps * _FIRST % (batch * POINTS):
+            raise ValueError(
+                f"`batches` must be at least 1 and leave a multiple of {POINTS} steps "
+                f"of `steps` times {_FIRST} windows, got {batch}"
+            )
     context = 8 if config.smoke else 64
     octaves = OCTAVES[::3] if config.smoke else OCTAVES
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}

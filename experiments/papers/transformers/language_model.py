@@ -43,6 +43,7 @@ from experiments.papers.transformers.language_training import (
     POINTS,
     Method,
     Task,
+    check_multiples,
     grid,
     load_task,
     train_all,
@@ -90,6 +91,7 @@ def measure(config: LanguageModelOptions, console: Console) -> dict[str, Any]:
         The settings and the digest of the text, and for each optimizer what `study`
         finds.
     """
+    check_multiples("steps", [config.steps], POINTS, 10**6)
     task = load_task(
         width=32,
         context=8 if config.smoke else 64,

@@ -129,6 +129,16 @@ class Ends(NamedTuple):
     ends: np.ndarray
 
 
+def check_multiples(option: str, values: Sequence[int], of: int, most: int) -> None:
+    """Raise ValueError at the first value that is no multiple, or out of its range."""
+    for value in values:
+        if value % of or not of <= value <= most:
+            raise ValueError(
+                f"`{option}` must be a multiple of {of}, from {of} to {most}, got "
+                f"{value}"
+            )
+
+
 def load_task(*, width: int, context: int, batch: int, steps: int) -> Task:
     """Return the standard library's sources; see `Task`."""
     loaded = stdlib.load()
