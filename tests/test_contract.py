@@ -85,7 +85,7 @@ def test_dtypes_stay_under_x64(case):
         assert kinds(stepped) == kinds(state)
 
 
-@every_case
+@a_few_cases
 def test_schedules_are_followed(case):
     params = case.params()
     grads = gradients(params, 3)
@@ -131,7 +131,7 @@ def test_every_number_can_be_injected(case):
     case.assert_close(trained(**halves, learning_rate=RATE / 2), halved)
 
 
-@every_case
+@a_few_cases
 def test_injected_numbers_keep_float32_beside_bfloat16(case):
     params = tree(SMALL, ["bfloat16"])
     grads = gradients(params)
@@ -155,7 +155,7 @@ def test_injected_numbers_keep_float32_beside_bfloat16(case):
             run(injected(case, usual), params, grads)
 
 
-@every_case
+@a_few_cases
 def test_runs_can_be_vmapped(case):
     params = case.params(SMALL["body"])
     # Of two runs with the same rate, one has other weights and gradients.

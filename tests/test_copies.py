@@ -44,13 +44,8 @@ def test_no_place_is_taken_for_what_is_summed(name):
     assert " conditional(" not in program.as_text()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "adams" else pytest.mark.slow)
-        for name in CHAINS
-    ],
-)
+@pytest.mark.slow("five steps of a large leaf, with copies and without")
+@pytest.mark.parametrize("name", CHAINS)
 def test_the_numbers_are_those_of_steps_without_copies(name, monkeypatch):
     def train():
         tx = CHAINS[name]()
