@@ -6,7 +6,7 @@ call with donated buffers, as in `step_time`.
 
     python -m experiments muon_time --json experiments/results/muon_time.json
 
-takes about two minutes on two CPU cores. The same command again goes on with the rounds
+takes about six minutes on two CPU cores. The same command again goes on with the rounds
 that are left; `--fresh` times anew. The bars: a step of muon at most 1.05 times, and of
 normuon at most 1.15 times optax's; compiling muon at most as long as optax's.
 """

@@ -7,7 +7,7 @@ observation in fifty costs.
 
     python -m experiments observe_time --json experiments/results/observe_time.json
 
-takes about two minutes on two CPU cores. The same command again goes on with the rounds
+takes some minutes on two CPU cores. The same command again goes on with the rounds
 that are left; `--fresh` times anew. The bars: with `every=1` a step at most 1.25 times
 AdamW's and 1.03 times with `every=50`, compiling at most 1.5 times.
 """

@@ -9,7 +9,7 @@ are also tried in batches of 8 to 64 windows, at equal numbers of bytes.
 
     python -m experiments transformers.best_rates
 
-takes about two hours on two CPU cores. It writes `best_rates.json` and
+takes some hours on two CPU cores. It writes `best_rates.json` and
 `best_rates.png`, and what is finished, from where the same command goes on; `--redraw`
 draws the records again. `--widths` and `--batches` name fewer.
 
