@@ -13,7 +13,6 @@ normuon at most 1.15 times optax's; compiling muon at most as long as optax's.
 
 import dataclasses
 import functools
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from typing import Any
 import jax
 import optax
 import tyro
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import normopt
+from experiments.benchmarks import two_times
 from experiments.benchmarks.compile_time import trace_and_compile
-from experiments.benchmarks.ratios import Ratio
 from experiments.benchmarks.step_time import Stepper
 from experiments.training import devices, provenance
 from experiments.training.measuring import check_least, measure_rounds, one_line_errors
@@ -37,8 +35,6 @@ RATE = 1e-2
 SIZES = [(64, 64), (64, 128), (128, 64), (128, 128), (64, 256)]
 SIZES += [(256, 64), (128, 256), (256, 128), (192, 192), (256, 256)]
 BASELINE = "optax.contrib.muon"
-
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +95,7 @@ def main(args: Sequence[str]) -> None:
     console.print(table(stored))
 
 
-def measure(config: MuonTimeConfig, console: Console) -> list[Row]:
+def measure(config: MuonTimeConfig, console: Console) -> list[two_times.Row]:
     """Time the optimizers by turns, in rounds of which those that are finished stay.
 
     Args:
@@ -128,28 +124,23 @@ def measure(config: MuonTimeConfig, console: Console) -> list[Row]:
 
     settings = {"each": config.each, "repeats": config.repeats}
     rounds = measure_rounds(config, "muon_time", settings, turns, console)
-    rows = []
-    for name, case in CASES.items():
-        for place, of in enumerate(("step", "compile")):
-            ours, theirs = (
-                [times[which][place] for times in rounds] for which in (name, BASELINE)
-            )
-            row = {
-                "optimizer": f"{name}, {of}",
-                "seconds": statistics.median(ours),
-                "baseline": None if name == BASELINE else f"{BASELINE}, {of}",
-                "ratio": None,
-                "quartiles": None,
-                "bar": getattr(case, of),
-                "holds": None,
-            }
-            if name != BASELINE:
-                ratio, quartiles = Ratio.of(ours, theirs)
-                row |= {"ratio": ratio, "quartiles": list(quartiles)}
-                if row["bar"] is not None:
-                    row["holds"] = ratio <= row["bar"]
-            rows.append(row)
-    return rows
+    seconds = {
+        (name, of): [times[name][place] for times in rounds]
+        for name in CASES
+        for place, of in enumerate(two_times.OF)
+    }
+    return [
+        two_times.row(
+            name,
+            of,
+            seconds[name, of],
+            None if name == BASELINE else seconds[BASELINE, of],
+            baseline=BASELINE,
+            bar=getattr(case, of),
+        )
+        for name, case in CASES.items()
+        for of in two_times.OF
+    ]
 
 
 def parameters(each: int) -> dict[str, jax.Array]:
@@ -163,21 +154,5 @@ def parameters(each: int) -> dict[str, jax.Array]:
 
 def table(stored: Mapping[str, Any]) -> Table:
     """Return a row for each optimizer and what was timed."""
-    shown = Table(
-        "optimizer",
-        title=f"a step of {stored['matrices']} matrices",
-        caption="ratio: the median of the rounds' own ratios, not that of the times",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("seconds", "ratio", "quartiles", "bar"):
-        shown.add_column(name, justify="right")
-    for row in stored["rows"]:
-        ratio = quartiles = bar = "-"
-        if row["ratio"] is not None:
-            ratio = f"{row['ratio']:.2f}"
-            quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
-        if row["bar"] is not None:
-            bar = f"{row['bar']:g} {'holds' if row['holds'] else 'missed'}"
-        shown.add_row(row["optimizer"], f"{row['seconds']:.3f}", ratio, quartiles, bar)
-    return shown
+    title = f"a step of {stored['matrices']} matrices"
+    return two_times.table(stored["rows"], title)

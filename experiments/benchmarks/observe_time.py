@@ -14,7 +14,6 @@ AdamW's and 1.03 times with `every=50`, compiling at most 1.5 times.
 
 import dataclasses
 import functools
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +21,12 @@ from typing import Any, Literal
 import jax
 import optax
 import tyro
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import normopt
+from experiments.benchmarks import two_times
 from experiments.benchmarks.compile_time import trace_and_compile
-from experiments.benchmarks.ratios import Ratio
 from experiments.benchmarks.step_time import CONVOLUTIONS, DECAY, Case, Stepper
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
@@ -39,8 +37,6 @@ from experiments.training.runs import write_json
 STEPS = 50
 COMPILE_BAR = 1.5
 BASELINE = "adamw"
-
-Row = dict[str, Any]
 
 
 def _adamw() -> optax.GradientTransformation:
@@ -101,7 +97,9 @@ def main(args: Sequence[str]) -> None:
     console.print(table(stored))
 
 
-def measure(config: ObserveTimeConfig, params: Any, console: Console) -> list[Row]:
+def measure(
+    config: ObserveTimeConfig, params: Any, console: Console
+) -> list[two_times.Row]:
     """Time both by turns, in rounds of which those that are finished stay.
 
     Args:
@@ -130,51 +128,26 @@ def measure(config: ObserveTimeConfig, params: Any, console: Console) -> list[Ro
 
     settings = {"model": config.model}
     rounds = measure_rounds(config, "observe_time", settings, turns, console)
+    seconds = {
+        (name, of): [times[name][place] for times in rounds]
+        for name in CASES
+        for place, of in enumerate(two_times.OF)
+    }
     return [
-        _row(
+        two_times.row(
             name,
             of,
-            [[times[one][place] for times in rounds] for one in (name, BASELINE)],
+            seconds[name, of],
+            None if name == BASELINE else seconds[BASELINE, of],
+            baseline=BASELINE,
+            bar=case.bar if of == "step" else COMPILE_BAR,
         )
-        for name in CASES
-        for place, of in enumerate(("step", "compile"))
+        for name, case in CASES.items()
+        for of in two_times.OF
     ]
-
-
-def _row(name: str, of: str, seconds: list[list[float]]) -> Row:
-    row = {
-        "optimizer": f"{name}, {of}",
-        "seconds": statistics.median(seconds[0]),
-        "baseline": None,
-        "ratio": None,
-        "quartiles": None,
-        "bar": None,
-        "holds": None,
-    }
-    if name != BASELINE:
-        ratio, quartiles = Ratio.of(*seconds)
-        bar = CASES[name].bar if of == "step" else COMPILE_BAR
-        row |= {"baseline": f"{BASELINE}, {of}", "ratio": ratio, "bar": bar}
-        row |= {"quartiles": list(quartiles), "holds": ratio <= bar}
-    return row
 
 
 def table(stored: Mapping[str, Any]) -> Table:
     """Return a row for each case and what was timed."""
-    shown = Table(
-        "observed",
-        title=f"a step of {stored['model']}, {stored['parameters']:,} parameters",
-        caption="ratio: the median of the rounds' own ratios, not that of the times",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    for name in ("seconds", "ratio", "quartiles", "bar"):
-        shown.add_column(name, justify="right")
-    for row in stored["rows"]:
-        ratio = quartiles = bar = "-"
-        if row["ratio"] is not None:
-            ratio = f"{row['ratio']:.2f}"
-            quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
-            bar = f"{row['bar']:g} {'holds' if row['holds'] else 'missed'}"
-        shown.add_row(row["optimizer"], f"{row['seconds']:.3f}", ratio, quartiles, bar)
-    return shown
+    title = f"a step of {stored['model']}, {stored['parameters']:,} parameters"
+    return two_times.table(stored["rows"], title)
