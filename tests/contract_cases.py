@@ -575,15 +575,15 @@ def of_each(cases, *, quick=None):
 
 
 every_case = of_each(CASES + LINKS)
-# For what combinators do for all: an optimizer by element and one by block, one of both
-# combinators with a lens, and links that keep something and nothing.
+# For what combinators do for all: an optimizer by block, one of both combinators with a
+# lens, and links that keep something and nothing.
 a_few_cases = of_each(
     CASES + LINKS,
     quick={
-        "adamg",
         "adamsrt",
         "decay_weights",
         "normalize_blocks",
+        "retract_to_sphere",
         "scale_by_block_rms",
     },
 )

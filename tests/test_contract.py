@@ -21,7 +21,6 @@ from tests.contract_cases import (
     a_few_cases,
     assert_close,
     differs,
-    every_case,
     expected,
     follow,
     gradients,
@@ -45,7 +44,7 @@ def test_every_optimizer_and_every_link_has_a_case():
         assert floats <= set(case.numbers), case.name
 
 
-@every_case
+@a_few_cases
 def test_many_steps_are_compiled_once_and_reuse_memory(case):
     chex.clear_trace_counter()
     params = case.params()
@@ -110,7 +109,7 @@ def injected(case, options=(), **settings):
     return case.make(inject=inject, **dict(options))
 
 
-@every_case
+@a_few_cases
 def test_every_number_can_be_injected(case):
     params = case.params()
     grads = gradients(params)

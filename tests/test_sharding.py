@@ -21,7 +21,7 @@ compiles_much = pytest.mark.slow("compiles for eight devices")
     [
         ("optimizers both", 90),
         ("restarts", 18),
-        pytest.param("mapped", 56, marks=needs_shard_map),
+        pytest.param("mapped", 56, marks=[compiles_much, needs_shard_map]),
         pytest.param("optimizers", 240, marks=compiles_much),
         pytest.param("links", 300, marks=compiles_much),
         pytest.param("explicit", 168, marks=compiles_much),

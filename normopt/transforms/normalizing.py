@@ -147,8 +147,9 @@ def _clip(g, w, axes, option, kept, shared, *, measure):
     (max_norm,), (eps,) = option, shared
     length = measure(g, axes) + eps
     is_long = length > max_norm
-    # Where nothing is cut, a length of zero must not be divided by.
-    return g * jnp.where(is_long, max_norm / jnp.where(is_long, length, 1), 1), kept
+    # Where nothing is cut, a length of zero must not be divided by. The division stands
+    # last: XLA's CPU takes a select after it into the loop over all elements.
+    return g * (jnp.where(is_long, max_norm, 1) / jnp.where(is_long, length, 1)), kept
 
 
 def _check_max_norm(option: str, value: Any, where: str) -> None:

@@ -164,9 +164,10 @@ runpy.run_module("experiments", run_name="__main__", alter_sys=True)
     ("number", "status"),
     [
         (signal.SIGINT, 130),
-        pytest.param(signal.SIGTERM, -signal.SIGTERM, marks=pytest.mark.slow),
+        (signal.SIGTERM, -signal.SIGTERM),
     ],
 )
+@pytest.mark.slow("real runs that are interrupted")
 def test_the_status_tells_of_the_signal(tmp_path, number, status):
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "train", *arguments(tmp_path)],

@@ -40,6 +40,8 @@ from tests.experiments.small_runs import in_a_plain_terminal
 HELD_OUT = 1797 - 400
 LARGE, WEIGHTS, FLOAT16 = EXHIBIT.claims
 
+reads_a_run = pytest.mark.slow("its smoke run takes longer than all else")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _optimizations():
@@ -54,7 +56,7 @@ def task():
 GOOD, BAD = (0.01, 4.0, 30.0), (0.03, 2.0, 10.0)
 
 
-@pytest.mark.slow("decay_grid shows it")
+@reads_a_run
 def test_the_same_command_trains_what_is_left(folder, stored, committed, monkeypatch):
     records, trained = folder / "robustness.json", []
     before = records.read_bytes()
@@ -70,6 +72,7 @@ def test_the_same_command_trains_what_is_left(folder, stored, committed, monkeyp
     assert records.read_bytes() == before
 
 
+@reads_a_run
 def test_every_measurement_is_stored_by_seed(stored):
     assert list(stored["optimizers"]) == list(SMOKE)
     assert stored["batches"] == list(SMALL_GRID.batches)
@@ -83,6 +86,7 @@ def test_every_measurement_is_stored_by_seed(stored):
     assert np.shape(found["weights"]) == (2, len(stored["scales"]))
 
 
+@reads_a_run
 def test_the_smallest_batch_and_the_factor_of_one_are_the_runs_of_modes(stored, task):
     name = "NovoGrad, sum"
     found = stored["optimizers"][name]
@@ -217,6 +221,7 @@ def test_in_float16_nothing_is_of_another_dtype(monkeypatch, task):
     assert seen and {leaf.dtype for leaf in seen} == {jnp.dtype("float16")}
 
 
+@reads_a_run
 def test_in_float16_training_works_but_not_with_a_factor_beyond_it(stored):
     assert stored["units"] == [0, 16]
     (found,) = stored["optimizers"].values()

@@ -10,6 +10,8 @@ from experiments.papers.spherical_2020 import protocol
 from experiments.papers.spherical_2020.train import SphericalTrainConfig, main, prepare
 from experiments.training.runs import read_records
 
+reads_a_run = pytest.mark.slow("its run takes longer than all else")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
@@ -19,6 +21,7 @@ def finished(tmp_path_factory):
     return folder
 
 
+@reads_a_run
 def test_run_is_that_of_the_protocol(finished):
     stored = json.loads((finished / "config.json").read_text())
     assert finished.name.startswith("digits-resnet8-adamw-")
@@ -28,6 +31,7 @@ def test_run_is_that_of_the_protocol(finished):
     assert stored["optimizer"] == normopt.config(**expected)
 
 
+@reads_a_run
 def test_rate_falls_at_a_third_five_and_seven_ninths(finished):
     records = read_records(finished / "metrics.jsonl")
     rates = {r["step"]: r["learning_rate"] for r in records}
@@ -36,6 +40,7 @@ def test_rate_falls_at_a_third_five_and_seven_ninths(finished):
     assert list(rates.values()) == pytest.approx([1e-3, 1e-5, 1e-6])
 
 
+@reads_a_run
 def test_result_says_which_weights_were_tested(finished):
     result = json.loads((finished / "result.json").read_text())
     records = read_records(finished / "metrics.jsonl")
