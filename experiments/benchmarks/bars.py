@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +13,7 @@ from experiments.benchmarks import (
     observe_time,
     ratio_figures,
     step_time,
+    two_times,
 )
 from experiments.benchmarks.gpu import gpu_compile
 from experiments.benchmarks.tpu import tpu_compile, tpu_tables, tpu_transformer
@@ -124,37 +125,34 @@ def _compiled(
     return {key: rows[key] for key in wanted} if rows.keys() >= set(wanted) else None
 
 
-def _muon_claims() -> tuple[Claim, ...]:
-    claims = []
-    for name, case in muon_time.CASES.items():
-        for of, what in (("step", "step"), ("compile", "tracing and compiling")):
-            bar = getattr(case, of)
-            if bar is not None:
-                claims.append(
-                    Claim(
-                        f"{name} takes at most {bar:g} times {muon_time.BASELINE}'s "
-                        f"{what}.",
-                        functools.partial(_keeps, f"{name}, {of}", bar),
-                        published=f"{NO_VALUE}; the bar is {bar:g}",
-                    )
-                )
-    return tuple(claims)
+def _two_claims(
+    cases: Mapping[str, two_times.Case], sentence: Callable[[str, str, str], str]
+) -> tuple[Claim, ...]:
+    """Make a claim of each bar of a step and of compiling.
 
-
-def _observe_claims() -> tuple[Claim, ...]:
+    Args:
+        cases: which have them.
+        sentence: from the name of a case, its bar and what takes the time.
+    """
+    spelled = {"step": "step", "compile": "tracing and compiling"}
     return tuple(
         Claim(
-            f"Observed with {name}, AdamW takes at most {bar:g} times its own {what}.",
+            sentence(name, f"{bar:g}", spelled[of]),
             functools.partial(_keeps, f"{name}, {of}", bar),
             published=f"{NO_VALUE}; the bar is {bar:g}",
         )
-        for name, case in observe_time.CASES.items()
-        if case.bar is not None
-        for of, what, bar in (
-            ("step", "step", case.bar),
-            ("compile", "tracing and compiling", observe_time.COMPILE_BAR),
-        )
+        for name, case in cases.items()
+        for of in two_times.OF
+        if (bar := getattr(case, of)) is not None
     )
+
+
+def _muon_sentence(name: str, bar: str, what: str) -> str:
+    return f"{name} takes at most {bar} times {muon_time.BASELINE}'s {what}."
+
+
+def _observe_sentence(name: str, bar: str, what: str) -> str:
+    return f"Observed with {name}, AdamW takes at most {bar} times its own {what}."
 
 
 def _ratios(name: str, of: str) -> Picture:
@@ -204,13 +202,13 @@ CHAPTER = Chapter(
             pictures=(_ratios("compile_time", "tracing and compiling"),),
         ),
         "muon_time": Exhibit(
-            claims=_muon_claims(),
+            claims=_two_claims(muon_time.CASES, _muon_sentence),
             extent=_rounds_extent,
             tables=(muon_time.table,),
             pictures=(_ratios("muon_time", "a step, or of compiling,"),),
         ),
         "observe_time": Exhibit(
-            claims=_observe_claims(),
+            claims=_two_claims(observe_time.CASES, _observe_sentence),
             extent=_rounds_extent,
             tables=(observe_time.table,),
             pictures=(_ratios("observe_time", "a step, or of compiling,"),),

@@ -22,22 +22,19 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import normopt
+from experiments.benchmarks import timing
 from experiments.benchmarks.ratios import Ratio
-from experiments.training import devices, provenance
-from experiments.training.measuring import check_least, measure_rounds, one_line_errors
-from experiments.training.runs import write_json
+from experiments.training.measuring import measure_rounds
 
 RATE = 1e-3
 # One layer: a leaf in three has no blocks.
@@ -102,49 +99,35 @@ CASES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class CompileTimeConfig:
+class CompileTimeConfig(timing.TimingOptions):
     """How large, and how often."""
 
     layers: int = 334
     """Layers of three leaves."""
     rounds: int = 11
     """How often each optimizer has its turn."""
-    smoke: bool = False
-    """Twelve layers and one round."""
-    json: Path | None = None
-    """A file for the records."""
-    out: Path = Path("runs")
-    """The folder for what is finished, from where the same command goes on."""
-    fresh: bool = False
-    """Measure again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
     """Print the table that the command line asks for."""
-    prog = "python -m experiments compile_time"
-    config = tyro.cli(CompileTimeConfig, args=args, prog=prog)
-    # Ten rules want ten layers: a pattern that finds nothing is an error.
-    check_least(config, layers=10, rounds=1)
-    if config.smoke:
-        config = dataclasses.replace(config, layers=12, rounds=1)
+    config = timing.ask(
+        CompileTimeConfig,
+        "compile_time",
+        args,
+        # Ten rules want ten layers: a pattern that finds nothing is an error.
+        least={"layers": 10, "rounds": 1},
+        small={"layers": 12, "rounds": 1},
+    )
     if (cache := jax.config.values["jax_compilation_cache_dir"]) is not None:
         sys.exit(
             f"error: JAX_COMPILATION_CACHE_DIR is {cache}: programs would be read, "
             "not compiled; unset it"
         )
-    console = Console()
-    console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
-    with one_line_errors():
-        stored = {
-            "device": devices.describe(),
-            "provenance": provenance.describe(),
-            "layers": config.layers,
-            "rounds": config.rounds,
-            "rows": measure(config, console),
-        }
-        if config.json is not None:
-            write_json(config.json, stored)
-    console.print(table(stored))
+
+    def measured(console: Console) -> dict[str, Any]:
+        return {"layers": config.layers, "rows": measure(config, console)}
+
+    timing.time_and_show(config, measured, table)
 
 
 def measure(config: CompileTimeConfig, console: Console) -> list[Row]:

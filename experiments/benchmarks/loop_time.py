@@ -24,19 +24,18 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import tyro
 from rich.console import Console
 
+from experiments.benchmarks import timing
 from experiments.benchmarks.ratios import Ratio
 from experiments.models import MODELS
-from experiments.training import devices, provenance
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.images import on_device
 from experiments.training.loop import keys_of, order_of
-from experiments.training.measuring import check_least, measure_rounds, one_line_errors
+from experiments.training.measuring import measure_rounds
 from experiments.training.preparation import Prepared, TrainConfig, prepare
 from experiments.training.progress import TrainingProgress
-from experiments.training.runs import Run, read_records, write_json
+from experiments.training.runs import Run, read_records
 from experiments.training.steps import Sums, make_train_step, repeat
 
 BAR = 1.1
@@ -45,42 +44,29 @@ LOG_EVERY = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopTimeConfig:
+class LoopTimeConfig(timing.TimingOptions):
     """What to train, and how often."""
 
     model: Literal[tuple(MODELS)] = "resnet20"  # type: ignore[valid-type]
     """The network, on scikit-learn's digits."""
     rounds: int = 8
     """Epochs of each loop, after one that compiles."""
-    smoke: bool = False
-    """ResNet-8 and one round."""
-    json: Path | None = None
-    """A file for the records."""
-    out: Path = Path("runs")
-    """The folder for what is finished, from where the same command goes on."""
-    fresh: bool = False
-    """Measure again what is finished."""
 
 
 def main(args: Sequence[str]) -> None:
     """Print both times and their ratio."""
-    prog = "python -m experiments loop_time"
-    config = tyro.cli(LoopTimeConfig, args=args, prog=prog)
-    check_least(config, rounds=1)
-    if config.smoke:
-        config = dataclasses.replace(config, model="resnet8", rounds=1)
-    console = Console()
-    console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
-    with one_line_errors():
-        stored = {
-            "provenance": provenance.describe(),
-            "model": config.model,
-            "rounds": config.rounds,
-            **measure(config, console),
-        }
-        if config.json is not None:
-            write_json(config.json, stored)
-    console.print(in_words(stored), highlight=False, soft_wrap=True)
+    config = timing.ask(
+        LoopTimeConfig,
+        "loop_time",
+        args,
+        least={"rounds": 1},
+        small={"model": "resnet8", "rounds": 1},
+    )
+
+    def measured(console: Console) -> dict[str, Any]:
+        return {"model": config.model, **measure(config, console)}
+
+    timing.time_and_show(config, measured, in_words)
 
 
 def measure(config: LoopTimeConfig, console: Console) -> dict[str, Any]:

@@ -29,24 +29,21 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 import normopt
+from experiments.benchmarks import timing
 from experiments.benchmarks.ratios import Ratio
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
-from experiments.training import devices, provenance
-from experiments.training.measuring import check_least, measure_rounds, one_line_errors
-from experiments.training.runs import write_json
+from experiments.training.measuring import measure_rounds
 
 CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
 DECAY = 1e-4
@@ -126,7 +123,7 @@ CASES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class StepTimeConfig:
+class StepTimeConfig(timing.TimingOptions):
     """Whose step to time, and how often."""
 
     model: Literal[tuple(MODELS)] = "resnet18"  # type: ignore[valid-type]
@@ -139,22 +136,13 @@ class StepTimeConfig:
     """Steps in a turn, after one that is not counted."""
     seed: int = 0
     """For the order of the turns."""
-    smoke: bool = False
-    """The smallest network, and two turns of one step."""
-    json: Path | None = None
-    """A file for the records."""
-    out: Path = Path("runs")
-    """The folder for what is finished, from where the same command goes on."""
-    fresh: bool = False
-    """Measure again what is finished."""
 
 
 class Stepper:
     """One optimizer with parameters of its own, stepping on from turn to turn."""
 
-    def __init__(self, case: Case, params: Any):
+    def __init__(self, optimizer: optax.GradientTransformation, params: Any):
         """Begin at a copy of `params`, which the first step takes."""
-        optimizer = case.make()
 
         def step(params, state, gradients):
             updates, state = optimizer.update(gradients, state, params)
@@ -183,25 +171,23 @@ class Stepper:
 
 def main(args: Sequence[str]) -> None:
     """Print the table that the command line asks for."""
-    config = tyro.cli(StepTimeConfig, args=args, prog="python -m experiments step_time")
-    check_least(config, rounds=2, repeats=1, seed=0)
-    if config.smoke:
-        config = dataclasses.replace(config, model="resnet8", rounds=2, repeats=1)
-    console = Console()
-    console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
+    config = timing.ask(
+        StepTimeConfig,
+        "step_time",
+        args,
+        least={"rounds": 2, "repeats": 1, "seed": 0},
+        small={"model": "resnet8", "rounds": 2, "repeats": 1},
+    )
     params = random_parameters(config.model)
-    with one_line_errors():
-        stored = {
-            "device": devices.describe(),
-            "provenance": provenance.describe(),
+
+    def measured(console: Console) -> dict[str, Any]:
+        return {
             "model": config.model,
             "parameters": optax.tree.size(params),
-            "rounds": config.rounds,
             "rows": measure(config, params, console),
         }
-        if config.json is not None:
-            write_json(config.json, stored)
-    console.print(table(stored))
+
+    timing.time_and_show(config, measured, table)
 
 
 def measure(config: StepTimeConfig, params: Any, console: Console) -> list[Row]:
@@ -224,7 +210,7 @@ def measure(config: StepTimeConfig, params: Any, console: Console) -> list[Row]:
     @functools.cache
     def begin() -> tuple[Any, dict[str, Stepper]]:
         gradients = optax.tree.random_like(jax.random.key(1), params)
-        return gradients, {name: Stepper(CASES[name], params) for name in names}
+        return gradients, {name: Stepper(CASES[name].make(), params) for name in names}
 
     def turns(this_round: str) -> dict[str, float]:
         gradients, steppers = begin()

@@ -1,55 +1,111 @@
-"""Rows and a table of two times of each optimizer: of a step, and of its compiling."""
+"""Time the step and the compiling of optimizers by turns, beside the first of them."""
 
+import dataclasses
+import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import optax
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmarks.compile_time import trace_and_compile
 from experiments.benchmarks.ratios import Ratio
+from experiments.benchmarks.step_time import Stepper
+from experiments.benchmarks.timing import TimingOptions
+from experiments.training.measuring import measure_rounds
 
 OF = ("step", "compile")
 Row = dict[str, Any]
 
 
-def row(
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An optimizer, and the largest ratios to the baseline that are good enough."""
+
+    make: Callable[[], optax.GradientTransformation]
+    step: float | None = None
+    compile: float | None = None
+
+
+def measure(
+    config: TimingOptions,
     name: str,
-    of: str,
-    ours: Sequence[float],
-    theirs: Sequence[float] | None,
-    *,
-    baseline: str,
-    bar: float | None,
-) -> Row:
-    """Return what was timed of an optimizer.
+    settings: dict[str, Any],
+    cases: Mapping[str, Case],
+    params: Any,
+    steps: int,
+    console: Console,
+) -> list[Row]:
+    """Time the cases by turns, in rounds of which those that are finished stay.
 
     Args:
-        name: of the optimizer.
-        of: which of the two times.
-        ours: seconds, one a round.
-        theirs: those of the baseline in the same rounds; None: it is the baseline.
-        baseline: its name.
-        bar: the largest ratio that is good enough, if one is set.
+        config: how often.
+        name: of the command.
+        settings: all else that the times depend on.
+        cases: by name; the first is the baseline.
+        params: the parameters, whose values do not matter.
+        steps: in a turn, after one that is not counted.
+        console: gets a bar, and a line for each round.
+
+    Returns:
+        Two rows a case, of its step and of its compiling: seconds, and the ratio to the
+        baseline's, medians over the rounds, and the quartiles of the ratio.
     """
-    found = {
+
+    @functools.cache
+    def begin() -> tuple[Any, dict[str, Stepper]]:
+        gradients = optax.tree.random_like(jax.random.key(1), params)
+        steppers = {name: Stepper(case.make(), params) for name, case in cases.items()}
+        return gradients, steppers
+
+    def turns(_: str) -> dict[str, tuple[float, float]]:
+        gradients, steppers = begin()
+        seconds = {}
+        for name, case in cases.items():
+            step = steppers[name].turn(gradients, steps)
+            # Nothing that an earlier turn traced is found again.
+            jax.clear_caches()
+            seconds[name] = step, sum(trace_and_compile(case.make(), params))
+        return seconds
+
+    rounds = measure_rounds(config, name, settings, turns, console)
+    seconds = {
+        (name, of): [times[name][place] for times in rounds]
+        for name in cases
+        for place, of in enumerate(OF)
+    }
+    baseline, *others = cases
+    rows = [_row(baseline, of, seconds[baseline, of]) for of in OF]
+    for name in others:
+        for of in OF:
+            ratio, quartiles = Ratio.of(seconds[name, of], seconds[baseline, of])
+            bar = getattr(cases[name], of)
+            rows.append(
+                _row(name, of, seconds[name, of])
+                | {"baseline": f"{baseline}, {of}", "bar": bar}
+                | {"ratio": ratio, "quartiles": list(quartiles)}
+                | {"holds": None if bar is None else ratio <= bar}
+            )
+    return rows
+
+
+def _row(name: str, of: str, seconds: list[float]) -> Row:
+    return {
         "optimizer": f"{name}, {of}",
-        "seconds": statistics.median(ours),
+        "seconds": statistics.median(seconds),
         "baseline": None,
         "ratio": None,
         "quartiles": None,
         "bar": None,
         "holds": None,
     }
-    if theirs is not None:
-        ratio, quartiles = Ratio.of(ours, theirs)
-        found |= {"baseline": f"{baseline}, {of}", "bar": bar}
-        found |= {"ratio": ratio, "quartiles": list(quartiles)}
-        found["holds"] = None if bar is None else ratio <= bar
-    return found
 
 
-def table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+def table(rows: list[Row], title: str) -> Table:
     """Return a row for each optimizer and time, with its ratio and its bar."""
     shown = Table(
         "optimizer",

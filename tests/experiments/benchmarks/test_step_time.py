@@ -13,7 +13,6 @@ from experiments.__main__ import discover
 from experiments.benchmarks import step_time
 from experiments.benchmarks.step_time import (
     CASES,
-    Case,
     Stepper,
     StepTimeConfig,
     main,
@@ -93,7 +92,7 @@ def test_a_step_is_the_optimizers_own(name):
         "normalized": lambda: normopt.normalized(optax.sgd(0.1)),
     }
     optimizer = makes[name]()
-    stepper = Stepper(Case(makes[name], traffic=0), PARAMS)
+    stepper = Stepper(optimizer, PARAMS)
     assert stepper.turn(GRADIENTS, 3) > 0
     params, state = PARAMS, optimizer.init(PARAMS)
     for _ in range(4):
@@ -105,14 +104,14 @@ def test_a_step_is_the_optimizers_own(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_buffer_is_donated_and_taken(name):
-    stepper = Stepper(CASES[name], PARAMS)
+    stepper = Stepper(CASES[name].make(), PARAMS)
     before = stepper.carry
     stepper.turn(GRADIENTS, 2)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
 
 
 def test_the_callers_arrays_survive_the_donation():
-    stepper = Stepper(CASES["optax.sgd"], PARAMS)
+    stepper = Stepper(CASES["optax.sgd"].make(), PARAMS)
     stepper.turn(GRADIENTS, 2)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((PARAMS, GRADIENTS)))
 
@@ -124,7 +123,7 @@ def test_a_buffer_that_cannot_be_donated_is_an_error():
             lambda updates, state, params: (updates, state.astype(jnp.bfloat16)),
         )
 
-    stepper = Stepper(Case(narrowing, traffic=0), PARAMS)
+    stepper = Stepper(narrowing(), PARAMS)
     with pytest.raises(RuntimeError, match="a donated buffer was not reused"):
         stepper.turn(GRADIENTS, 1)
 
@@ -134,11 +133,11 @@ def test_ratios_are_paired_within_rounds_and_stay(tmp_path, monkeypatch, committ
     times = {"optax.sgd": [1.0, 9.0, 3.0, 1.0, 5.0], "sgdp": [2.0, 18.0, 6.0, 3.0, 5.0]}
     left = {name: iter(values) for name, values in times.items()}
 
-    order = []
+    order, names = [], iter(times)
 
     class Recorded:
-        def __init__(self, case, params):
-            (self.name,) = [name for name, known in CASES.items() if known is case]
+        def __init__(self, optimizer, params):
+            self.name = next(names)
 
         def turn(self, gradients, steps):
             order.append(self.name)
