@@ -78,7 +78,9 @@ def safe_quotient(numerator: Any, x: jax.Array) -> jax.Array:
     """Divides by x, a number of at least 0; 0, with the derivative 0, where it is 0.
 
     The division stands last: XLA takes all that follows one into the loop over a leaf
-    that the quotient multiplies, and computes it again for each element.
+    that the quotient multiplies, and computes it again for each element. With a select
+    last, a step of `clipped` took 1.56 times optax.adamw's instead of 1.34
+    (python -m experiments step_time --optimizers clipped).
     """
     return jnp.where(x == 0, 0, numerator) / jnp.where(x == 0, 1, x)
 

@@ -148,7 +148,7 @@ def _clip(g, w, axes, option, kept, shared, *, measure):
     length = measure(g, axes) + eps
     is_long = length > max_norm
     # Where nothing is cut, a length of zero must not be divided by. The division stands
-    # last: XLA's CPU takes a select after it into the loop over all elements.
+    # last, as in `safe_quotient`.
     return g * (jnp.where(is_long, max_norm, 1) / jnp.where(is_long, length, 1)), kept
 
 
