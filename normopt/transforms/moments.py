@@ -29,6 +29,7 @@ from normopt.numerics import (
     saturated,
     select,
     smallest_root,
+    squared,
 )
 from normopt.rules import PerLeaf
 
@@ -178,22 +179,23 @@ def _step(g, w, axes, option, kept, shared, *, has_mu, amsgrad, nesterov):
     mu, nu, *rest = kept if has_mu else (None, *kept)
     past = 0 if mu is None else b1 * mu
     if w is not None and axes is not None:
-        length, last = bounded_sqrt(squared_length(w, axes)), rest[-1]
         # A block without length has no unit for what it was, and begins anew: no past,
         # and the first average of its squares is the square itself.
-        has_length = length > 2 * smallest_root(length.dtype)
+        length, last = bounded_sqrt(squared_length(w, axes)), rest[-1]
+        length = select(length > 2 * smallest_root(length.dtype), length, 0)
+        rest[-1], has_length = length, length > 0
+        unit = select(has_length, length, 1)
         if mu is not None:
-            radial = block_dot(mu, w, axes, keepdims=False) / length / length
+            radial = block_dot(mu, w, axes, keepdims=False) / squared(unit)
             is_known = has_length & (length < largest_root(length.dtype))
             radial = select(is_known & jnp.isfinite(radial), radial, 0)
             past = mu - across_block(radial, axes, g.ndim) * w
             past = across_block(select(has_length, b1, 0), axes, g.ndim) * past
         b2_rest = select(has_length, b2_rest, correction)
-        r = select(last > 0, last, length) / length
+        r = select(last > 0, last, unit) / unit
         nu = select(has_length, nu * r * r, 0)
         if amsgrad:
             rest[0] = select(has_length, saturated(rest[0] * r * r), 0)
-        rest[-1] = select(has_length, length, 0)
     nu = second = saturated(b2 * nu + b2_rest * squared_length(g, axes))
     if amsgrad:
         rest[0] = second = larger(rest[0], nu)
