@@ -111,7 +111,7 @@ def _uses(name: str) -> str:
         for target, title, text in found
         if re.search(rf"normopt\.{name}\(", text)
     ]
-    return f"\n## Examples\n\n{''.join(shown)}" if shown else ""
+    return f"\n## More examples\n\n{''.join(shown)}" if shown else ""
 
 
 def _functions(names: dict[str, str]) -> str:
