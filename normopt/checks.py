@@ -116,15 +116,15 @@ def check_flag(option: str, value: Any) -> None:
         raise TypeError(f"`{option}` must be True or False, got {option}={value!r}")
 
 
-def check_inner(name: str, inner: Any) -> None:
+def check_inner(name: str, inner: Any, option: str = "inner") -> None:
     """Raises unless what `name` is to wrap is an optimizer or a link."""
     if not isinstance(inner, optax.GradientTransformation):
         hint = "from a configuration, build it with normopt.make"
         if isinstance(inner, optax.MultiSteps):
             hint = "pass what its gradient_transformation() returns"
         raise TypeError(
-            f"`{name}` wraps an optimizer such as optax.sgd(0.1), got inner={inner!r}; "
-            f"{hint}"
+            f"`{name}` wraps an optimizer such as optax.sgd(0.1), got "
+            f"{option}={inner!r}; {hint}"
         )
 
 

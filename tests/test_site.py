@@ -93,6 +93,12 @@ def test_the_tables_name_the_links_and_optimizers_and_no_other():
         assert all(cell.strip() for cells in lines.values() for cell in cells)
 
 
+def test_a_name_s_page_leads_to_the_guides_and_recipes_that_use_it():
+    for target in ("coming_from/muon.md", "recipes.md#muon-by-rules"):
+        assert f"](../{target})" in GENERATED["optimizers/muon.md"]
+        assert target not in GENERATED["optimizers/adamg.md"]
+
+
 def test_no_link_of_the_site_is_dead():
     pages = texts_of_the_site()
     figures = {f"figures/{path.name}" for path in stored.figures()}
@@ -114,14 +120,14 @@ def test_no_link_of_the_site_is_dead():
 
 
 def test_no_link_of_docs_is_dead_in_the_repository():
-    """But those to the gallery, which only the site has."""
-    assert {
-        (file.name, target)
-        for file in WRITTEN
-        for target in links(file.read_text("utf-8"))
-        if "gallery.md" not in target
-        and not (file.parent / target.partition("#")[0]).exists()
-    } == set()
+    dead = []
+    for file in WRITTEN:
+        for target in links(file.read_text("utf-8")):
+            path, _, anchor = target.partition("#")
+            at = file.parent / path if path else file
+            if not at.exists() or (anchor and anchor not in anchors(at.read_text())):
+                dead.append((file.name, target))
+    assert not dead
 
 
 @pytest.mark.parametrize("file", BESIDE, ids=lambda path: path.name)
@@ -207,6 +213,8 @@ def test_the_site_builds_without_a_network_or_a_warning(tmp_path):
     assert built.returncode == 0, built.stderr
     text = (tmp_path / "site/optimizers/adams/index.html").read_text("utf-8")
     assert "<math" in text
+    page = (tmp_path / "site/coming_from/keras_adamw/index.html").read_text("utf-8")
+    assert "<code>normopt.restart(state, t_cur=k)</code></a>" in page
     for page in (tmp_path / "site").rglob("*.html"):
         left = re.search(r"\.\. math::|:math:|=====", page.read_text("utf-8"))
         assert not left, (page, left)

@@ -69,14 +69,14 @@ class _Rewriting(Preprocessor):
         super().__init__(md)
         words = "|".join(sorted(names, key=len, reverse=True))
         self.name = re.compile(
-            rf"(?<![`\[\w])`(?:normopt\.)?({words})(\([^`]*\))?`(?!`)"
+            rf"(?<![`\[\w])`((?:normopt\.)?({words})(?:\([^`]*\))?)`(?!`)"
         )
 
     def run(self, lines: list[str]) -> list[str]:
         text = _TABLE.sub(_as_pipes, "\n".join(lines))
         text = _BLOCK.sub(lambda found: self._block(found[2]), text)
         text = _INLINE.sub(lambda found: self._stored(found[1] or found[2]), text)
-        text = self.name.sub(r"[`\1\2`][normopt.\1]", text)
+        text = self.name.sub(r"[`\1`][normopt.\2]", text)
         return text.split("\n")
 
     def _block(self, latex: str) -> str:

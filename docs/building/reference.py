@@ -69,7 +69,7 @@ def pages() -> dict[str, str]:
             written[path] = (
                 f"# {name}\n{_advice(name, path)}\n::: normopt.{name}\n"
                 "    options: {heading: Reference, toc_label: Reference}\n"
-                f"\n{_fields(name, module)}\n{_formulas(name, names)}"
+                f"\n{_fields(name, module)}\n{_formulas(name, names)}{_uses(name)}"
             )
     written["functions.md"] = _functions(names)
     return written
@@ -92,6 +92,26 @@ def _advice(name: str, path: str) -> str:
     *_, when, rather_not = lines[name]
     text = f"\n**Take it** {when}.\n\n**Rather not** {rather_not}.\n"
     return text.replace("](", "](../")  # a page of the folder beside the table
+
+
+def _uses(name: str) -> str:
+    """Return links to the pages and recipes whose examples have this name."""
+    titled = re.compile(r"(?ms)^## (?P<title>[^\n]+)\n(?P<text>.*?)(?=^## |\Z)")
+    found = []
+    for page in sorted((ROOT / "docs" / "coming_from").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        found.append((f"coming_from/{page.name}", text.partition("\n")[0][2:], text))
+    recipes = (ROOT / "RECIPES.md").read_text(encoding="utf-8")
+    for section in titled.finditer(recipes):
+        words = re.sub(r"[^\w\s-]", "", section["title"].lower())
+        anchor = re.sub(r"\s+", "-", words)
+        found.append((f"recipes.md#{anchor}", section["title"], section["text"]))
+    shown = [
+        f"- [{title}](../{target})\n"
+        for target, title, text in found
+        if re.search(rf"normopt\.{name}\(", text)
+    ]
+    return f"\n## More examples\n\n{''.join(shown)}" if shown else ""
 
 
 def _functions(names: dict[str, str]) -> str:

@@ -52,9 +52,10 @@ def with_page_links(text: str) -> str:
 def with_site_links(text: str, path: str) -> str:
     """Return a page of `docs` with its links to files beside it as the site has them.
 
-    So they lead somewhere in the repository, too.
+    So they lead somewhere in the repository, too. There the gallery is the folder.
     """
     up = "../" * path.count("/")
+    text = text.replace(f"]({up}../experiments/results/figures)", f"]({up}gallery.md)")
     for page, source in PAGES.items():
         file = source.relative_to(ROOT).as_posix()
         text = text.replace(f"]({up}../{file}", f"]({up}{page}")

@@ -33,7 +33,7 @@ def beside(
       ValueError: at init, with the paths of the leaves that nobody takes.
     """
     if rest is not None:
-        check_inner(f"{optimizer}(rest=...)", rest)
+        check_inner(optimizer, rest, "rest")
 
         def labels(params: Any) -> Any:
             return jax.tree.structure(params).unflatten(

@@ -86,8 +86,8 @@ def decouple_length(
       Salimans and Kingma, "Weight Normalization", 2016, arXiv 1602.07868, equation 3.
       Muown, 2026, arXiv 2605.10797: `orthogonalize` for v, Adam for g.
     """
-    check_inner("decouple_length", direction)
-    check_inner("decouple_length(length=...)", length)
+    check_inner("decouple_length", direction, "direction")
+    check_inner("decouple_length", length, "length")
     of_direction, of_length = map(optax.with_extra_args_support, (direction, length))
     numbers = OfBlocks()
     # Two optimizers come between the parts of its step: it has none for `go`.
