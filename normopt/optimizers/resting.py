@@ -1,4 +1,4 @@
-"""The optimizer of the rest: of leaves that another one has no step for."""
+"""The optimizer `rest`, for the leaves that another optimizer has no step for."""
 
 from collections.abc import Callable
 from typing import Any
