@@ -64,7 +64,8 @@ def hyperball(
         more dimensions could have some.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a negative learning rate; at init, for an axis that
         does not exist or a pattern that matches no path; at update, without `params`.
 
@@ -149,7 +150,8 @@ def rotational(
         more dimensions could have some.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a number out of its range; at init, for an axis that
         does not exist or a pattern that matches no path; at update, without `params`.
 
