@@ -69,7 +69,7 @@ def decay_weights(
     schedule: Any = None,
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrinks the weights by an L1 and L2 decay, after the learning rate.
+    r"""Applies L1 and L2 decay to the weights, after the learning rate.
 
     The decay depends on `schedule` alone, and not on the gradient or the learning rate.
 

@@ -26,8 +26,8 @@ class DecoupleLengthState(NamedTuple):
 
     lengths: Any  # {"path@axes": g of each block, which can turn negative}
     radii: Any  # {"path@axes": |v| of each block}
-    direction: Any  # direction's state, for v
-    length: Any  # length's state, for {"path@axes": g}
+    direction: Any  # the state of `direction`, for v
+    length: Any  # the state of `length`, for {"path@axes": g}
 
 
 def decouple_length(

@@ -22,9 +22,9 @@ class ObserveState(NamedTuple):
     """State of `observe`: sums over the blocks at the last step that was observed."""
 
     count: jax.Array  # int32 scalar: updates done
-    step: jax.Array  # int32 scalar: the count of the last observation, 0 before one
+    step: jax.Array  # int32 scalar: the count of the last observation; 0 before any
     sums: Any  # {"path@axes": the `Sums` of each block, (*channel axes, 5)}
-    inner: Any  # of the optimizer
+    inner: Any  # the state of the optimizer
 
 
 class Sums(NamedTuple):

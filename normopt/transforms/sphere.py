@@ -31,7 +31,7 @@ class RetractToSphereState(NamedTuple):
     """State of `retract_to_sphere` where a radius may be the initial length."""
 
     radius: Any  # {"path@axes": |w| of each block before the first step}
-    inner: Any  # of the optimizer
+    inner: Any  # the state of the optimizer
 
 
 def retract_to_sphere(
