@@ -1,13 +1,14 @@
 """Norms of a block, their dual directions, and the registry of their names.
 
-A built-in norm is written once, on a whole leaf, in sums per block. All of them are
-homogeneous, norm(c x) = c norm(x) for c > 0, which is what lets `block_norm` measure
-1e-30 and 1e30 in float32: where there are squares it measures the block over its
-largest element, or nearly so, and multiplies back. A step of `normalized(optax.adam)`
-then takes 1.29 times optax.adamw's on ResNet-18's shapes. A branch for extreme blocks
-alone would make a GPU wait for its host, and 62 of them, one a leaf, took half of the
-time to compile. Three sums of squares at three scales made the step 1.3 to 1.8 times as
-long on a CPU, and moved on a TPU as many bytes as the maximum does:
+A built-in norm is written once, on a whole leaf, with sums per block. All of them are
+homogeneous, norm(c x) = c norm(x) for c > 0. So `block_norm` can measure blocks of
+1e-30 and of 1e30 in float32: where there are squares, it divides the block by its
+largest element, or nearly so, measures it, and multiplies back. With that a step of
+`normalized(optax.adam)` takes 1.29 times as long as one of optax.adamw on ResNet-18's
+shapes. Two alternatives were worse. A branch for extreme blocks alone makes a GPU wait
+for its host, and 62 branches, one per leaf, took half of the time to compile. Sums of
+squares at three scales made the step 1.3 to 1.8 times as long on a CPU, and moved as
+many bytes on a TPU:
 
     python -m experiments step_time --optimizers normalized clipped
     python -m experiments gpu_compile

@@ -24,7 +24,7 @@ def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
     Args:
       params: the weights.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
       radius: the new length, per leaf: a number above 0, or None, which leaves a leaf
         unchanged, also for leaves that no pattern matches.
 
@@ -70,7 +70,7 @@ def centered(params: Any, channel_axes: PerLeaf) -> Any:
     Args:
       params: the weights.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
 
     Returns:
       Params of the same structure, shapes and dtypes.

@@ -29,7 +29,7 @@ def beside(
       optimizer: its name, for messages.
 
     Raises:
-      TypeError: when built, if `rest` is no optimizer.
+      TypeError: when built, if `rest` is not an optimizer.
       ValueError: at init, with the paths of the leaves that nobody takes.
     """
     if rest is not None:

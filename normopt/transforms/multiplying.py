@@ -133,7 +133,7 @@ def scale_by_block_size(
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
       power: the exponent p, any finite number.
 
     Returns:

@@ -22,7 +22,7 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraA
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
 
     Returns:
       A link without state that needs `params` where a leaf has blocks. Updates keep
