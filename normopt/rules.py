@@ -33,10 +33,11 @@ def by_path(
 ) -> Callable[[Any], Any]:
     """Chooses a value for each leaf: that of the first pattern that matches its path.
 
-    The result can be any per-leaf option, the mask of `optax.masked` (`default=False`),
-    or the labels of `optax.partition` (`default="label"`). Under
-    `optax.inject_hyperparams` use a plain mapping instead, because it calls any
-    callable argument with the step count.
+    The result can be any option that is described as "per leaf", the mask of
+    `optax.masked` (`default=False`), or the labels of `optax.partition`
+    (`default="label"`). A per-leaf option also takes one value for all leaves, or such
+    a mapping itself. Under `optax.inject_hyperparams` use a plain mapping, because it
+    calls any callable argument with the step count.
 
     Args:
       rules: `{pattern: value}`, tried in order with `re.search(pattern, path)`.

@@ -61,8 +61,8 @@ def find_scale_invariance(
     become sharper as their input grows. A dense kernel before a BatchNorm is reported.
     Before a LayerNorm it is not, if the layer has a bias. In a transformer that
     normalizes queries and keys, exactly their kernels are reported, with one block per
-    head if each head is normalized separately. If only a common factor on several
-    leaves leaves the loss unchanged, none of them is reported.
+    head if each head is normalized separately. If the loss is invariant only when
+    several leaves are scaled together, none of them is reported.
 
     **What is left out.** Leaves without a gradient, or with one that is only rounding
     error, such as a bias before a BatchNorm; leaves whose effect on the loss is smaller

@@ -1,7 +1,7 @@
 """Cosine annealing with warm restarts, as a function of the count.
 
 The value of such a schedule is a multiplier eta_t of an update and of its decay, not a
-learning rate. As a function of the count it can stand for any schedule of optax.
+learning rate. It can be used wherever optax takes a schedule.
 """
 
 import itertools

@@ -31,11 +31,12 @@ def normalize_blocks(
 
     Args:
       norm: a name of `norm_names()`; see `block_norms` for the formulas.
-      channel_axes: the axes that index a leaf's blocks, per leaf: `()` for the whole
-        leaf, `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of a
-        stack of layers, None to leave a leaf unchanged. If one value is given for all
-        leaves, a leaf without such an axis stays unchanged. So do integer and empty
-        leaves.
+      channel_axes: the axes that index a leaf's blocks: `()` for the whole leaf,
+        `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of a stack
+        of layers, None to leave a leaf unchanged. It is given per leaf: as one value
+        for all leaves, a mapping `{pattern: axes}` over paths, or a callable such as
+        `output_channels()`. If one value is given, a leaf without such an axis stays
+        unchanged. So do integer and empty leaves.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
