@@ -1,10 +1,9 @@
-"""Tests whether the loss depends on the length of blocks, by scaling them.
+"""Whether the loss does care about the length of blocks: by scaling them, directly.
 
-An orthogonal gradient does not prove invariance: a `stop_gradient` can cause it. And
-whether the effect of an epsilon is small can only be judged beside the other effects of
-a leaf. So blocks are multiplied by random factors around 1/2 and 2. The change of the
-loss is then compared with the change by moves of the same blocks, equally far, in
-random directions.
+An orthogonal gradient is no proof: a `stop_gradient` can make one, and what an epsilon
+breaks is small or large only beside what else the leaf does. So blocks are multiplied
+by random factors around 1/2 and 2, and the change of the loss is compared with that by
+moves of the same blocks, as far in random directions.
 """
 
 import math

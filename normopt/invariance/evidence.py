@@ -1,9 +1,9 @@
 """What a gradient says about scale invariance, for every partition of a leaf.
 
-The loss does not depend on the length of a block b if its gradient g is orthogonal to
-the block w. The measure of a partition compares two changes of the loss, to first
-order: when every block gets longer or shorter at random, and when every block moves
-equally far in a random direction:
+The loss does not see the length of a block b if its gradient g is orthogonal to the
+block w. The measure of a partition compares what the loss changes by, to first order,
+when every block gets longer or shorter at random, with what it changes by when every
+block moves as far in a random direction:
 
     sqrt(sum_b <g_b, w_b>^2) / sqrt(sum_b |g_b|^2 |w_b|^2 / d_b)
 

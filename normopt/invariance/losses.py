@@ -1,6 +1,6 @@
 """The loss as a compiled function of the numeric leaves, and what is asked of it.
 
-Errors about the loss are explained in terms of the user's function, not of tracers.
+What a user may have got wrong about it is said in the user's terms, without a tracer.
 """
 
 import traceback

@@ -1,8 +1,8 @@
 """Parameters at random around the given ones: moved, scaled by block, perturbed.
 
-Random numbers are drawn by NumPy, in a fraction of the time of a gradient. With the
-generators of `jax.random` they took longer than the gradients on a CPU. A point is not
-stored but made again from its seed, and nothing is compiled for it.
+Random numbers are drawn by NumPy, in a fraction of the time of a gradient; with the
+generators of `jax.random` they took longer than the gradients on a CPU. A point can be
+had again from its seed instead of being kept, and nothing is compiled for it.
 """
 
 import math

@@ -1,9 +1,8 @@
 """The loss and its gradient around the given parameters.
 
-What holds at one point may be chance, or due to a special start: biases of zero can
-hide that weights are not invariant. So all parameters are moved, each leaf in
-proportion to its own size. Leaves of zeros have no size, and are moved so far that the
-loss changes as much as by other leaves.
+What holds at one point may be chance or a special start: zero biases hide what they
+would break. So parameters are moved, every leaf by its own size, and leaves without a
+size of their own by as much as changes the loss like the others do.
 """
 
 import collections
