@@ -1,4 +1,4 @@
-"""Optimizers that care about the geometry of a parameter, for JAX and optax."""
+"""Optax optimizers that control the norms of gradients, steps and weights."""
 
 from importlib import metadata as _metadata
 from types import ModuleType as _ModuleType

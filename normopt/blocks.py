@@ -1,12 +1,12 @@
 """Which slice: channel axes, and sums over the blocks that they index.
 
-Every sum of the library over a block is taken here, in at least float32, and keeps the
-leaf's dimensions (`(1, 1, 1, 8)` for the eight channels of a kernel) unless told not
-to, so that a factor per block multiplies the leaf by broadcasting. Each is one
-reduction of the leaf as it is. Reducing the leading axes first and the last one after
-them was measured to be no faster on CPU (0.8 to 1.1 times, from 1e6 to 2e7 elements),
-and makes devices that share a leaf exchange a whole row where one number would do. Axes
-are never merged before a reduction, which can have a sharded leaf gathered whole.
+All sums of the library over blocks are computed here, in float32 or wider. By default a
+sum keeps the dimensions of its leaf (`(1, 1, 1, 8)` for the eight channels of a
+kernel), so that a factor per block multiplies the leaf by broadcasting. Each sum is one
+reduction of the unchanged leaf. To reduce the leading axes first and the last one after
+them was not faster on a CPU (0.8 to 1.1 times, from 1e6 to 2e7 elements), and makes
+devices that share a leaf exchange a whole row where one number would do. Axes are never
+merged before a reduction, since that can gather a sharded leaf on every device.
 """
 
 import math

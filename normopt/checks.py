@@ -182,7 +182,7 @@ def check_moment_dtype(option: str, dtype: Any) -> None:
 
 
 class LargeDecayWarning(UserWarning):
-    """A decay that follows no learning rate, as large as one that is times it."""
+    """A decoupled weight decay so large that it may be one of `optax.adamw`."""
 
 
 def warn_of_half_life(optimizer: str, weight_decay: Any) -> None:

@@ -1,17 +1,18 @@
-"""Copies of arrays for sums alone, which XLA's CPU then takes without storing them.
+"""Copies of arrays that only sums read, which saves memory traffic on a CPU.
 
-XLA's CPU hands each large sum to a library, together with the arithmetic that makes
-what is summed, if nobody else uses that. But g + wd w has two users, the sum of its
-squares and the moment, and is stored: 45 MB in each step of AdamS on ResNet-18's
-shapes, where a copy for the sum alone leaves none, and half of the time:
+On a CPU, XLA computes a large sum without storing its input, if nothing but the sum
+reads that input. In AdamS, g + wd w is read twice, by the sum of its squares and by the
+moment. So XLA stores it: 45 MB in each step for the shapes of ResNet-18. If the sum
+reads a copy of its own, nothing is stored, and the step takes half of the time:
 
     python -m experiments step_time --optimizers adams+L2 adamp
 
-So where a link has made what comes in, the step of the next one is taken twice: once of
-copies, of which only the sums are used, and once of what came in, with those sums. The
-copies are computed anew, from what is stored in any case, behind a barrier without
-which XLA would find out that they are the same. Elsewhere than on CPUs there is no
-barrier and one of them goes: a GPU's or TPU's program stays what it was.
+So where a link has computed its output, the step of the next link runs twice. The first
+run gets copies, and only its sums are used. The second run gets the arrays themselves
+and these sums. The copies are computed again from arrays that are stored in any case,
+behind a barrier, without which XLA would find that both are equal and merge them.
+On GPUs and TPUs there is no barrier, so XLA merges them, and the program is the same as
+without copies.
 """
 
 import contextlib

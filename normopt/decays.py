@@ -11,12 +11,12 @@ from normopt.checks import check_number
 class DecayForms(NamedTuple):
     """One weight decay, at the largest learning rate, in each of its forms."""
 
-    independent: float  # the share of the weights that a step takes off
+    independent: float  # the share that a step takes off the weights
     times_learning_rate: float  # that share over the learning rate
     following: float  # the share where the schedule lr_t / lr_max is 1
     corrected: float  # that share over lr_max, where the schedule is lr_t^2 / lr_max
-    memory: float  # steps: the weights are an average over about so many updates
-    angle: float  # radians a step that a scale-invariant block comes to turn by
+    memory: float  # in steps: the weights are an average over about as many updates
+    angle: float  # radians per step by which a scale-invariant block turns in the end
 
 
 def decay_from(
@@ -32,9 +32,11 @@ def decay_from(
 ) -> DecayForms:
     r"""Turns a weight decay in one form into all others.
 
-    A step takes the share :math:`\lambda` off the weights. What `weight_decay` has to
-    be for that depends on who reads it; the forms agree where the learning rate is at
-    its largest, lr_max, and beyond it as their schedules do:
+    Each step shrinks the weights by the share :math:`\lambda`. Optimizers define
+    `weight_decay` in different ways, so each needs another number wd for the same
+    :math:`\lambda`. The table shows how :math:`\lambda` follows from wd. All forms
+    agree while the learning rate lr_t is at its largest, lr_max; then they differ as
+    the table shows:
 
     ===================  ====================  =========================================
     form                 lambda                read by
@@ -50,27 +52,27 @@ def decay_from(
                                                schedule=lambda t: lr(t)**2 / lr_max)``
     ===================  ====================  =========================================
 
-    Two more do not name a decay but what it does. The weights are an exponential
-    average of the updates, each divided by :math:`\lambda`, over a memory of
+    Two more forms name an effect of the decay. First, the weights are an exponential
+    average of past updates, over
 
     .. math:: \mathrm{memory} = 1 / \lambda
 
-    steps; over the steps of an epoch, in epochs. A scale-invariant block comes to turn
-    in each step, after such a time and while gradients are mostly noise, by an angle of
+    steps. After about that many steps, a scale-invariant block turns in each step, if
+    gradients are mostly noise, by an angle of
 
     .. math:: \mathrm{angle} = \sqrt{2 \lambda \frac{1 - b_1}{1 + b_1}}
 
-    in Adam's and SGD's families, where the decay does not enter the moments; see
-    `equilibrium` for others.
+    radians, in the families of Adam and SGD, where the decay does not enter the
+    moments. For other optimizers see `equilibrium`.
 
     Args:
       learning_rate: lr_max, the largest one of the run, above 0.
       independent: the decay as `normopt.adamw` takes it, in (0, 1).
       times_learning_rate: the decay as `optax.adamw` takes it, above 0.
-      following: the decay that is times a schedule lr_t / lr_max, in (0, 1).
-      corrected: the decay that is times lr_t^2 / lr_max, above 0.
-      memory: in steps, above 1.
-      angle: in radians per step, above 0.
+      following: the decay that is multiplied by a schedule lr_t / lr_max, in (0, 1).
+      corrected: the decay that is multiplied by lr_t^2 / lr_max, above 0.
+      memory: the memory in steps, above 1.
+      angle: the angle in radians per step, above 0.
       b1: the decay of the first moment, or the momentum, in [0, 1); only the angle
         depends on it.
 
@@ -78,19 +80,20 @@ def decay_from(
       `DecayForms`, each form by its name.
 
     Raises:
-      TypeError: for a number that is none, or traced, and unless exactly one form is
-        given.
-      ValueError: for a number out of its range, a form that takes off all of the
-        weights, or more, in a step, and one whose others leave the range of floats.
+      TypeError: for a value that is not a number or is traced, and unless exactly one
+        form is given.
+      ValueError: for a number out of its range, a form that would remove all of the
+        weights or more in one step, or a form for which another one leaves the range of
+        floats.
 
     Examples:
-      What `optax.adamw(1e-3, weight_decay=0.1)` does, by `normopt.adamw`:
+      The same decay as in `optax.adamw(1e-3, weight_decay=0.1)`, for `normopt.adamw`:
 
       >>> now = normopt.decay_from(learning_rate=1e-3, times_learning_rate=0.1)
       >>> round(now.independent, 7), round(now.memory), round(now.angle, 5)
       (0.0001, 10000, 0.00324)
 
-      A memory that stays where the learning rate doubles wants half of optax's decay:
+      With twice the learning rate, the same memory needs half of optax's decay:
 
       >>> then = normopt.decay_from(learning_rate=2e-3, memory=now.memory)
       >>> round(then.times_learning_rate, 7)

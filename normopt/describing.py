@@ -1,4 +1,4 @@
-"""What each leaf will get, as a table to read before a GPU is spent on it."""
+"""A table of what each leaf will get, to read before a GPU is spent on it."""
 
 import itertools
 import math
@@ -48,48 +48,50 @@ def describe(
     only: str = "",
     observations: Mapping[str, Observation] | None = None,
 ) -> str:
-    r"""Tells what per-leaf options mean for each leaf.
+    r"""Shows what per-leaf options mean for each leaf.
 
-    Leaves of one shape and options whose paths differ in numbers alone share a row:
-    `stages/{0..2}/conv{1,2}/kernel` is six leaves. A column that says the same of every
-    leaf is one entry of the line below the rows.
+    Leaves whose shapes and options are equal, and whose paths differ only in numbers,
+    share a row: `stages/{0..2}/conv{1,2}/kernel` is six leaves. If a column is the same
+    for all leaves, it is left out of the table, and the line below the rows has its
+    value.
 
     Args:
-      params: a pytree: of arrays, of `jax.ShapeDtypeStruct`s of `jax.eval_shape`, a
-        whole module. What is no array in it has no row.
-      config: the optimizer's configuration, as `normopt.config` takes and writes it.
-        Its options are read from there; in a chain or a wrapper the first one that is
-        not neutral counts. Keywords beside it take precedence. A decay that is tied to
-        the gradient or to the learning rate has no half-life, and a line below the
+      params: a pytree of arrays, or of `jax.ShapeDtypeStruct`s from `jax.eval_shape`,
+        or a whole module. Anything in it that is not an array has no row.
+      config: the configuration of the optimizer, as `normopt.config` takes and returns
+        it. Options are read from there. In a chain or a wrapper, the first value that
+        is not neutral counts. Keyword arguments take precedence. A decay that depends
+        on the gradient or the learning rate has no half-life, and a line below the
         table says so.
       channel_axes: the axes that index a leaf's blocks, per leaf.
       weight_decay: a decay per step that is decoupled from the learning rate, at least
         0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.
       l1: an L1 decay, at least 0, per leaf.
       lr_multipliers: factors of the learning rate, at least 0, per leaf.
-      matrices: which axes are the inputs and outputs of matrices, per leaf, as in
-        `orthogonalize` and `muon`, where `rest` takes the leaves that show a dash.
-      radius: that of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
+      matrices: the input and output axes of matrices, per leaf, as in `orthogonalize`
+        and `muon`. A dash marks the leaves that go to `rest`.
+      radius: the one of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
         `hyperball` and `rotational`), `"present"`, or None for no such column. For a
-        word the table shows the lengths that the blocks have now, and how many have
-        none.
-      only: a regular expression; leaves in whose path it is not found have no row and
+        word the table shows the present lengths of the blocks, and how many blocks have
+        length zero.
+      only: a regular expression. Leaves whose path it does not match have no row, and
         do not count in the totals.
-      observations: what `observe` saw, as `normopt.observations` reads it: of each leaf
-        the lengths of gradient and weights, the relative step and the angle in radians,
-        each the median over the blocks and, of several, the largest.
+      observations: what `observe` recorded, as `normopt.observations` returns it. For
+        each leaf the table then shows norms of gradient and weights, the relative step
+        and the angle in radians: the median over the blocks and, if there are several,
+        the largest.
 
     Returns:
-      A table: path, shape, number of leaves, dtype, axes, number and size of a leaf's
-      blocks, multiplier, decay and its half-life; if they are given, number and size of
-      its matrices (inputs x outputs), the radius and what was observed; a line with
-      what all leaves share; one with the totals.
+      A table with path, shape, number of leaves, dtype, axes, number and size of
+      blocks, multiplier, decay and half-life. If they are given, it also has number and
+      size of the matrices (inputs x outputs), the radius, and what was observed. Below
+      it are a line with what all leaves share, and one with the totals.
 
     Raises:
       TypeError: if a value has the wrong type.
       ValueError: for a bad value or configuration, an axis that does not exist, a
-        pattern that matches no path, an observation of a path that is none or of
-        blocks that its leaf does not have.
+        pattern that matches no path, or observations of a path or of blocks that
+        `params` does not have.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What a scale-invariant block with a decay comes to: a length, and an angle a step."""
+"""The length, and the angle per step, at which a scale-invariant block settles."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from normopt.registry import make
 
 
 class Equilibrium(NamedTuple):
-    """The steady state of a scale-invariant block under steps and decay."""
+    """The steady state of a scale-invariant block under steps and weight decay."""
 
     length: float | None  # of the block, in the unit of the weights; None without size
     angle: float  # radians that it turns in a step, root of the mean square
@@ -24,20 +24,24 @@ def equilibrium(
     gradient: float = 1.0,
     step: int | None = None,
 ) -> Equilibrium:
-    r"""Predicts the length and the angle per step of a block with a decay.
+    r"""Predicts the length and angle per step at which a scale-invariant block settles.
 
-    Gradients of a scale-invariant block are orthogonal to it: steps lengthen the block,
-    decay shortens it, and the two come into balance. With gradients that are mostly
-    noise, steps :math:`\eta \sum_k c_k g_{t-k}` of gradients that the moments see with
-    a length of n, and a decay of :math:`\lambda` per step in all,
+    The gradient of a scale-invariant block is orthogonal to the block. So steps
+    lengthen the block and decay shortens it, until the two balance.
+
+    The prediction is for gradients that are mostly noise. A step is then
+    :math:`\eta \sum_k c_k g_{t-k}`: a sum of past gradients with weights :math:`c_k`,
+    after the moments have scaled each gradient to a length n. With :math:`\lambda` the
+    total decay per step,
 
     .. math::
       \mathrm{length}^2 = \frac{\eta^2 n^2 C^2}{2 \lambda}, \qquad
       \mathrm{angle}^2 = 2 \lambda \frac{\sum_k c_k^2}{C^2}, \qquad
       C = \sum_k c_k
 
-    With d the `size` of the block and s the size that elements of its `gradient` would
-    have at a length of 1 (they are s / length, as the loss sees the direction alone):
+    The table has n and C for each kind of moments. There d is the `size` of the block,
+    and s is from `gradient`: the RMS of the elements of the gradient is s / length, as
+    the loss depends on the direction alone.
 
     =================  ==============  =====================  ========================
     moments            n               C                      sum of the c_k² over C²
@@ -50,71 +54,74 @@ def equilibrium(
     SGD-MRT            s √d / length   1 / √(1 - m²)          1
     =================  ==============  =====================  ========================
 
-    where :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of what
-    Lion takes the sign of. Nesterov's sums are others, and NovoGrad's C is 1 with
-    `grad_averaging`. In the last two C is the root of the sum of the squares: where the
-    moments stay tangent, past gradients lengthen a block no more than present ones do.
+    where :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of the
+    number whose sign Lion takes. With Nesterov momentum the sums differ, and with
+    `grad_averaging` NovoGrad's C is 1. For AdamSRT and SGD-MRT, C is the root of the
+    sum of the :math:`c_k^2`: their moments stay orthogonal to the block, so past
+    gradients lengthen it no more than the present one.
 
-    **The decay** :math:`\lambda` **per step** is, with lr_t the learning rate and eta_t
-    the value of a `schedule` at `step`,
+    **The decay** :math:`\lambda` **per step** is given by the next table, with lr_t the
+    learning rate and eta_t the value of a `schedule` at `step`:
 
     =========================  =========================================================
     independent                wd, for `adamw`, `sgdw`, `decay_weights`
     following                  eta_t wd, for the same with a `schedule`
     corrected                  that, of `decay_weights` with eta_t = lr_t² / lr_max
-    times the learning rate    lr_t wd, for `lion`, and `add_decay` behind the moments
+    with the learning rate     lr_t wd, for `lion`, and `add_decay` behind the moments
     in the momentum            lr_t C wd, for NovoGrad, and for SGD with L2
     L2 in the gradient         lr_t C wd length / s, for Adam, AdamS and Lion
     the same, kept tangent     lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
                                SGD-MRT
     =========================  =========================================================
 
-    so that under L2 the length of Adam's blocks is
-    :math:`\sqrt[3]{\eta\, d\, s / (2\, \mathrm{wd})}`, and that of SGD's
-    :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`. A block follows a
-    schedule with a memory of :math:`1 / \lambda` steps: at a `step` the values are
-    taken as if they had stayed, which holds where they change more slowly than that.
-    All this is within 5 % for blocks of 32 elements or more, while :math:`\lambda` is
-    at most (1 - b1) / 10 (Lion: (1 - b2) / 10); under a larger decay blocks are
-    shorter.
-    Of Lion's and AdamSRT's blocks of four elements it is off by a quarter and by 5 %.
+    So under L2 the length of Adam's blocks is
+    :math:`\sqrt[3]{\eta\, d\, s / (2\, \mathrm{wd})}`, and that of SGD's is
+    :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`.
+
+    **Limits.** A block follows a schedule with a delay of about :math:`1 / \lambda`
+    steps. The prediction at a `step` is right only if schedules change more slowly than
+    that. It is within 5 % for blocks of 32 elements or more if :math:`\lambda` is at
+    most (1 - b1) / 10 (for Lion, (1 - b2) / 10). Under a larger decay blocks are
+    shorter. For blocks of four elements it is off by a quarter under Lion, and by 5 %
+    under AdamSRT.
 
     Args:
-      config: of the optimizer, as `normopt.config` takes it: `adamw`, `sgdw`, `adams`,
-        `adamsrt`, `sgdmrt`, `novograd`, optax's `lion`, or a chain of the links that
-        these consist of, also inside `observe`; optax's AdamW is `adamw` with
-        `weight_decay=learning_rate * weight_decay`. A mapping per path says nothing of
-        a block: give the block's own decay and channel axes.
-      size: d, the number of elements of the block, at least 2; None if nothing that
-        is asked for depends on it. The block of NovoGrad is what shares a second
-        moment: the channels of a layer come to the angle of the layer, and to lengths
-        whose squares add up to that of its length.
-      gradient: s, above 0: the root of the mean square of the elements of the block's
-        gradient, times the length of the block; it matters for SGD, and for L2.
+      config: the configuration of the optimizer, as `normopt.config` takes it: `adamw`,
+        `sgdw`, `adams`, `adamsrt`, `sgdmrt`, `novograd`, optax's `lion`, or a chain of
+        the links that these consist of, also inside `observe`. For optax's AdamW take
+        `adamw` with `weight_decay=learning_rate * weight_decay`. A prediction is for
+        one block, so give the decay and channel axes of that block, and not a mapping
+        per path.
+      size: d, the number of elements of the block, at least 2; None if no result
+        depends on it. For NovoGrad the block is what shares a second moment, which is a
+        layer. Its channels settle at the angle of the layer, and the squares of their
+        lengths add up to that of the layer.
+      gradient: s, above 0: the RMS of the elements of the gradient of the block, times
+        the length of the block. It matters for SGD, and for L2.
       step: the count of updates at which schedules in `config` are read, at least 0;
-        None if there are none.
+        None if there are no schedules.
 
     Returns:
       An `Equilibrium`.
 
     Raises:
-      TypeError: if a number is none, such as a schedule without `step` or a mapping, or
-        if `config` is no mapping.
+      TypeError: if an option is not a number where it must be one (a mapping, or a
+        schedule without `step`), or if `config` is not a mapping.
       ValueError: for an optimizer whose equilibrium is not known, without a decay or a
-        learning rate, without a `size` where the angle depends on it, for a decay of 1
-        a step or more, for links whose steps climb or whose decay grows, and for all
-        that `config` refuses.
+        learning rate, without a `size` if the angle depends on it, for a decay of 1 per
+        step or more, for links that ascend or increase the weights by their decay, and
+        for all that `config` refuses.
 
     Examples:
-      The learning rate of a rotational AdamW that turns as a present run of
-      `optax.adamw(1e-3, weight_decay=0.1)` does:
+      The angle that `rotational` needs to turn like a run of
+      `optax.adamw(1e-3, weight_decay=0.1)`:
 
       >>> now = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-3 * 0.1}
       >>> length, angle = normopt.equilibrium(now, size=512)
       >>> round(length, 3), round(angle, 5)
       (1.6, 0.00324)
 
-      At half the learning rate, only a corrected decay leaves the length as it is:
+      At half the learning rate, only a corrected decay gives the same length:
 
       >>> cosine = {"name": "cosine_decay_schedule", "decay_steps": 10_000}
       >>> def after(exponent):

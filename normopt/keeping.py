@@ -1,10 +1,10 @@
 """What a state keeps for each leaf: a number per block, or one per element.
 
-Numbers per block stand in a dictionary. Its keys are the path of a leaf and its channel
-axes, `kernel@0,3`: two axes of one length would not tell by their shape which of them
-indexes the blocks. They are not kept as a tree like the params, because a container of
-parameters may hand its leaves' sharding on to what has their place, and a number per
-block has fewer axes.
+Numbers per block are kept in a dictionary. Its keys are the path of a leaf and its
+channel axes, such as `kernel@0,3`. The axes are part of the key because the shape alone
+does not identify them if two axes have equal lengths. The dictionary is not a tree like
+the params, because a container of parameters may pass the sharding of a leaf on to what
+takes its place, and a number per block has fewer axes.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ MADE_FOR_OTHERS = "the state was made for other params or options"
 class BlockNumbers(NamedTuple):
     """Real numbers of at least float32, one for each block or each element.
 
-    `optax.tree.map_params` maps `elements` as it does params, and hands `blocks` to
-    `transform_non_params` whole, as a dictionary.
+    `optax.tree.map_params` treats `elements` like params. It passes `blocks` as one
+    dictionary to `transform_non_params`.
     """
 
     elements: Any  # params' structure and shapes; MaskedNode where a leaf has blocks

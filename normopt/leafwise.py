@@ -64,7 +64,7 @@ _HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
 
 
 class NoBlocksWarning(UserWarning):
-    """`channel_axes` was given, and no leaf has blocks: nothing acts on blocks."""
+    """`channel_axes` was given but gives no leaf blocks, so nothing acts on blocks."""
 
 
 class Option(NamedTuple):

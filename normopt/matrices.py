@@ -1,8 +1,8 @@
 """Which matrices: the axes of a leaf that are their inputs, and their outputs.
 
-The other axes of a leaf index its matrices, as channel axes index blocks: the kernel
-(layers, in, out) of a stack, with the input axis 1 and the output axis 2, holds a
-matrix for each layer.
+The other axes of a leaf count matrices, as channel axes count blocks: the kernel
+(layers, in, out) of a stack, with input axis 1 and output axis 2, holds one matrix per
+layer.
 """
 
 import math
@@ -38,11 +38,11 @@ class Matrices(NamedTuple):
 
 
 def output_matrices(axis: int = -1) -> Callable[[Any], Any]:
-    """Takes every leaf of two or more dimensions as one matrix, with one output axis.
+    """Makes one matrix of every leaf of two or more dimensions, with one output axis.
 
-    A kernel of a convolution (height, width, in, out) is the matrix (height width in,
-    out). Embeddings and heads are matrices by their shape; rules by path leave them
-    out.
+    The kernel of a convolution (height, width, in, out) becomes a matrix (height width
+    in, out). Embeddings and heads have the shape of matrices, too; to leave them out,
+    use rules by path.
 
     Args:
       axis: the output axis: -1 in Flax kernels, 0 in Equinox and torch weights.

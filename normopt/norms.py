@@ -1,13 +1,14 @@
-"""How long, and which way is down: norms of a block, and the registry of their names.
+"""Norms of a block, their dual directions, and the registry of their names.
 
-A built-in norm is written once, on a whole leaf, in sums per block. All of them are
-homogeneous, norm(c x) = c norm(x) for c > 0, which is what lets `block_norm` measure
-1e-30 and 1e30 in float32: where there are squares it measures the block over its
-largest element, or nearly so, and multiplies back. A step of `normalized(optax.adam)`
-then takes 1.29 times optax.adamw's on ResNet-18's shapes. A branch for extreme blocks
-alone would make a GPU wait for its host, and 62 of them, one a leaf, took half of the
-time to compile. Three sums of squares at three scales made the step 1.3 to 1.8 times as
-long on a CPU, and moved on a TPU as many bytes as the maximum does:
+A built-in norm is written once, on a whole leaf, with sums per block. All of them are
+homogeneous, norm(c x) = c norm(x) for c > 0. So `block_norm` can measure blocks of
+1e-30 and of 1e30 in float32: where there are squares, it divides the block by its
+largest element, or nearly so, measures it, and multiplies back. With that a step of
+`normalized(optax.adam)` takes 1.38 times as long as one of optax.adamw on ResNet-18's
+shapes. Two alternatives were worse. A branch for extreme blocks alone makes a GPU wait
+for its host, and 62 branches, one per leaf, took half of the time to compile. Sums of
+squares at three scales made the step 1.3 to 1.8 times as long on a CPU, and moved as
+many bytes on a TPU:
 
     python -m experiments step_time --optimizers normalized clipped
     python -m experiments gpu_compile
@@ -112,24 +113,24 @@ def spectral(
     coefficients: Any = "quintic",
     dtype: Any = None,
 ) -> Norm:
-    r"""Gives the spectral norm of matrices: by how much they stretch a vector at most.
+    r"""Gives the spectral norm of matrices, their largest singular value.
 
     .. math::
       \mathrm{norm}(W) = \max_x \frac{\|W x\|}{\|x\|}, \qquad
         \mathrm{dual}(U S V^T) = U V^T
 
-    The dual is that of `orthogonalize`, an approximation.
+    The dual is approximated by `orthogonalize`.
 
     Args:
-      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. A
-        block is a matrix of these, whatever a link's `channel_axes` are; where those
-        are None the leaf is left alone.
-      steps: of the iteration; see `orthogonalize`.
-      coefficients: likewise.
-      dtype: likewise.
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
+        blocks are these matrices. The `channel_axes` of a link do not change them, but
+        where these are None the leaf is left unchanged.
+      steps: the number of iterations; see `orthogonalize`.
+      coefficients: see `orthogonalize`.
+      dtype: see `orthogonalize`.
 
     Returns:
-      A norm for `norm=`. Its name "spectral" stands for the default options.
+      A norm for `norm=`. The name "spectral" means this norm with default options.
 
     Raises:
       TypeError: if an option has the wrong type.
@@ -152,20 +153,20 @@ def spectral(
 
 
 def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> None:
-    r"""Makes a norm of one's own known by name, to links, optimizers and `make`.
+    r"""Registers your own norm under a name, for links, optimizers and `make`.
 
     Args:
-      name: the name to use as `norm=`. A name registered before is replaced, a
-        built-in one cannot be.
-      fn: maps one block, a float32 (or wider) array of any shape without its channel
-        axes, to a scalar. It is applied to all blocks with `jax.vmap`. Complex
-        leaves are handed over complex. Or a norm as an object, such as
-        `spectral(...)`, with a method `measure(x, channel_axes)` for a whole leaf and,
-        if it has a dual, `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
+      name: the name to use as `norm=`. It may replace a name that was registered
+        before, but not a built-in one.
+      fn: a function from one block to a scalar. The block is a float32 (or wider) array
+        of any shape, without its channel axes, and complex for complex leaves. All
+        blocks are computed with `jax.vmap`. Or a norm object such as `spectral(...)`,
+        with a method `measure(x, channel_axes)` for a whole leaf and, if it has a dual,
+        `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
 
     Raises:
-      TypeError: if `name` is not a string or `fn` neither callable nor a norm; where
-        the norm is first used, if `fn` does not return one real number.
+      TypeError: if `name` is not a string, or `fn` is neither callable nor a norm; at
+        the first use, if `fn` does not return one real number.
       ValueError: if `name` is the name of a built-in norm.
 
     Examples:
@@ -293,7 +294,7 @@ def _scale(x: jax.Array, axes: BlockAxes) -> jax.Array:
 
 
 def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
-    r"""Measures the length of every block of a tree.
+    r"""Computes the norm of every block of a tree.
 
     Args:
       tree: params, gradients or updates.
@@ -310,7 +311,7 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       None for leaves without blocks.
 
     Raises:
-      TypeError: if `channel_axes` are no axes, or a leaf is no array.
+      TypeError: if `channel_axes` are not axes, or a leaf is not an array.
       ValueError: for an unknown norm, an axis that does not exist, a pattern that
         matches nothing.
 
@@ -337,22 +338,24 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
 
 def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
-    r"""Measures by what angle every block turned between two trees.
+    r"""Measures the angle by which every block turned between two trees.
 
-    With unit vectors u, v of a block, the angle is 2 atan2(|u - v|, |u + v|), which
-    keeps its digits at the small angles of a training step, where arccos loses them.
+    With unit vectors u, v of a block, the angle is 2 atan2(|u - v|, |u + v|). Unlike
+    arccos, this is accurate for the small angles of a training step.
 
     Args:
-      old: params before.
-      new: params after; the same structure and shapes.
+      old: params before the step.
+      new: params after the step; the same structure and shapes.
       channel_axes: the axes that index a leaf's blocks, per leaf.
 
     Returns:
-      A tree as of `block_norms`: angles in radians, in [0, pi]; 0 where either block
-      has no length. **Copy an NNX state before the update**, as
-      `old = jax.tree.map(jnp.copy, nnx.state(model))`: it refers to the variables of
-      the model, which an update changes in place, so that old and new would be one and
-      all angles 0.
+      A tree like that of `block_norms`, with angles in radians, in [0, pi]; 0 if either
+      block is zero.
+
+      **Copy an NNX state before the update**, as in `old = jax.tree.map(jnp.copy,
+      nnx.state(model))`. The state refers to the variables of the model, which an
+      update changes in place. Without a copy, old and new are the same, and all angles
+      are 0.
 
     Raises:
       TypeError: as `block_norms` does.
@@ -364,7 +367,7 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
       >>> round(float(normopt.block_angles(east, north)), 4)
       1.5708
 
-      Of an NNX model take a copy before the update that turns it:
+      For an NNX model, copy the state before the update:
 
       >>> import jax
       >>> from flax import nnx

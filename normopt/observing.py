@@ -1,4 +1,4 @@
-"""What `observe` saw: read from a state, as numbers for a log, and what stands out.
+"""Reads what `observe` recorded, makes numbers for a log, and finds what stands out.
 
 A state is what the next step needs; this is what a person looks at.
 """
@@ -30,15 +30,15 @@ class Observation(NamedTuple):
     angle: jax.Array  # radians from w to w + u, in [0, pi]
     radial_gradient: jax.Array  # the cosine of g and w, in [-1, 1]
     radial_update: jax.Array  # the cosine of u and w, in [-1, 1]
-    step: jax.Array  # int32 scalar: updates done then, this one included; 0: none yet
+    step: jax.Array  # int32 scalar: the count of this update, from 1; 0 before any
 
 
 class Spike(NamedTuple):
-    """A number of a log that stands out of those before it."""
+    """A number in a log that is much larger than those before it."""
 
     step: int  # of the summary
     path: str  # of the leaf
-    quantity: str  # a field of `Observation`, of the largest block with `_max`
+    quantity: str  # a field of `Observation`; with `_max` that of the largest block
     ratio: float  # to the running median
 
 
@@ -50,10 +50,10 @@ _WINDOW, _LEAST = 20, 4
 
 
 def observations(opt_state: Any) -> dict[str, Observation]:
-    r"""Reads what `observe` saw last out of a state.
+    r"""Reads from a state what `observe` recorded last.
 
-    Of the gradient g, the update u and the weights w of each block it gives the lengths
-    and
+    For the gradient g, the update u and the weights w of each block it gives their
+    norms and
 
     .. math::
       \mathrm{relative\ step} = \frac{\|u\|}{\|w\|}, \quad
@@ -61,23 +61,25 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         \|w\| + \tfrac{\langle u, w \rangle}{\|w\|}\right), \quad
       \mathrm{radial\ update} = \frac{\langle u, w \rangle}{\|u\| \|w\|}
 
-    where :math:`u^\perp` is the part of u that is orthogonal to w: the angle is that
-    from w to w + u, right for steps of 1e-7 of the length and for nearly radial ones.
+    where :math:`u^\perp` is the part of u that is orthogonal to w. The angle is the one
+    between w and w + u. It is accurate for relative steps of 1e-7 and for nearly radial
+    steps.
 
     Args:
-      opt_state: a state that holds at least one `ObserveState`, of any optimizer or
-        wrapper, sharded, or restored from a checkpoint, inside and outside `jax.jit`.
-        An `nnx.Optimizer`, or anything else with an attribute `opt_state`, may stand
-        for its own.
+      opt_state: a state with at least one `ObserveState`, of any optimizer or wrapper.
+        It may be sharded, or restored from a checkpoint, inside or outside of
+        `jax.jit`. You can also pass an `nnx.Optimizer`, or any object with an attribute
+        `opt_state`.
 
     Returns:
       An `Observation` for the path of each leaf that has blocks: numbers in the shape
-      of its channel axes, in float32 at least. Before the first observation all of
-      them are 0, and what a block of zeros would divide is 0; there is no eps. They
-      are right for elements from 1e-15 to 1e15. Elements below about 1e-19 count as 0,
-      as their squares do; the length of larger ones is 1.8e19 at most, with cosines of
-      0. Blocks with elements that are not finite have an infinite length, or NaN, as do
-      those of which the products with the weights overflow as well.
+      of its channel axes, in float32 or wider. All are 0 before the first observation,
+      and a quotient is 0 where a block of zeros is the divisor; there is no eps.
+
+      The numbers are right for elements from 1e-15 to 1e15. Beyond that, elements below
+      about 1e-19 count as 0, because their squares do, and norms are at most 1.8e19,
+      with cosines of 0. If elements are not finite, or products with the weights
+      overflow, norms are infinite or NaN.
 
     Raises:
       TypeError: for a state of shapes alone.
@@ -161,26 +163,29 @@ def _observing(tree: Any) -> Iterator[ObserveState]:
 
 
 def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str, Any]:
-    """Makes a flat dictionary of numbers for a log of what was observed.
+    """Makes a flat dictionary of numbers from observations, for a log.
 
-    It is what TensorBoard, wandb and CLU take, and a line of JSON:
-    `wandb.log(numbers)`, `writer.write_scalars(numbers["step"], numbers)`,
-    `for name, x in numbers.items(): writer.add_scalar(name, x, numbers["step"])`.
+    It can be written as a line of JSON, or logged with wandb, CLU and TensorBoard:
+    `wandb.log(numbers)`, `writer.write_scalars(numbers["step"], numbers)`, and for each
+    `name, x` of its items `writer.add_scalar(name, x, numbers["step"])`.
 
     Args:
-      observations: as `normopt.observations` gives them.
-      only: a regular expression; leaves in whose path it is not found are left out.
+      observations: what `normopt.observations` returns.
+      only: a regular expression; leaves whose path it does not match are left out.
 
     Returns:
-      `"path/quantity"` for each quantity of an `Observation`, the median over the
-      blocks of the leaf, and `"path/quantity_max"` the largest, for leaves of several
-      blocks; of cosines that is the largest size. `"step"` is that of the observation,
-      of several the last. Python numbers; under `jax.jit` scalar arrays. A NaN of one
-      block makes the median and the largest NaN; `json.dumps` writes that and infinity
-      as `NaN` and `Infinity`, which `json.loads` reads and other readers may refuse.
+      A dictionary with `"path/quantity"` for each quantity of an `Observation`, the
+      median over the blocks of the leaf. For leaves of several blocks it also has
+      `"path/quantity_max"`, the largest; for cosines, the largest absolute value.
+      `"step"` is the step of the observation (the last one, if they differ). Values are
+      Python numbers, or scalar arrays under `jax.jit`.
+
+      If one block is NaN, so are median and maximum. `json.dumps` writes NaN and
+      infinity as `NaN` and `Infinity`, which `json.loads` reads, but other readers may
+      not.
 
     Raises:
-      TypeError: if `only` is not a string, or `observations` are none.
+      TypeError: if `only` is not a string, or `observations` are not observations.
       ValueError: if `only` is not a regular expression, or matches no path; for the
         observations of an ensemble.
 
@@ -243,31 +248,33 @@ def _as_it_is(x: Any) -> Any:
 
 
 def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list[Spike]:
-    r"""Lists what stands out in a log: what was far larger than shortly before.
+    r"""Lists the spikes in a log: numbers far larger than those shortly before.
 
-    Updates of a layer jump before the loss does, and gradients with them.
+    When training becomes unstable, the updates and gradients of a layer jump before the
+    loss does. A spike is a length, relative step or angle x with
 
     .. math:: x_t > \mathrm{factor} \cdot \mathrm{median}(x_{t-20}, \dots, x_{t-1})
 
-    for each length, relative step and angle, of the median and of the largest block.
+    for the median as well as for the largest block of a leaf.
 
     Args:
-      summaries: as `summary` gives them, in any order, each with its `"step"`; a
-        quantity is looked at once a step, and not at step 0, before the first
-        observation. Other entries and None do not matter, so the records of a log in
-        which the numbers were put among others, or in several records, will do.
-      factor: how much larger than the median of the 20 summaries before, or of fewer
-        at the start, but at least 4; above 1.
+      summaries: dictionaries as `summary` returns them, each with its `"step"`, in any
+        order. They may contain other entries, which are ignored, as None is. The
+        numbers of one step may also be spread over several dictionaries. Step 0 is
+        ignored, as nothing was observed yet.
+      factor: the ratio that makes a spike, above 1. The median is over the 20 summaries
+        before, or at the start over fewer, but at least 4.
 
     Returns:
-      The spikes, by step, and of one step the largest ratio first. A number that is
-      not finite has an infinite ratio. There is none to a median of 0.
+      The spikes, sorted by step, and within a step by falling ratio. A number that is
+      not finite has an infinite ratio. If the median is 0 there is no spike.
 
     Raises:
-      TypeError: if `factor` is no number, or a summary no mapping.
-      ValueError: if `factor` is not above 1; if a summary has no step, or a quantity
-        that is no number, or one that is another in an earlier summary of this step, as
-        in the log of a run that was resumed: drop what was done again.
+      TypeError: if `factor` is not a number, or a summary not a mapping.
+      ValueError: if `factor` is not above 1; if a summary has no step; if a quantity is
+        not a number; if two summaries have different numbers for one quantity at one
+        step. That happens in the log of a resumed run: drop the steps that were
+        repeated.
 
     Examples:
       >>> log = [{"step": step, "conv/gradient": 0.5} for step in range(1, 9)]

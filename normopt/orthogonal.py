@@ -1,7 +1,7 @@
 """The polar factor of matrices, by a Newton-Schulz iteration.
 
-U V^T of a matrix U S V^T is the orthogonal matrix nearest to it. Each step takes an odd
-polynomial of all singular values at once, with products of matrices alone:
+U V^T of a matrix U S V^T is the orthogonal matrix nearest to it. Each step applies an
+odd polynomial to all singular values at once, with matrix products alone:
 
     A = X X^T,    X <- (a + b A + c A^2) X
 

@@ -18,19 +18,20 @@ KeyPath = tuple[Hashable, ...]
 def path_of(key_path: KeyPath) -> str:
     """Joins a JAX key path to a path string, keys separated by `/`.
 
-    The attribute `value` in which an NNX variable (`nnx.Param`) and a box of Linen
-    (`nn.Partitioned`, `nn.LogicallyPartitioned`) keep what they hold is dropped, so
-    that the path is the same boxed and unboxed; a dictionary key `value` is a name like
-    any other.
+    NNX variables (`nnx.Param`) and the boxes of Linen (`nn.Partitioned`,
+    `nn.LogicallyPartitioned`) keep their array in an attribute `value`. This attribute
+    is left out, so that the path is the same with and without a box. A dictionary key
+    `value` is kept, as any other key is.
 
-    A key path alone does not tell a box from another object. So this function drops an
-    attribute `value` right behind a dictionary key, unless another attribute follows:
-    right for all trees of NNX and Linen that consist of dictionaries. `leaf_paths` and
-    the rules see the tree itself, and differ in two cases: they keep the `value` of an
-    object in a dictionary that is no box, and drop that of a box outside of one.
+    A key path does not say whether an object is such a box. So this function drops an
+    attribute `value` that directly follows a dictionary key, unless another attribute
+    follows it. That is right for all trees of NNX and Linen that consist of
+    dictionaries. `leaf_paths` and the rules see the objects themselves. So they differ
+    in two cases: they keep the `value` of an object that is not a box, and they drop
+    the `value` of a box that is not in a dictionary.
 
     Args:
-      key_path: as `jax.tree_util.tree_map_with_path` hands it over.
+      key_path: a key path from `jax.tree_util.tree_map_with_path`.
 
     Returns:
       The path, e.g. `encoder/layers/0/kernel`; empty for a tree that is one leaf.
@@ -56,7 +57,7 @@ def leaf_paths(params: Any, pattern: str = "") -> list[str]:
     """Lists the paths of the leaves in which `re.search(pattern, path)` finds a match.
 
     Args:
-      params: a pytree of arrays, of whatever container.
+      params: a pytree of arrays, in any container.
       pattern: a regular expression; the empty one lists every leaf.
 
     Returns:
@@ -67,7 +68,7 @@ def leaf_paths(params: Any, pattern: str = "") -> list[str]:
       ValueError: if it is not a regular expression.
 
     Examples:
-      An unanchored pattern finds more than its reader may think:
+      A pattern that is not anchored may match more than you expect:
 
       >>> params = {"conv_1": {"kernel": 1.0}, "conv_10": {"kernel": 1.0}}
       >>> normopt.leaf_paths(params, "conv_1")

@@ -32,13 +32,14 @@ RULES = {
 def names() -> list[str]:
     """Lists the optimizers of normopt that `make` knows by name.
 
-    Configurations may also name the links of normopt, `cosine_restarts`,
+    Besides these, a configuration may name the links of normopt, `cosine_restarts`,
     `WarmRestarts`, `output_channels` and `whole_leaves` for channel axes,
-    `output_matrices` for matrices, `{"name": "chain", "links": [...]}`, and optax's
-    optimizers, transformations and schedules, e.g. `sgd`, `clip_by_global_norm`,
-    `scale_by_adam`, `add_decayed_weights`, `exponential_decay`, `join_schedules`; a
-    name that both libraries have means normopt's. A mask of optax is a mapping
-    `{pattern: True or False}`, False for leaves that no pattern matches.
+    `output_matrices` for matrices, `{"name": "chain", "links": [...]}`, and the
+    optimizers, transformations and schedules of optax, such as `sgd`,
+    `clip_by_global_norm`, `scale_by_adam`, `add_decayed_weights`, `exponential_decay`
+    or `join_schedules`. If both libraries have a name, it means the one of normopt. A
+    mask for optax is a mapping `{pattern: True or False}`, with False for leaves that
+    no pattern matches.
 
     Examples:
       >>> "normalized" in normopt.names()
@@ -50,17 +51,18 @@ def names() -> list[str]:
 
 
 def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
-    """Writes an optimizer down: validated, complete with defaults, JSON-able.
+    """Describes an optimizer as a dictionary for JSON, checked and with all defaults.
 
     Args:
-      name: one of `names()`, or another name that these may hold.
-      **hyperparameters: numbers, strings, axes, dtypes, `{pattern: value}` mappings;
-        inner optimizers, links and schedules as dictionaries of the same form, complete
-        or not. Scalar arrays become numbers, tuples lists, dtypes names.
+      name: one of `names()`, or another name that is listed there.
+      **hyperparameters: numbers, strings, axes, dtypes, and `{pattern: value}`
+        mappings. Inner optimizers, links and schedules are dictionaries of the same
+        form; they may leave out defaults. Scalar arrays are converted to numbers,
+        tuples to lists, and dtypes to names.
 
     Returns:
-      `{"name": name, ...}` with every hyper-parameter of the signature, but without
-      those defaults of optax that are functions, which JSON cannot hold;
+      `{"name": name, ...}` with every hyper-parameter of the signature, except defaults
+      of optax that are functions, which JSON cannot hold.
       `make(**json.loads(json.dumps(c)))` gives the same trajectory as the optimizer.
 
     Raises:
@@ -74,7 +76,7 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
       >>> c["norm"], c["channel_axes"], c["inner"]["nesterov"]
       ('l2', [], False)
 
-      A chain of links, of both libraries:
+      A chain of links of both libraries:
 
       >>> c = normopt.config("chain", links=[
       ...     {"name": "clip_by_global_norm", "max_norm": 1.0},
@@ -100,14 +102,14 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
 def make(**config: Any) -> optax.GradientTransformation:
     """Builds the optimizer that a configuration describes.
 
-    A custom norm must be registered with `register_norm` before; the error says so.
+    Register your own norms with `register_norm` first; otherwise an error says so.
 
     Args:
-      **config: `name` and hyper-parameters, as `config` writes them or a JSON file
-        holds them; what is left out has its default.
+      **config: `name` and hyper-parameters, as `config` or a JSON file has them. What
+        is left out has its default.
 
     Returns:
-      The optimizer (or, for the name of a link or a schedule, that).
+      The optimizer, or the link or schedule, that has this name.
 
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or no `name`.

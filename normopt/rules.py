@@ -31,18 +31,19 @@ _NO_SCHEDULE = (
 def by_path(
     rules: Mapping[str, Any], default: Any = None, *, strict: bool = True
 ) -> Callable[[Any], Any]:
-    """Chooses a value for each leaf by its path: the first pattern found in it wins.
+    """Chooses a value for each leaf: that of the first pattern that matches its path.
 
-    The result serves as any per-leaf option, as the mask of `optax.masked`
-    (`default=False`) and as the labels of `optax.partition` (`default="label"`). Use
-    a plain mapping under `optax.inject_hyperparams`, which calls any callable argument
-    with the step count.
+    The result can be any option that is described as "per leaf", the mask of
+    `optax.masked` (`default=False`), or the labels of `optax.partition`
+    (`default="label"`). A per-leaf option also takes one value for all leaves, or such
+    a mapping itself. Under `optax.inject_hyperparams` use a plain mapping, because it
+    calls any callable argument with the step count.
 
     Args:
       rules: `{pattern: value}`, tried in order with `re.search(pattern, path)`.
       default: the value of a leaf that no pattern matches.
-      strict: whether a pattern that matches no path at all is an error. Rules that are
-        shared between models want False.
+      strict: whether a pattern that matches no path at all is an error. Pass False for
+        rules that are shared between models.
 
     Returns:
       A callable from params (or updates) to a tree of values of the same structure.

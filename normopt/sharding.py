@@ -1,4 +1,4 @@
-"""Where the state of an optimizer lies, when its parameters lie on many devices."""
+"""The sharding of an optimizer state, from that of its parameters."""
 
 import collections
 import re
@@ -11,23 +11,24 @@ from normopt.paths import NamedLeaf, named_leaves
 
 
 def state_sharding(optimizer: Any, params: Any) -> Any:
-    """Gives the shardings of an optimizer's initial state, for a jitted `init`.
+    """Returns the shardings of an optimizer's initial state, for a jitted `init`.
 
-    What has the shape of a parameter lies where the parameter lies; what has one number
-    for each of its blocks lies as its channel axes do; all else, such as a count, is on
-    every device. An array of the state is matched with its parameter by the end of its
+    An array with the shape of a parameter gets the sharding of that parameter. Numbers
+    per block are sharded like the channel axes that index them. Everything else, such
+    as a count, is replicated. Arrays are matched with parameters by the end of their
     path, and numbers per block by their key, which names the axes (`kernel@0,3`). So
     this works for any optimizer, in any wrapper of optax.
 
-    A sharded step under `jax.jit` needs nothing else: sums over a block cross devices.
-    Inside `jax.shard_map` they would be sums over a piece; there leaves with blocks are
-    refused, unless JAX knows that they are the same on all devices. The gradients of a
-    loss that was averaged over the devices (`jax.lax.pmean`) are.
+    Under `jax.jit` nothing else is needed: sums over a block are computed across
+    devices. Inside `jax.shard_map` a sum would be over the piece of one device. So
+    leaves with blocks raise an error there, unless JAX knows that their gradients are
+    equal on all devices. They are if the loss was averaged over the devices
+    (`jax.lax.pmean`).
 
     Args:
       optimizer: anything with an `init`: of normopt, of optax, or a chain of both.
-      params: arrays with a `NamedSharding` on one mesh, or all on one single device; or
-        `jax.ShapeDtypeStruct`s that say so. Nothing is computed with them.
+      params: arrays with a `NamedSharding` on one mesh, or all on one device; or
+        `jax.ShapeDtypeStruct`s with such shardings. No values are computed.
 
     Returns:
       A tree of shardings with the structure of `optimizer.init(params)`.

@@ -1,4 +1,4 @@
-"""What an optimizer cannot do: change weights before the first step."""
+"""Changes weights before the first step, which an optimizer cannot do."""
 
 from typing import Any
 
@@ -14,19 +14,19 @@ from normopt.transforms.centering import without_mean
 
 
 def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
-    r"""Gives every block of the weights a length, and keeps its direction.
+    r"""Rescales every block of the weights to a length, and keeps its direction.
 
     .. math:: w_b \leftarrow \mathrm{radius} \frac{w_b}{\|w_b\|}
 
-    So `retract_to_sphere` starts where it keeps the weights. A block of zeros has no
-    direction and stays.
+    Use it before `retract_to_sphere`, so that training starts on the sphere. A block of
+    zeros has no direction and stays unchanged.
 
     Args:
       params: the weights.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
-      radius: the length, per leaf: a number above 0, or None, as for leaves that no
-        pattern matches, where the weights stay.
+        blocks, and with blocks of one element, stay unchanged.
+      radius: the new length, per leaf: a number above 0, or None, which leaves a leaf
+        unchanged, also for leaves that no pattern matches.
 
     Returns:
       Params of the same structure, shapes and dtypes.
@@ -58,19 +58,19 @@ def _with_length(w: jax.Array, axes: tuple[int, ...], length: Any) -> jax.Array:
 
 
 def centered(params: Any, channel_axes: PerLeaf) -> Any:
-    r"""Takes the mean off every block of the weights, and keeps its length.
+    r"""Subtracts the mean of every block from the weights, and keeps its length.
 
     .. math::
       z_b = w_b - \frac{1}{d} \sum_{i \in b} w_i, \qquad
       w_b \leftarrow \|w_b\| \frac{z_b}{\|z_b\|}
 
-    `center_blocks` then keeps the mean at zero. A block of equal elements has nothing
-    but its mean and stays.
+    `center_blocks` then keeps the mean at zero. A block whose elements are all equal
+    stays unchanged.
 
     Args:
       params: the weights.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
 
     Returns:
       Params of the same structure, shapes and dtypes.

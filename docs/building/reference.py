@@ -89,8 +89,8 @@ def _advice(name: str, path: str) -> str:
     lines = lines_of(table)
     if name not in lines:
         raise ValueError(f"{name} has no row in docs/{table}")
-    *_, when, rather_not = lines[name]
-    text = f"\n**Take it** {when}.\n\n**Rather not** {rather_not}.\n"
+    *_, when, not_when = lines[name]
+    text = f"\n**Use it** {when}.\n\n**Avoid it** {not_when}.\n"
     return text.replace("](", "](../")  # a page of the folder beside the table
 
 

@@ -32,63 +32,67 @@ def find_scale_invariance(
     has_aux: bool = False,
     key: jax.Array | None = None,
 ) -> dict[str, Partition]:
-    r"""Finds the leaves, and the slices of them, whose length the loss does not see.
+    r"""Finds the leaves, and their blocks, whose norm does not change the loss.
 
-    A normalization layer makes the weights before it scale-invariant, whatever the
-    model is called and however it is written: :math:`L(s w_b) = L(w_b)` for the blocks
-    b of a leaf. Nothing is assumed about the layers.
+    A normalization layer makes the weights before it scale-invariant:
+    :math:`L(s w_b) = L(w_b)` for the blocks b of a leaf. The search uses only the loss.
+    It assumes nothing about the layers or their names.
 
-    Two questions are asked, at four points around `params`. First, is the gradient
-    orthogonal to the blocks, as Euler's theorem has it of an invariance? That is one
-    gradient for all leaves, and names candidates:
+    It takes two tests, at four points around `params`. First, is the gradient
+    orthogonal to the blocks, as it must be for an invariance (Euler's theorem)? One
+    gradient answers this for all leaves and gives the candidates:
 
     .. math:: \sum_b \langle g_b, w_b \rangle^2
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
-    (d elements in a block; for random vectors both sides are equal). Second, does the
-    loss care? Each block is multiplied by a random factor around 1/2 or 2, all
-    candidates at once; where that changes the loss, bisection finds the leaf that did
-    it. For comparison the same blocks are moved as far in random directions. A leaf is
-    reported if its factors change the loss by at most 1.5 % of what these moves do. So
-    the answer is about the weights as they are and the epsilons as they are: the same
-    layer can be invariant with an epsilon of 1e-6 and see its length with one of 1e-2,
-    or with weights a hundred times smaller.
+    with d elements in a block; for random vectors both sides are equal. Second, does
+    the loss really not change? Each block of all candidates is multiplied by a random
+    factor around 1/2 or 2. If the loss changes, bisection finds the leaf that did it.
+    For comparison the same blocks are moved equally far in random directions. A leaf is
+    reported if the factors change the loss by at most 1.5 % of what these moves do.
 
-    What to expect: the weights straight before a norm, and further back through what is
-    linear or a ReLU, are reported. Weights before a GELU, a SiLU or a softmax are not,
-    even where a norm follows: these become sharper as their input grows. A dense layer
-    with a bias before a LayerNorm is not invariant; its kernel before a BatchNorm is.
-    Of a transformer that normalizes its queries and keys, exactly their kernels are
-    reported, with one block for each head where the norm is one of each head. If the
-    loss is blind only to a common factor on several leaves, none of them is reported.
+    So the answer holds for the present weights and the present epsilons. A layer can be
+    invariant with an epsilon of 1e-6, and not with one of 1e-2, or with weights that
+    are a hundred times smaller.
 
-    Leaves of zeros are moved away from zero, as biases of zero hide what they break.
-    What cannot be told is left out: leaves without a gradient, or whose gradient is
-    rounding, as that of a bias before a BatchNorm; leaves whose effect drowns in the
-    rounding of the loss; and those whose gradient is not orthogonal although the loss
-    is blind, as behind a `stop_gradient`. The result's `left_out` tells why each is.
+    **What to expect.** Weights right before a norm are reported, and also those further
+    back, if only linear layers and ReLUs are in between. Weights before a GELU, a SiLU
+    or a softmax are not reported, even if a norm follows, because these functions
+    become sharper as their input grows. A dense kernel before a BatchNorm is reported.
+    Before a LayerNorm it is not, if the layer has a bias. In a transformer that
+    normalizes queries and keys, exactly their kernels are reported, with one block per
+    head if each head is normalized separately. If the loss is invariant only when
+    several leaves are scaled together, none of them is reported.
 
-    It takes about ten gradients and as many more losses, and two compilations, those of
-    the gradient and of the loss; half-true candidates cost some losses more. At most
-    three copies of the parameters are held beside them, and some of the largest leaf.
+    **What is left out.** Leaves without a gradient, or with one that is only rounding
+    error, such as a bias before a BatchNorm; leaves whose effect on the loss is smaller
+    than its rounding error; and leaves whose gradient is not orthogonal although the
+    loss does not change, as behind a `stop_gradient`. The attribute `left_out` of the
+    result has the reason for each leaf. Biases of zero could hide that a leaf is not
+    invariant, so leaves of zeros are moved away from zero first.
+
+    **What it costs.** About ten gradients, as many losses, and two compilations, of the
+    gradient and of the loss. Candidates that fail the second test cost some losses
+    more. At most three copies of the parameters are kept in memory, and some of the
+    largest leaf.
 
     Args:
-      loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`;
-        traceable by `jax.jit`, deterministic (a dropout key is one of `args`) and
-        differentiable, norms in training mode (batch statistics).
-      params: a pytree: of arrays, a whole Equinox or NNX module, an NNX state. Its real
-        and complex arrays are probed, everything else is kept.
-      *args: a batch and whatever else the loss takes. A few dozen examples do.
+      loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`. It
+        must be traceable by `jax.jit`, differentiable and deterministic (pass a dropout
+        key in `args`), with norms in training mode (batch statistics).
+      params: a pytree of arrays, an NNX state, or a whole Equinox or NNX module. Its
+        real and complex arrays are tested, everything else stays fixed.
+      *args: a batch and whatever else the loss takes. A few dozen examples are enough.
       has_aux: whether `loss_fn` returns a pair.
-      key: a key of `jax.random` for the moves; None for a fixed one.
+      key: a key of `jax.random` for the random moves; None for a fixed one.
 
     Returns:
-      `{pattern: axes}`, JSON-able, for `channel_axes=`: one anchored pattern for each
-      invariant leaf, with the axes that index its smallest invariant blocks, sorted and
-      not negative, axes of size one left out; `()` for a whole leaf. A block of one
-      element does not count. If a leaf can be cut into equally many blocks in two ways,
-      the one with the later axes is reported. Its attribute `left_out` is
-      `{path: reason}` of the other leaves.
+      `{pattern: axes}` for `channel_axes=`, which can be stored as JSON. It has one
+      anchored pattern for each invariant leaf. The axes index its smallest invariant
+      blocks. They are sorted and not negative, without axes of size one; `()` means the
+      whole leaf. Blocks of one element do not count. If two choices of axes give
+      equally many blocks, the later axes are reported. The attribute `left_out` is
+      `{path: reason}` for the other leaves.
 
     Raises:
       TypeError: if `loss_fn` is not callable, cannot be traced or does not return one
@@ -97,8 +101,7 @@ def find_scale_invariance(
         have the same path.
 
     Examples:
-      A dense layer before a batch normalization does not see the length of a column,
-      and says so without being asked for its type:
+      The kernel before a batch normalization is found, with one block per column:
 
       >>> import jax, jax.numpy as jnp
       >>> def loss_fn(params, x):
@@ -121,8 +124,8 @@ def find_scale_invariance(
       >>> found.left_out["bias"]
       'its gradient is zero or rounding'
 
-      An attention that normalizes its queries and keys by head, in a transformer: the
-      loss does not see their length, and sees that of the values and of all else.
+      In this transformer, attention normalizes queries and keys by head. So only their
+      kernels are found:
 
       >>> def norm(x):
       ...     return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)

@@ -16,13 +16,13 @@ def normalized(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Normalizes each block of the gradient, then hands it to any optimizer.
 
-    A weight decay is what `inner` makes of it: the gradient is normalized before
-    `inner` adds decay to it, so the decay is relative to gradients of unit length.
+    A weight decay inside `inner` is added after the gradient is normalized, so it is
+    relative to gradients of norm 1.
 
-    The chain is `normalize_blocks -> inner`: Algorithm 1 of the paper, whose line 5
-    normalizes each block's gradient and whose line 6 leaves the direction to a method
-    of choice (momentum, Adam). The paper's adaptive step, proportional to the weight's
-    length, is `scale_by_param_norm` after `inner`.
+    The chain is `normalize_blocks -> inner`. In Algorithm 1 of the paper, line 5
+    normalizes the gradient of each block, and line 6 leaves the direction to a method
+    of choice (momentum, Adam). For the adaptive step of the paper, in proportion to the
+    norm of the weights, put `scale_by_param_norm` after `inner`.
 
     Args:
       inner: any optax optimizer, learning rate included.
@@ -43,7 +43,7 @@ def normalized(
       ValueError: as `normalize_blocks` does.
 
     Examples:
-      The size of a gradient no longer matters, its direction does:
+      The size of a gradient does not matter, only its direction:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -72,7 +72,7 @@ def clipped(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips each block of the gradient by its own norm, then hands it to an optimizer.
 
-    A weight decay is what `inner` makes of it; the clip comes before it.
+    A weight decay inside `inner` is added after the clipping.
 
     The chain is `clip_blocks -> inner`.
 

@@ -1,4 +1,4 @@
-"""AdamW, SGDW and NadamW: decay that is tied to a schedule and to nothing else."""
+"""AdamW, SGDW and NadamW: weight decay that depends on a schedule alone."""
 
 from typing import Any
 
@@ -28,24 +28,26 @@ def adamw(
     eps_hat: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam whose weight decay is tied to neither the gradient nor the learning rate.
+    r"""Adam with a weight decay that depends on neither gradient nor learning rate.
 
-    The decay follows `schedule` alone, as in the paper: with the same numbers
+    The decay follows `schedule` alone, as in the paper. So
     `adamw(1e-3, weight_decay=1e-2)` decays a thousand times more than `optax.adamw` and
-    torch's AdamW do. Their form, a decay times the learning rate, is the chain
+    torch's AdamW with the same numbers, because these multiply the decay by the
+    learning rate. Their form is the chain
 
         optax.chain(normopt.scale_by_block_adam(), normopt.add_decay(1e-2),
                     optax.scale_by_learning_rate(1e-3))
 
-    The chain here is `scale_by_block_adam -> scale_by_path -> learning rate -> eta_t ->
-    decay_weights(schedule=eta_t)`, which are lines 7 to 12 of the paper's Algorithm 2:
+    The chain of `adamw` is `scale_by_block_adam -> scale_by_path -> learning rate ->
+    eta_t -> decay_weights(schedule=eta_t)`. These are lines 7 to 12 of Algorithm 2 in
+    the paper:
 
     .. math::
       w \leftarrow w - \eta_t \left( \alpha c \,
         \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon}
         + l_1 \, \mathrm{sign}(w) + \lambda w \right)
 
-    with the learning rate :math:`\alpha` and the multiplier c.
+    with the learning rate :math:`\alpha`, and c from `lr_multipliers`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -56,20 +58,20 @@ def adamw(
         what it can be tied to, and `normalized_decay` for a value that depends on the
         number of steps.
       l1: the L1 decay per step, per leaf, at least 0.
-      lr_multipliers: factors of the update, and not of the decay, per leaf, at least 0;
-        1 for leaves that no pattern matches. 0 does not freeze a leaf that decays;
-        `optax.partition` does.
-      schedule: eta_t, which multiplies update and decay: a number of at least 0, a
-        schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
+      lr_multipliers: factors c of the learning rate, per leaf, at least 0; 1 for leaves
+        that no pattern matches. They do not scale the decay, so a leaf with 0 still
+        decays; to freeze it use `optax.partition`.
+      schedule: eta_t, by which update and decay are multiplied: a number of at least 0,
+        a schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
         1.
-      amsgrad: whether the largest second moment so far is used.
-      eps_hat: whether eps is added to the root of the uncorrected moment, as Keras
-        does; see `scale_by_block_adam`.
+      amsgrad: whether to divide by the largest second moment so far.
+      eps_hat: whether to add eps to the root of the uncorrected moment, as Keras does;
+        see `scale_by_block_adam`.
       mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays; its state is that of Adam,
-      in a `ScheduledState` if `schedule` is one.
+      An optimizer that needs `params` where a leaf decays. Its state is the same as
+      Adam's, in a `ScheduledState` if `schedule` is a schedule.
 
     Warns:
       LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
@@ -81,7 +83,7 @@ def adamw(
         matches no path; at update, without `params`.
 
     Examples:
-      Both parts of a step follow the schedule, and the decay not the learning rate:
+      The schedule scales both parts of a step, the learning rate only the gradient's:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -119,14 +121,15 @@ def sgdw(
     lr_multipliers: PerLeaf = 1.0,
     schedule: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum SGD whose weight decay is tied to neither gradient nor learning rate.
+    r"""Momentum SGD with a decay that depends on neither gradient nor learning rate.
 
-    The decay follows `schedule` alone, as in the paper; it does not enter the momentum.
-    Multiply it by the learning rate when you come from a framework that does so.
+    The decay follows `schedule` alone, as in the paper, and does not enter the
+    momentum. If your decay comes from a framework that multiplies it by the learning
+    rate, multiply it yourself.
 
     The chain is `scale_by_path -> learning rate -> eta_t -> momentum ->
-    decay_weights(schedule=eta_t)`: lines 6 to 9 of the paper's Algorithm 1, with eta_t
-    and the learning rate inside the velocity,
+    decay_weights(schedule=eta_t)`. These are lines 6 to 9 of Algorithm 1 in the paper,
+    with eta_t and the learning rate inside the velocity:
 
     .. math::
       u &\leftarrow \beta u - \eta_t \alpha c \, g \\
@@ -136,18 +139,19 @@ def sgdw(
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      momentum: its decay :math:`\beta`, in [0, 1).
+      momentum: the decay of the momentum, :math:`\beta`, in [0, 1).
       weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
       nesterov: whether the step is :math:`\beta u - \eta_t \alpha c g` with the new u.
       l1: the L1 decay per step, per leaf, at least 0.
-      lr_multipliers: factors c of the gradient's part, per leaf, at least 0; 1 for
-        leaves that no pattern matches. 0 does not freeze a leaf that decays.
+      lr_multipliers: factors c of the learning rate, per leaf, at least 0; 1 for leaves
+        that no pattern matches. They do not scale the decay, so a leaf with 0 still
+        decays.
       schedule: eta_t: a number of at least 0, a schedule of the count such as
         `cosine_restarts`, or a `WarmRestarts`; None for 1.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays; its state is the velocity,
-      in a `ScheduledState` if `schedule` is one.
+      An optimizer that needs `params` where a leaf decays. Its state is the velocity,
+      in a `ScheduledState` if `schedule` is a schedule.
 
     Warns:
       LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
@@ -159,7 +163,7 @@ def sgdw(
         matches no path; at update, without `params`.
 
     Examples:
-      The decay takes the same share at each step and is in no velocity:
+      The decay takes off the same share at each step, and does not enter the velocity:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -207,11 +211,11 @@ def nadamw(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with Nesterov momentum that grows to its final value.
 
-    The decay follows `schedule` alone, tied to neither the gradient nor the learning
-    rate, as in `adamw`.
+    As in `adamw`, the decay follows `schedule` alone, and depends on neither the
+    gradient nor the learning rate.
 
-    The chain is that of `adamw` with `scale_by_nadam` for the moments, where eps stands
-    inside the root.
+    The chain is the one of `adamw`, with `scale_by_nadam` for the moments, where eps
+    stands inside the root.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -221,16 +225,17 @@ def nadamw(
       weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
       momentum_decay: how fast the momentum grows from b1/2 to b1, at least 0.
       l1: the L1 decay per step, per leaf, at least 0.
-      lr_multipliers: factors of the update, and not of the decay, per leaf, at least 0;
-        1 for leaves that no pattern matches. 0 does not freeze a leaf that decays.
-      schedule: eta_t, which multiplies update and decay: a number of at least 0, a
-        schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
+      lr_multipliers: factors of the learning rate, per leaf, at least 0; 1 for leaves
+        that no pattern matches. They do not scale the decay, so a leaf with 0 still
+        decays.
+      schedule: eta_t, by which update and decay are multiplied: a number of at least 0,
+        a schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
         1.
       mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays; its state is that of Adam
-      and one number, in a `ScheduledState` if `schedule` is one.
+      An optimizer that needs `params` where a leaf decays. Its state is the same as
+      Adam's and one number more, in a `ScheduledState` if `schedule` is a schedule.
 
     Warns:
       LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which

@@ -1,4 +1,4 @@
-"""NovoGrad: a second moment for each layer, and momentum of what it normalizes."""
+"""NovoGrad: a second moment for each layer, and momentum of normalized gradients."""
 
 from typing import Any
 
@@ -31,16 +31,18 @@ def novograd(
     channel_axes: PerLeaf = (),
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum of gradients that are divided by the length they have in their layer.
+    r"""Momentum of gradients, each divided by the average norm in its layer.
 
-    The weight decay enters before the momentum, beside the normalized gradient: it is
-    times the learning rate, over 1 - b1 unless `grad_averaging`, and not divided by the
-    second moment.
+    The weight decay is added to the normalized gradient, before the momentum. So it is
+    multiplied by the learning rate and not divided by the second moment. Without
+    `grad_averaging` the momentum is a sum, which makes the decay about 1 / (1 - b1)
+    times as large.
 
     The chain is `scale_by_block_rms -> add_decay -> average_gradients -> learning rate
-    -> momentum`, the loop of the paper's Algorithm 1, with the learning rate inside the
-    momentum as in TensorFlow Addons, so that past steps keep theirs when it changes.
-    (`optax.novograd` has it outside, and defaults of b2 = 0.25 and eps = 1e-6.)
+    -> momentum`, the loop of Algorithm 1 in the paper. As in TensorFlow Addons, the
+    learning rate stands inside the momentum: if it changes, past gradients keep the
+    learning rate of their own step. (`optax.novograd` has it outside, and the defaults
+    b2 = 0.25 and eps = 1e-6.)
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad
@@ -49,8 +51,8 @@ def novograd(
         + \lambda w \right) \\
       w &\leftarrow w + m
 
-    where c is 1, or with `grad_averaging` 1 - b1 from the second step on. There are
-    four modes: with and without decay, with and without averaging.
+    where c is 1; with `grad_averaging` it is 1 - b1 from the second step on. Decay and
+    averaging, each on or off, are the four modes of the paper.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -59,20 +61,20 @@ def novograd(
       eps: added to the root, in the unit of the norm of a layer's gradient; at least 0.
       weight_decay: the decay :math:`\lambda`, per leaf, at least 0; 0 for leaves that
         no pattern matches.
-      grad_averaging: whether the momentum is an average, as Adam's, or a sum: then a
-        step is about 1 / (1 - b1) times as long.
-      amsgrad: whether :math:`\sqrt{v}` is that of the largest v so far.
+      grad_averaging: whether the momentum is an average of gradients, as in Adam.
+        Otherwise it is a sum, and a step is about 1 / (1 - b1) times as long.
+      amsgrad: whether to divide by the root of the largest v so far.
       channel_axes: the axes that index a leaf's blocks, per leaf: () for one second
         moment a layer, (0,) where layers are stacked; see `scale_by_block_rms`.
-      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf. What
-        enters it has the wider dtype of gradient and weight: where both are bfloat16, a
-        decay below 1/512 of the normalized gradient is lost, unless
-        `compensate_rounding` is around it all.
+      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf. The
+        gradient and the decay are summed in the wider dtype of gradient and weight. If
+        both are bfloat16, a decay below 1/512 of the normalized gradient is lost,
+        unless `compensate_rounding` is around the optimizer.
 
     Returns:
       An optimizer that needs `params` where a leaf decays. Its state is the momentum
-      and one float for each layer (two with `amsgrad`), half of Adam's, and a count for
-      a rate that is a schedule and for `grad_averaging`.
+      and one float per layer (two with `amsgrad`), which is half of Adam's. A schedule
+      as the learning rate adds a count, and so does `grad_averaging`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -80,8 +82,8 @@ def novograd(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      A layer's first step has the length of the learning rate, and its state is a
-      momentum as large as the layer and one second moment:
+      The first step of a layer has a norm equal to the learning rate. The state is a
+      momentum as large as the layer, and one second moment:
 
       >>> import jax
       >>> import jax.numpy as jnp

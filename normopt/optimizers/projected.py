@@ -1,4 +1,4 @@
-"""AdamP and SGDP: momentum without its radial part, where a leaf looks invariant."""
+"""AdamP and SGDP: momentum without its radial part, on leaves that look invariant."""
 
 from typing import Any
 
@@ -28,13 +28,17 @@ def adamp(
     cautious: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam whose direction loses its radial part where the gradient has none.
+    r"""Adam without its radial part on leaves that look scale-invariant.
 
-    The weight decay is decoupled from the gradient and times the learning rate, and
-    times `wd_ratio` for leaves that pass the test.
+    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights.
+    `project_if_invariant` has the test. The radial part of a step is the one along the
+    weights.
 
-    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`: Algorithm
-    2 of the paper, the inner link its lines for the moments.
+    The weight decay is decoupled from the gradient and multiplied by the learning rate.
+    For leaves that pass the test it is also multiplied by `wd_ratio`.
+
+    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`, which is
+    Algorithm 2 of the paper. The inner link computes its moments.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -42,16 +46,16 @@ def adamp(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of the bias-corrected second moment of an element, in the
         unit of the gradient; at least 0.
-      weight_decay: a decay that is times the learning rate, per leaf, at least 0.
+      weight_decay: the decay, which the learning rate multiplies, per leaf, at least 0.
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
-      wd_ratio: what is left of the decay of leaves that pass, at least 0.
-      nesterov: whether the direction looks ahead by one step of momentum.
+      wd_ratio: factor of the decay of leaves that pass the test, at least 0.
+      nesterov: whether to use Nesterov momentum.
       channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
         torch layouts.
-      layer_axes: those of them that index the layers of a stack, each of which is
-        tested by itself, per leaf: `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether elements of the direction that the gradient disagrees with are
-        left out; see `project_if_invariant`.
+      layer_axes: those of the channel axes that index the layers of a stack, per leaf.
+        Each layer is tested by itself: `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether to leave out elements of the direction whose sign is not that of
+        the gradient; see `project_if_invariant`.
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
@@ -64,7 +68,7 @@ def adamp(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      The step of a scale-invariant weight stays at a right angle to it:
+      The step of a scale-invariant weight stays orthogonal to it:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.adamp(0.1)
@@ -103,32 +107,32 @@ def sgdp(
     layer_axes: PerLeaf = (),
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum SGD whose direction loses its radial part where the gradient has none.
+    r"""Momentum SGD without its radial part on leaves that look scale-invariant.
 
-    The weight decay is decoupled from the gradient, times the learning rate, over
-    1 - momentum (the step length that momentum SGD comes to), and times `wd_ratio` for
-    leaves that pass the test.
+    See `adamp` for what that means. The weight decay is decoupled from the gradient and
+    multiplied by the learning rate over 1 - momentum, which is how long steps of
+    momentum SGD become. For leaves that pass the test it is also multiplied by
+    `wd_ratio`.
 
-    The chain is `project_if_invariant(trace) -> learning rate`: Algorithm 1 of the
-    paper. The trace is plain momentum, `trace_on_tangent` without blocks: it is not
-    projected itself.
+    The chain is `project_if_invariant(trace) -> learning rate`, which is Algorithm 1 of
+    the paper. The trace is plain momentum; the stored momentum is not projected.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      momentum: its decay, in [0, 1).
-      dampening: what is taken off the gradient, in [0, 1), from the first step on.
-      weight_decay: a decay that is times the learning rate over 1 - momentum, per leaf,
-        at least 0.
+      momentum: the decay of the momentum, in [0, 1).
+      dampening: the share of each gradient that does not enter the momentum, in [0, 1),
+        from the first step on.
+      weight_decay: the decay, which the learning rate over 1 - momentum multiplies, per
+        leaf, at least 0.
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
-      wd_ratio: what is left of the decay of leaves that pass, at least 0.
-      nesterov: whether the direction is the gradient plus `momentum` times the
-        momentum.
+      wd_ratio: factor of the decay of leaves that pass the test, at least 0.
+      nesterov: whether to use Nesterov momentum.
       channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
         torch layouts.
-      layer_axes: those of them that index the layers of a stack, each of which is
-        tested by itself, per leaf: `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether elements of the direction that the gradient disagrees with are
-        left out; see `project_if_invariant`.
+      layer_axes: those of the channel axes that index the layers of a stack, per leaf.
+        Each layer is tested by itself: `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether to leave out elements of the direction whose sign is not that of
+        the gradient; see `project_if_invariant`.
 
     Returns:
       An optimizer that needs `params` where a leaf is tested or decays; its state is
@@ -140,7 +144,7 @@ def sgdp(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      Old momentum that is radial by now is not stepped along:
+      The part of the old momentum that is radial now is left out of the step:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.sgdp(0.1, momentum=0.9)

@@ -1,4 +1,4 @@
-"""The optimizer of the rest: of leaves that another one has no step for."""
+"""The optimizer `rest`, for the leaves that another optimizer has no step for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def beside(
       optimizer: its name, for messages.
 
     Raises:
-      TypeError: when built, if `rest` is no optimizer.
+      TypeError: when built, if `rest` is not an optimizer.
       ValueError: at init, with the paths of the leaves that nobody takes.
     """
     if rest is not None:

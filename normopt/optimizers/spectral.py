@@ -1,4 +1,4 @@
-"""Muon and NorMuon: steps of matrices whose singular values are all alike."""
+"""Muon and NorMuon: matrix steps whose singular values are all equal, or nearly so."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,8 +41,8 @@ def muon(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum SGD whose steps are orthogonal matrices: descent in the spectral norm.
 
-    The weight decay is times the learning rate, as in every Muon, and not in the
-    momentum.
+    The weight decay is multiplied by the learning rate, as in every Muon, and does not
+    enter the momentum.
 
     The chain is `trace_on_tangent -> orthogonalize -> scale -> add_decay -> learning
     rate`. Of a matrix of n inputs and k outputs,
@@ -52,27 +52,27 @@ def muon(
       w &\leftarrow w - \eta \left( c \, \mathrm{orthogonalize}(g + \beta m)
         + \lambda w \right)
 
-    with m for :math:`g + \beta m` without `nesterov`, and eps beside the norm of it:
-    see `orthogonalize`. All singular values of a step are near :math:`\eta c`.
+    Without `nesterov`, m replaces :math:`g + \beta m`. Where eps is added is shown in
+    `orthogonalize`. All singular values of a step are near :math:`\eta c`.
 
     Args:
-      learning_rate: a number of at least 0, or a schedule. With `scale="rms"` it is
-        that of Adam.
-      momentum: its decay :math:`\beta`, in [0, 1).
-      nesterov: whether the step looks one momentum ahead.
+      learning_rate: a number of at least 0, or a schedule. With `scale="rms"` take the
+        one of Adam.
+      momentum: the decay of the momentum, :math:`\beta`, in [0, 1).
+      nesterov: whether to use Nesterov momentum.
       weight_decay: :math:`\lambda`, per leaf, at least 0.
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
-        default takes all leaves of two or more dimensions: embeddings, heads and
-        stacked biases too, which rules by path leave to `rest`.
-      steps: of the iteration, at least 1.
-      coefficients: of the iteration; see `orthogonalize`.
-      eps: added to the norm of the momentum, in the unit of its sum; at least 0. If
-        another implementation keeps an average, its eps over :math:`1 - \beta` has the
-        same effect here.
+        default takes all leaves of two or more dimensions, also embeddings, heads and
+        stacked biases. To leave these to `rest`, pass rules by path.
+      steps: the number of iterations, at least 1.
+      coefficients: those of the iteration; see `orthogonalize`.
+      eps: added to the norm of the momentum, at least 0. The momentum is a sum here.
+        For an eps tuned for a momentum that is an average, pass eps over
+        :math:`1 - \beta`.
       scale: c, per leaf: "shape" for :math:`\sqrt{\max(1, k / n)}`, "rms" for
         :math:`0.2 \sqrt{\max(n, k)}`, which makes elements as large as Adam's,
         "spectral" for :math:`\sqrt{k / n}`, None for 1, or a number.
-      rest: the optimizer of all leaves without matrices, such as `optax.adamw(3e-4)`.
+      rest: the optimizer for all leaves without matrices, such as `optax.adamw(3e-4)`.
 
     Returns:
       An optimizer that needs `params` where a matrix decays; its state is the momentum
@@ -85,7 +85,7 @@ def muon(
         without matrices.
 
     Examples:
-      A step turns and stretches nothing more than anything else:
+      The gradient is 90 times larger along one axis; the step is the same along both:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -130,31 +130,31 @@ def normuon(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Muon with a second moment for each output of a matrix.
 
-    The weight decay is times the learning rate, as in every Muon, and not in the
-    momentum.
+    The weight decay is multiplied by the learning rate, as in every Muon, and does not
+    enter the momentum.
 
-    The chain is that of `muon` with `keep_norm(scale_by_block_adam)` after
-    `orthogonalize`: with :math:`O` what that gives, and sums over the inputs of one
-    output,
+    The chain is the one of `muon`, with `keep_norm(scale_by_block_adam)` after
+    `orthogonalize`. With O the matrix from `orthogonalize`, and sums over the inputs of
+    each output,
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|O\|^2 \\
-      O &\leftarrow \frac{O}{\sqrt{v}}, \text{ made as long as it was as a whole,}
+      O &\leftarrow \frac{O}{\sqrt{v}}, \text{ rescaled to the Frobenius norm it had,}
 
-    so that no output turns more than others. There is no eps beside the root.
+    so that no output moves further than others. No eps is added to the root.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      momentum: its decay, in [0, 1).
+      momentum: the decay of the momentum, in [0, 1).
       b2: decay of the second moment, in [0, 1).
-      nesterov: whether the step looks one momentum ahead.
+      nesterov: whether to use Nesterov momentum.
       weight_decay: per leaf, at least 0.
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
-      steps: of the iteration, at least 1.
-      coefficients: of the iteration; see `orthogonalize`.
-      eps: added to the norm of the momentum, in the unit of its sum; at least 0.
+      steps: the number of iterations, at least 1.
+      coefficients: those of the iteration; see `orthogonalize`.
+      eps: added to the norm of the momentum, which is a sum; at least 0; see `muon`.
       scale: per leaf; see `muon`.
-      rest: the optimizer of all leaves without matrices.
+      rest: the optimizer for all leaves without matrices.
 
     Returns:
       An optimizer that needs `params` where a matrix decays; its state is the momentum,
@@ -167,7 +167,7 @@ def normuon(
         without matrices.
 
     Examples:
-      The first step moves all outputs by the same length:
+      The first step moves all outputs by the same norm:
 
       >>> import jax
       >>> import jax.numpy as jnp

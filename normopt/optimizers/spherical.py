@@ -1,4 +1,4 @@
-"""Optimizers for weights whose length means nothing: AdamS, AdamSRT, SGD-MRT, AdamG."""
+"""Optimizers for scale-invariant weights: AdamS, AdamSRT, SGD-MRT, AdamG."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ def adams(
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam with one second moment per block: the gradient keeps its direction there.
+    r"""Adam with one second moment per block, so that a step keeps its direction there.
 
-    The weight decay is an L2 term of the gradient, as in the paper: it goes through the
-    moments, and is tied to the learning rate.
+    The weight decay is an L2 term of the gradient, as in the paper. So it goes through
+    the moments, and is multiplied by the learning rate.
 
     The chain is `add_decay -> scale_by_block_adam -> scale_by_block_size -> learning
     rate`: the paper's Adam-S. A step of a block of d elements,
@@ -43,8 +43,9 @@ def adams(
       w \leftarrow w - \eta \sqrt{d} \,
         \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon},
 
-    takes the learning rate of Adam, since v is a sum over the block. With
-    `channel_axes=None` these are the steps of `optax.adam`.
+    has about the size of Adam's, so the same learning rate fits: v is a sum over the
+    block, and the factor :math:`\sqrt{d}` makes up for that. With `channel_axes=None`
+    these are the steps of `optax.adam`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -57,8 +58,8 @@ def adams(
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer; its state is half of Adam's where leaves have blocks. It needs
-      `params` where a leaf has blocks or decays.
+      An optimizer that needs `params` where a leaf has blocks or decays. Its state is
+      half of Adam's where leaves have blocks.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
@@ -70,7 +71,8 @@ def adams(
         does not exist or a pattern that matches no path.
 
     Examples:
-      The first step of a block is as long as sqrt(d) steps of Adam, along the gradient:
+      The first step of a block is along the gradient, with norm sqrt(d) times the
+      learning rate, as Adam's would have:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.adams(0.1, eps=0.0, channel_axes=())
@@ -105,14 +107,15 @@ def adamsrt(
 ) -> optax.GradientTransformationExtraArgs:
     r"""AdamS with moments that follow the weights around the sphere.
 
-    The weight decay is an L2 term of the gradient, as in the paper: it goes through the
-    moments, and is tied to the learning rate.
+    The weight decay is an L2 term of the gradient, as in the paper. So it goes through
+    the moments, and is multiplied by the learning rate.
 
-    The chain is that of `adams` with `scale_by_block_adam(tangent=True)`: the paper's
-    Adam-SRT. Before each step the first moment loses its part along the weights, and
-    the second is rescaled to their present length; the paper does the same after the
-    step before, so steps are equal. The length of scale-invariant weights then no
-    longer matters, but for the effective learning rate :math:`\eta / \|w\|`.
+    The chain is the one of `adams` with `scale_by_block_adam(tangent=True)`: the
+    Adam-SRT of the paper. Before each step the part of the first moment along the
+    weights is removed, and the second moment is rescaled to the present norm of the
+    weights. (The paper does both after the previous step, which gives the same steps.)
+    So the norm of scale-invariant weights matters only in the effective learning rate
+    :math:`\eta / \|w\|`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -125,8 +128,8 @@ def adamsrt(
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
-      An optimizer; its state is half of Adam's where leaves have blocks. It needs
-      `params` where a leaf has blocks or decays.
+      An optimizer that needs `params` where a leaf has blocks or decays. Its state is
+      half of Adam's where leaves have blocks.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
@@ -138,8 +141,9 @@ def adamsrt(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      The loss sees the direction of w alone. Twice the weights, a gradient of half the
-      length and twice the learning rate: the weights stay twice as long for ever.
+      This loss depends on the direction of w alone. With twice the weights the gradient
+      is half as large. With twice the learning rate as well, the weights stay exactly
+      twice as large:
 
       >>> import jax
       >>> import jax.numpy as jnp
@@ -180,16 +184,17 @@ def sgdmrt(
 ) -> optax.GradientTransformationExtraArgs:
     r"""SGD with momentum that follows the weights around the sphere.
 
-    The weight decay is an L2 term of the gradient, as in the paper: it enters the
-    momentum, and is tied to the learning rate.
+    The weight decay is an L2 term of the gradient, as in the paper. So it enters the
+    momentum, and is multiplied by the learning rate.
 
     The chain is `add_decay -> trace_on_tangent -> learning rate`: the paper's SGD-MRT.
     With `channel_axes=None` and no dampening this is `optax.sgd` with momentum.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      momentum: its decay, in [0, 1).
-      dampening: what is taken off the gradient, in [0, 1), from the first step on.
+      momentum: the decay of the momentum, in [0, 1).
+      dampening: the share of each gradient that does not enter the momentum, in [0, 1),
+        from the first step on.
       weight_decay: L2 decay, per leaf, at least 0.
       channel_axes: the axes that index a leaf's blocks, per leaf;
         `find_scale_invariance` finds them.
@@ -208,7 +213,8 @@ def sgdmrt(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      Without a gradient the momentum goes on, but only along the sphere:
+      Without a gradient the momentum goes on, but only the part orthogonal to the
+      weights:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.sgdmrt(0.1, momentum=0.9, channel_axes=())
@@ -244,12 +250,12 @@ def adamg(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with one second moment for each block, on weights of unit length.
 
-    The weight decay is an L2 term of the gradient of leaves without blocks; a block on
-    the sphere has no length to decay, and gets none.
+    Leaves without blocks can have a weight decay, an L2 term of the gradient. Blocks
+    get none, because their norm is fixed to 1.
 
-    The chain is `retract_to_sphere(add_decay -> scale_by_block_adam -> learning rate)`,
-    without the root of d: the learning rate is the angle of a step. Without blocks this
-    is Adam with an L2 term.
+    The chain is `retract_to_sphere(add_decay -> scale_by_block_adam -> learning rate)`.
+    It has no factor :math:`\sqrt{d}`, so the learning rate is the angle of a step.
+    Leaves without blocks get Adam with an L2 term.
 
     Args:
       learning_rate: a number of at least 0, or a schedule: about the angle, in radians,
@@ -259,14 +265,14 @@ def adamg(
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay of leaves without blocks, per leaf, at least 0.
       channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. Their length is set to 1, so the loss must
-        not depend on it.
+        `find_scale_invariance` finds them. The norm of these blocks is set to 1, so the
+        loss must not depend on it.
       mu_dtype: dtype of the first moment; None for that of the leaf.
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks or decays. Blocks have
-      length 1 from the first step on, up to rounding, which is the larger the longer
-      they start: see `retract_to_sphere`.
+      norm 1 from the first step on, up to rounding, which is worse for blocks that
+      start with a large norm; see `retract_to_sphere`.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
@@ -289,9 +295,9 @@ def adamg(
 
     References:
       Cho and Lee, "Riemannian approach to batch normalization", 2017, arXiv 1709.09603,
-      Adam-G, as implemented for Roburin, de Mont-Marin, Bursuc, Marlet, Pérez, Aubry,
-      "Spherical Perspective on Learning with Normalization Layers", 2020, arXiv
-      2006.13382.
+      Adam-G, as implemented by the authors of Roburin, de Mont-Marin, Bursuc, Marlet,
+      Pérez, Aubry, "Spherical Perspective on Learning with Normalization Layers", 2020,
+      arXiv 2006.13382.
     """
     check_learning_rate(learning_rate)
     check_per_leaf("weight_decay", weight_decay, check_not_negative)

@@ -1,4 +1,4 @@
-"""Scion: steepest descent in a norm of one's choice for each leaf."""
+"""Scion: steepest descent in a norm that is chosen for each leaf."""
 
 from typing import Any
 
@@ -24,10 +24,10 @@ def scion(
     constrained: bool = False,
     rest: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps of one size in a norm of one's choice, along an average of the gradients.
+    r"""Steps of a fixed size in a chosen norm, along an average of the gradients.
 
-    The weight decay of `constrained` is 1 times the learning rate, no more and no less:
-    it keeps the weights inside the ball of the radius.
+    With `constrained` there is a weight decay of exactly 1 times the learning rate,
+    which keeps the weights inside the ball of the radius. Otherwise there is none.
 
     The chain is `trace_on_tangent -> steepest -> radii -> add_decay(1) if constrained
     -> learning rate`:
@@ -37,25 +37,27 @@ def scion(
       w &\leftarrow w - \eta \, r \, \mathrm{dual}(m) \quad\text{or}\quad
         w \leftarrow (1 - \eta) w - \eta \, r \, \mathrm{dual}(m)
 
-    The second, `constrained`, is a Frank-Wolfe step: weights that start in the ball of
-    radius r stay there, where :math:`\eta \le 1`.
+    where dual(m) is the direction of steepest descent of `steepest`, r is from `radii`,
+    and the second form is `constrained`. That is a Frank-Wolfe step: weights that start
+    in the ball of radius r stay there if :math:`\eta \le 1`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
       momentum: its decay :math:`\beta`, in [0, 1). The authors' code calls
         :math:`1 - \beta` the momentum.
-      norms: a norm with a dual for each leaf, per leaf; see `steepest`. The authors
-        take "spectral" for hidden layers, "avg_l2" for biases, and "max" for the
-        first and last layer of a language model.
-      radii: r, per leaf, at least 0: any factor. The authors take for the spectral norm
-        :math:`\sqrt{\mathrm{out} / \mathrm{in}}`, for "max" 1 / columns.
-      eps: added to what a block is divided by; at least 0. See `steepest`.
-      constrained: whether the weights stay within the radius.
-      rest: the optimizer of all leaves without a norm, such as `optax.adamw(3e-4)`.
+      norms: per leaf, a norm that `steepest` has a direction for. The authors take
+        "spectral" for hidden layers, "avg_l2" for biases, and "max" for the first and
+        last layer of a language model.
+      radii: r, any factor of at least 0, per leaf. The authors take
+        :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / columns
+        for "max".
+      eps: added to the norm that a block is divided by; at least 0. See `steepest`.
+      constrained: whether the norm of the weights stays within the radius.
+      rest: the optimizer for all leaves without a norm, such as `optax.adamw(3e-4)`.
 
     Returns:
-      An optimizer that needs `params` when constrained; its state is the average and
-      that of `rest`.
+      An optimizer that needs `params` when constrained. Its state is the average, and
+      the state of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

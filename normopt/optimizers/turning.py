@@ -1,7 +1,7 @@
-"""Optimizers that decide how far blocks turn, around any that says in which direction.
+"""Optimizers that set how far blocks turn, around any that gives the direction.
 
-Both give the steps of a complete optimizer the length that the learning rate says,
-relative to the weights, and bring these back to the length that they had at init.
+Both rescale the steps of a complete optimizer to what the learning rate says, relative
+to the weights, and bring the weights back to the length that they had at init.
 """
 
 import optax
@@ -27,47 +27,50 @@ def hyperball(
     learning_rate: optax.ScalarOrSchedule,
     channel_axes: PerLeaf = WHOLE_LEAVES,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Steps by a part of the weights' length, and keeps that length as it was at init.
+    r"""Takes steps relative to the norm of the weights, and keeps that norm fixed.
 
-    A weight decay in `inner` changes the direction of its step; it cannot shorten the
+    A weight decay in `inner` changes the direction of the step, but cannot shorten the
     weights.
 
     .. math::
       w \leftarrow R \, \frac{w + \eta R \, u / \|u\|}{\|w + \eta R \, u / \|u\|\|},
       \qquad R = \|w_\mathrm{init}\|
 
-    with the step u of `inner`, its sign included, and the learning rate :math:`\eta`,
-    over each block. On blocks only the direction of u matters. Inner's learning rate
-    counts where u is taken as it is: on leaves without blocks, and on blocks of zeros
-    at init, which leave zero in this way. Where u is zero, a block stays where it is.
+    for each block, with the step u of `inner` (its sign included) and the learning rate
+    :math:`\eta`. So only the direction of u matters. Where u is zero, the block stays
+    where it is.
 
-    On blocks that is the chain `inner -> normalize_blocks(eps=0) -> scale_by_param_norm
-    -> learning rate`, of which `retract_to_sphere` with the radius `"initial"` keeps
-    the length, in one link. **That radius is no number**: `radius=1.0` would make every
-    block one unit long, which is not this optimizer.
+    Leaves without blocks get the step of `inner` unchanged, at the learning rate of
+    `inner`. So do blocks that are zero at init: otherwise they could never leave zero.
+
+    For blocks this is the chain `inner -> normalize_blocks(eps=0) ->
+    scale_by_param_norm -> learning rate` inside `retract_to_sphere` with the radius
+    `"initial"`, computed in one link. **The radius is not a number**: `radius=1.0`
+    would give every block the norm 1, which is another optimizer.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
-      learning_rate: the length of a step over that of the weights, a number of at least
-        0 or a schedule.
-      channel_axes: the axes that index a leaf's blocks, per leaf; unless told
-        `whole_leaves()`, which makes a block of each leaf of two or more dimensions.
+      learning_rate: the norm of a step over that of the weights, a number of at least 0
+        or a schedule.
+      channel_axes: the axes that index a leaf's blocks, per leaf; by default
+        `whole_leaves()`, which makes one block of each leaf of two or more dimensions.
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, and a `HyperballState`: a count, and R, one float for each block.
+      `inner`, and a `HyperballState`: a count, and one float R per block.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
         more dimensions could have some.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a negative learning rate; at init, for an axis that
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      A step of a tenth of the length turns by atan(0.1), and the length stays:
+      A step of a tenth of the norm turns the weights by atan(0.1), and the norm stays:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -103,9 +106,9 @@ def rotational(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Turns each block by the learning rate in radians, on average over the steps.
 
-    A weight decay has nothing left to do. The length and the angle per step to which it
-    would lead in the end are set from the start; `equilibrium` computes that angle for
-    a run with decay.
+    A weight decay in `inner` has hardly any effect: its purpose, a stable norm and
+    angle per step, is set directly here. For the angle that a run with weight decay
+    would settle at, see `equilibrium`.
 
     .. math::
       d &= P(C(u)), \qquad s \leftarrow b_2 s + (1 - b_2) \|d\|^2 \\
@@ -113,44 +116,47 @@ def rotational(
       w' = w + \eta R \, \frac{d}{\sqrt{s / (1 - b_2^t)} + \epsilon}, \qquad
       R = \|w_\mathrm{init}\|
 
-    where u is the step of `inner`, its sign included, C subtracts the mean of the
-    block, P removes what is radial at w, and :math:`\eta` is the learning rate. Of the
-    length of u only its ratio to the recent average counts: a step longer than usual
-    turns further. Leaves without blocks, and blocks that have no length at init, take u
-    as it is, at inner's own learning rate, best a constant.
+    where u is the step of `inner` (its sign included), C subtracts the mean of the
+    block, P removes the part along w, and :math:`\eta` is the learning rate. The size
+    of u matters only relative to its recent average s: a step longer than usual turns
+    further.
 
-    On blocks that is the chain `inner -> center_blocks -> project_tangent ->
-    scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate`, of which
-    `retract_to_sphere` with the radius `"initial"` keeps the length, in one link. Start
-    from `centered` weights if it centers. Where less than about a thousandth of a
-    step's length is left in d, the block does not turn: rounding alone would choose the
-    direction.
+    Leaves without blocks, and blocks that are zero at init, get the step of `inner`
+    unchanged. So the learning rate of `inner` acts there, and is best a constant.
+
+    For blocks this is the chain `inner -> center_blocks -> project_tangent ->
+    scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate` inside
+    `retract_to_sphere` with the radius `"initial"`, computed in one link. With
+    `center`, start from weights that `centered` has prepared. If d is less than about a
+    thousandth of the step u, the block does not turn, because the direction of d would
+    be rounding error.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.
       learning_rate: the angle in radians that a block turns in a step, a number of at
         least 0 or a schedule.
-      channel_axes: the axes that index a leaf's blocks, per leaf; unless told
-        `output_channels()`, of all leaves of two or more dimensions.
-      b2: decay of the average of squared lengths, in [0, 1).
-      eps: added to its root, in the unit of inner's steps; at least 0.
-      center: whether steps lose the mean of their block.
+      channel_axes: the axes that index a leaf's blocks, per leaf; by default
+        `output_channels()` of all leaves of two or more dimensions.
+      b2: decay of s, the average of squared norms, in [0, 1).
+      eps: added to the root of s, in the unit of inner's steps; at least 0.
+      center: whether to subtract the mean of each block from its step.
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, and a `RotationalState`: a count, and s and R, two floats for each block.
+      `inner`, and a `RotationalState`: a count, and two floats s and R per block.
 
     Warns:
       NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
         more dimensions could have some.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a number out of its range; at init, for an axis that
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      The radial half of the gradient turns nothing and lengthens nothing:
+      The radial half of this gradient has no effect on angle and norm:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -1,4 +1,4 @@
-"""Cosine restarts: as a function, as a state that a loop restarts; and their decay."""
+"""Cosine restarts, as a function or as a state that a loop can restart; and decay."""
 
 from normopt.schedules.cosine import cosine_restarts as cosine_restarts
 from normopt.schedules.decay import normalized_decay as normalized_decay

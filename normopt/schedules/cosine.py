@@ -1,7 +1,7 @@
 """Cosine annealing with warm restarts, as a function of the count.
 
 The value of such a schedule is a multiplier eta_t of an update and of its decay, not a
-learning rate. As a function of the count it can stand for any schedule of optax.
+learning rate. It can be used wherever optax takes a schedule.
 """
 
 import itertools
@@ -30,19 +30,19 @@ def cosine_restarts(
       \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
-    A cycle has T updates, the first at eta_max and the last at eta_min. The cycle that
-    a count falls into is looked up in a table of integers: nothing drifts, for counts
-    up to 2^31.
+    A cycle has T updates, the first at eta_max and the last at eta_min. The cycle of a
+    count is looked up in a table of integers, so nothing drifts, for counts up to 2^31.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a
         sequence of such numbers, one for each cycle, the last of which repeats.
       eta_min: where a cycle ends, at least 0: a number, or a schedule of the count.
-      eta_max: where a cycle begins, likewise; not below `eta_min`.
-      t_mult: what the length of a cycle is multiplied by to give that of the next.
-      autorestart: whether a cycle follows on the first; else the cosine goes on, up
-        again and down again, without a jump.
-      t_cur: the position in the first cycle of the first update, at least 0.
+      eta_max: where a cycle begins, at least `eta_min`: a number, or a schedule of the
+        count.
+      t_mult: factor from the length of a cycle to that of the next.
+      autorestart: whether to begin a new cycle at the end of one. Otherwise the cosine
+        goes on, up again and down again, without a jump.
+      t_cur: the position of the first update in the first cycle, at least 0.
 
     Returns:
       A schedule: from a count, or an array of counts, to eta_t.
@@ -60,7 +60,8 @@ def cosine_restarts(
       >>> [round(float(schedule(count)), 2) for count in range(9)]
       [1.0, 0.5, 0.0, 1.0, 0.9, 0.65, 0.35, 0.1, 0.0]
 
-      It is a factor; as a learning rate it wants the largest one:
+      The result is a multiplier. To use it as a learning rate, set `eta_max` to the
+      largest learning rate:
 
       >>> import optax
       >>> tx = optax.sgd(normopt.cosine_restarts((240, 360, 300), eta_max=0.1))
@@ -68,7 +69,7 @@ def cosine_restarts(
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
       2017, arXiv 1608.03983, equation 5, and "Decoupled Weight Decay Regularization",
-      2019, arXiv 1711.05101, appendix B; there T divides where T - 1 does here, and
+      2019, arXiv 1711.05101, appendix B. They divide by T instead of T - 1, so that
       eta_min is never reached.
     """
     check_cycles(cycle_steps, eta_min, eta_max, t_mult, autorestart, t_cur)

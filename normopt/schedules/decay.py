@@ -1,4 +1,4 @@
-"""A weight decay that hardly depends on how many updates there are."""
+"""A weight decay that hardly depends on the number of updates."""
 
 import math
 
@@ -11,15 +11,15 @@ def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
 
     .. math:: \lambda = \lambda_\mathrm{norm} \sqrt{1 / T}
 
-    The best decay falls with the number of updates; the normalized one hardly depends
-    on it, on the batch size and on the number of epochs.
+    The best decay per update falls with the number of updates. The best normalized
+    decay hardly depends on it, nor on batch size and number of epochs.
 
     Args:
       lambda_norm: the normalized decay, at least 0: a number, `{pattern: number}`, or a
         callable from params to a tree of numbers.
-      total_steps: T, at least 2: the updates of one cycle, as in the paper, where each
-        warm restart begins a training of its own; or those of all of training, which
-        decays less.
+      total_steps: T, at least 2. In the paper it is the number of updates in one cycle,
+        because each warm restart begins a training of its own. The number of updates of
+        the whole training decays less.
 
     Returns:
       The decay, in the form that was given.

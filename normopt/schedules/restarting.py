@@ -1,4 +1,4 @@
-"""What a training loop does with the schedule in a state: restart it, log its value."""
+"""Restarts the schedule in an optimizer state, and reads its value for a log."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,19 +14,19 @@ from normopt.transforms.scheduling import FollowedState
 def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
     """Restarts every `WarmRestarts` in a state: the next update uses eta(t_cur).
 
-    The state may be of any optimizer or wrapper, of a part of it, sharded, restored
-    from a checkpoint, or that of an `nnx.Optimizer`
-    (`optimizer.opt_state = normopt.restart(optimizer.opt_state)`), inside and outside
-    `jax.jit`. Nothing else in it changes: moments go on.
+    The state may be of any optimizer or wrapper, or a part of it. It may be sharded, or
+    restored from a checkpoint, inside or outside of `jax.jit`. For an `nnx.Optimizer`
+    write `optimizer.opt_state = normopt.restart(optimizer.opt_state)`. Nothing else in
+    the state changes: moments are kept.
 
     Args:
-      opt_state: a state that holds at least one `WarmRestartsState`.
-      t_cur: the position in the cycle to go to, at least 0: 0 begins it again. Past the
-        end of the cycle the cosine has turned up again, as it does without autorestart;
-        with it, the next cycle begins after that update.
-      cycle_steps: if given, the length of the cycle from now on, at least 2. Later
-        cycles follow from it by `t_mult`, or from the sequence of lengths if there is
-        one.
+      opt_state: a state with at least one `WarmRestartsState`.
+      t_cur: the position in the cycle to go to, at least 0, which is its beginning. It
+        may be past the end of the cycle, where the cosine rises again. With
+        autorestart, the next cycle then begins after one update.
+      cycle_steps: if given, the length of the cycle from now on, at least 2. The
+        lengths of later cycles follow by `t_mult`, or from the sequence of lengths if
+        there is one.
 
     Returns:
       The new state, of the same structure, shapes, dtypes and sharding.
@@ -69,16 +69,16 @@ def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
 
 
 def current_eta(opt_state: Any) -> jax.Array:
-    """Gives the multiplier eta_t that the last update used, for a log.
+    """Returns the multiplier eta_t that the last update used, for a log.
 
     Args:
-      opt_state: a state, of any optimizer or wrapper, that holds one `WarmRestarts`, or
-        one schedule of the count given as `schedule=`. Under `optax.inject_hyperparams`
-        the latter is `opt_state.hyperparams["schedule"]`; a stateful schedule of your
-        own keeps its value itself.
+      opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with
+        one schedule of the count as `schedule=`. Under `optax.inject_hyperparams` the
+        value of such a schedule is `opt_state.hyperparams["schedule"]` instead. If you
+        wrote a stateful schedule yourself, read its own state.
 
     Returns:
-      A float scalar. Before the first update it is what that will use.
+      A float scalar. Before the first update it is the value which that will use.
 
     Raises:
       ValueError: if the state holds no such schedule, or several.

@@ -26,7 +26,7 @@ class WarmRestartsState(NamedTuple):
     t_cur: jax.Array  # int32 scalar: position of the next update in its cycle
     cycle_steps: jax.Array  # int32 scalar: the length of that cycle
     cycle: jax.Array  # int32 scalar: how many cycles ended by themselves
-    eta: jax.Array  # float scalar: what the last update used; first, what it will
+    eta: jax.Array  # float scalar of the last update; before the first, of that one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +37,22 @@ class WarmRestarts:
       \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
-    It implements optax's protocol `optax.schedules.StatefulSchedule`, so it can be the
-    `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and under
-    `optax.inject_hyperparams` it can stand for any number. Left alone it equals
-    `cosine_restarts`.
+    It implements the protocol `optax.schedules.StatefulSchedule`. So it can be the
+    `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and any number under
+    `optax.inject_hyperparams`. Without a `restart` it equals `cosine_restarts`.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a
         sequence of such numbers, one for each cycle, the last of which repeats.
       eta_min: where a cycle ends, at least 0: a number, or a schedule of the count of
         all updates.
-      eta_max: where a cycle begins, likewise; not below `eta_min`.
-      t_mult: what the length of a cycle is multiplied by to give that of the next, no
-        cycle being longer than 2^31 - 1 steps.
-      autorestart: whether the next cycle begins by itself; else the cosine goes on, up
-        again and down again, until `restart` is called.
-      t_cur: the position in the first cycle of the first update, at least 0.
+      eta_max: where a cycle begins, at least `eta_min`: a number, or a schedule of the
+        count of all updates.
+      t_mult: factor from the length of a cycle to that of the next. No cycle is longer
+        than 2^31 - 1 steps.
+      autorestart: whether to begin a new cycle at the end of one. Otherwise the cosine
+        goes on, up again and down again, until `restart` is called.
+      t_cur: the position of the first update in the first cycle, at least 0.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -27,30 +27,30 @@ def scale_by_block_rms(
     *,
     amsgrad: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Divides each block by the root of the average square of its gradient's norm.
+    r"""Divides each block by the root of the average of its squared norms.
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad
         v \leftarrow \|g\|^2 \text{ where } v = 0 \\
       g &\leftarrow \frac{g}{\sqrt{v} + \epsilon}
 
-    with sums over the block: an update has the length of about 1 for the block,
-    whatever the number of its elements. The v of each block starts at its first square
-    that is not zero: it needs no bias correction, and the first update has exactly that
-    length, but for eps.
+    with sums over the block. So an update of a block has norm 1 or so, whatever the
+    number of its elements. The v of a block starts at its first squared norm that is
+    not zero. So no bias correction is needed, and the first update has norm 1 exactly,
+    apart from eps.
 
     Args:
       b2: decay of the second moment, in [0, 1).
-      eps: added to the root, in the unit of the gradient's norm; at least 0. With 0,
-        too, a block that never had a gradient is not moved.
-      channel_axes: the axes that index a leaf's blocks, per leaf: (), the default, for
-        one number a layer, (-1,) for one a channel, (0,) for one a layer of a stack;
-        None for one an element. Blocks of one element are taken as they are.
-      amsgrad: whether the root is taken of the largest v so far.
+      eps: added to the root, in the unit of the gradient's norm; at least 0. A block
+        that never had a gradient is not moved, even with 0.
+      channel_axes: the axes that index a leaf's blocks, per leaf: () for one number per
+        layer, which is the default, (-1,) for one per channel, (0,) for one per layer
+        of a stack, None for one per element. Blocks of one element are allowed.
+      amsgrad: whether to divide by the root of the largest v so far.
 
     Returns:
-      A link. Its state is a `ScaleByBlockRmsState`: a number for each block, in float32
-      at least and real for complex leaves; exact for norms from 1e-15 to 1e15, finite
+      A link. Its state is a `ScaleByBlockRmsState`: one real number per block, in
+      float32 or wider. The numbers are exact for norms from 1e-15 to 1e15, and finite
       beyond. Updates keep structure and shapes, in the wider dtype of update and param.
 
     Raises:
@@ -60,7 +60,7 @@ def scale_by_block_rms(
         at update, with params of another shape.
 
     Examples:
-      Layers of any size and scale of gradient step by the same length:
+      Layers of any size, with gradients of any scale, step by the same norm:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_block_rms(eps=0.0)

@@ -1,4 +1,4 @@
-"""A link that keeps of a step what the present gradient agrees with."""
+"""A link that keeps the part of a step which agrees with the present gradient."""
 
 from typing import Any
 
@@ -18,38 +18,42 @@ def cautious(
     *,
     floor: float = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps the elements of inner's step that go down the present gradient.
+    r"""Keeps only the elements of inner's step that go down the present gradient.
 
     .. math::
       k_i = [u_i g_i < 0], \qquad u_i \leftarrow
         \frac{k_i \, u_i}{\max(\mathrm{share}_b, \mathrm{floor})}, \qquad
       \mathrm{share}_b = \frac{1}{d} \sum_{i \in b} k_i
 
-    The step u is that of a complete optimizer, its sign included, and g the gradient
-    that it was given: momentum that has turned against it waits. The elements that are
-    left step further, to make up for the others. Elements of zero, of either, are not
-    kept. A weight decay inside `inner` would be part of the step that is judged;
+    Here u is the step of a complete optimizer (its sign included), and g the present
+    gradient. An element whose momentum points up this gradient is set to zero, and so
+    is one where u or g is zero. The other elements are divided by their share of the
+    block, to make up for the lost ones.
+
+    A weight decay inside `inner` is a part of the step, so it is filtered as well. A
     `decay_weights` after this link is not.
 
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index a leaf's blocks, per leaf, over which the share
-        is taken: `()` for the whole leaf, as in the paper. Leaves without blocks take
-        inner's step as it is.
-      floor: the least share that is divided by, above 0.
+        is taken: `()` for the whole leaf, as in the paper. Leaves without blocks get
+        inner's step unchanged.
+      floor: a smaller share counts as this number, above 0.
 
     Returns:
       An optimizer whose state is that of `inner`. Updates keep structure and shapes, in
       the dtype of inner's step.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a floor that is not positive; at init, for an axis
         that does not exist or a pattern that matches no path; at update, with params of
         another shape.
 
     Examples:
-      The second gradient has turned in its first element, whose momentum waits:
+      The first element of the second gradient has changed its sign, so its step is
+      zero:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -1,4 +1,4 @@
-"""A link that keeps the mean of a block out of the updates."""
+"""A link that removes the mean of each block from the updates."""
 
 import jax
 import optax
@@ -9,17 +9,17 @@ from normopt.rules import PerLeaf
 
 
 def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the mean of each block off the updates.
+    r"""Subtracts the mean of each block from the updates.
 
     .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
 
-    Where the inputs of a layer sum to about zero, a constant that is added to all
-    weights of a channel changes next to nothing. Weights that start with a mean of
-    zero, see `centered`, keep it.
+    If the inputs of a layer sum to about zero, adding a constant to all weights of a
+    channel changes almost nothing. Weights that start with a mean of zero, which
+    `centered` gives them, keep it under this link.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of

@@ -17,21 +17,23 @@ def add_decay(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds L1 and L2 decay to the updates, before the learning rate.
 
-    Whatever follows in the chain acts on the decay, too: the learning rate, and the
-    moments if they come after this link. Then it is the gradient of an L2 penalty in
-    the loss, wd/2 times the squared length.
+    Everything that follows in the chain acts on the decay, too. That is the learning
+    rate, and the moments if they come after this link. In that case the decay is L2
+    regularization: the gradient of a penalty of wd/2 times the squared norm in the
+    loss.
 
     .. math:: g \leftarrow g + l_1 \, \mathrm{sign}(w) + \lambda w
 
     Args:
       weight_decay: the L2 decay :math:`\lambda`, per leaf, at least 0; 0 for leaves
         that no pattern matches.
-      l1: the L1 decay :math:`l_1`, likewise; the sign of a complex weight is w/|w|.
+      l1: the L1 decay :math:`l_1`, per leaf, at least 0; the sign of a complex weight
+        is w/|w|.
 
     Returns:
       A link without state that needs `params` where a leaf decays. Updates keep
-      structure and shapes, in the wider dtype of update and param; the sum is taken in
-      float32 at least.
+      structure and shapes, in the wider dtype of update and param. The sum is taken in
+      float32 or wider.
 
     Raises:
       TypeError: when built, if a decay is not a number.
@@ -39,7 +41,7 @@ def add_decay(
         no path; at update, without `params` or with params of another shape.
 
     Examples:
-      With zero gradients what is left is the pull towards zero:
+      With zero gradients only the pull towards zero is left:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.add_decay(weight_decay={"kernel$": 0.5}, l1=0.1)
@@ -67,49 +69,49 @@ def decay_weights(
     schedule: Any = None,
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes L1 and L2 decay off the weights, after the learning rate.
+    r"""Applies L1 and L2 decay to the weights, after the learning rate.
 
-    The decay is tied to nothing but `schedule`: not to the gradient, and not to the
-    learning rate.
+    The decay depends on `schedule` alone, and not on the gradient or the learning rate.
 
     .. math:: w \leftarrow w + u - \eta_t (l_1 \, \mathrm{sign}(w) + \lambda w)
 
-    **What a decay is tied to** is a matter of where it stands in a chain. With `lr` the
-    learning rate in force and `lr_max` the largest one, a weight whose length the loss
-    does not see comes to the length in the last column, where c is the length of one
-    step of the moments alone (about the root of the number of elements for Adam):
+    **What a decay depends on** is decided by its place in the chain. The table has four
+    forms. Its last column is the length (the norm) at which a scale-invariant block of
+    weights settles. In it `lr` is the present learning rate, `lr_max` the largest one,
+    and c the length of one step of the moments alone, which is about the root of the
+    number of elements for Adam:
 
     ============  ========================================  ========  ==================
     decay is      chain, after the moments                  lambda    length at the end
     ============  ========================================  ========  ==================
     independent   lr, ``decay_weights(wd)``                 wd        lr c / √(2 wd)
-    times lr      ``add_decay(wd)``, lr                     lr wd     c √(lr / (2 wd))
+    with lr       ``add_decay(wd)``, lr                     lr wd     c √(lr / (2 wd))
     scheduled     lr, ``scale_by_schedule(eta)``,           eta wd    lr c √(eta/(2 wd))
                   ``decay_weights(wd, schedule=eta)``
     corrected     lr, ``decay_weights(wd,                   lr² wd    c √(lr_max/(2 wd))
                   schedule=lambda t: lr(t)**2 / lr_max)``   / lr_max
     ============  ========================================  ========  ==================
 
-    The first is that of the AdamW paper, the second that of `optax.adamw` and torch,
-    the third that of `adamw(..., schedule=eta)`; only under the fourth does the length
-    not change when the learning rate does. `decay_from` turns a wd of one into the
-    others.
+    The first form is the one of the AdamW paper, the second the one of `optax.adamw`
+    and torch, and the third the one of `adamw(..., schedule=eta)`. Only with the fourth
+    does the length stay the same when the learning rate changes. `decay_from` converts
+    a decay from one form to another.
 
     Args:
       weight_decay: the L2 decay :math:`\lambda` per step, per leaf, at least 0; 0 for
-        leaves that no pattern matches. It halves a weight in 0.69 / wd steps.
-      l1: the L1 decay :math:`l_1` per step, likewise, in the unit of the weights; the
-        sign of a complex weight is w/|w|, and that of 0 is 0.
+        leaves that no pattern matches. It halves a weight in about 0.69 / wd steps.
+      l1: the L1 decay :math:`l_1` per step, in the unit of the weights, per leaf, at
+        least 0. The sign of a complex weight is w/|w|, and the sign of 0 is 0.
       schedule: :math:`\eta_t`: a number of at least 0, a schedule of the count, or a
         `WarmRestarts`; None for 1.
-      cautious: whether only those elements decay that the step itself shrinks or
-        leaves, :math:`\mathrm{Re}(\bar u w) \le 0`.
+      cautious: whether only those elements decay that the step shrinks or does not
+        change, :math:`\mathrm{Re}(\bar u w) \le 0`.
 
     Returns:
-      A link that needs `params` where a leaf decays. It has a state if `schedule` is
-      one. Updates keep structure and shapes, in the wider dtype of update and param;
-      the sum is taken in float32 at least, but a decay that is small beside the weights
-      is lost where these have low precision: see `compensate_rounding`.
+      A link that needs `params` where a leaf decays. It has a state if `schedule` is a
+      schedule. Updates keep structure and shapes, in the wider dtype of update and
+      param. The sum is taken in float32 or wider. A decay that is small beside weights
+      of low precision is lost all the same: see `compensate_rounding`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -117,7 +119,7 @@ def decay_weights(
         no path; at update, without `params` or with params of another shape.
 
     Examples:
-      Whatever the learning rate, a weight without gradient loses the same share:
+      Whatever the learning rate is, a weight without gradient loses the same share:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -1,4 +1,4 @@
-"""A wrapper that trains the length of a block and its direction by two optimizers."""
+"""A wrapper that trains the length of a block and its direction with two optimizers."""
 
 from typing import Any, NamedTuple
 
@@ -26,8 +26,8 @@ class DecoupleLengthState(NamedTuple):
 
     lengths: Any  # {"path@axes": g of each block, which can turn negative}
     radii: Any  # {"path@axes": |v| of each block}
-    direction: Any  # direction's state, for v
-    length: Any  # length's state, for {"path@axes": g}
+    direction: Any  # the state of `direction`, for v
+    length: Any  # the state of `length`, for {"path@axes": g}
 
 
 def decouple_length(
@@ -39,34 +39,35 @@ def decouple_length(
 
     .. math:: w_b = g_b \frac{v_b}{\|v_b\|}
 
-    as weight normalization does in the network, here in the optimizer. Both parts get
-    the gradients that they would have there, of the gradient G of the block
+    This is weight normalization, done in the optimizer instead of the network. The
+    length g and the direction v get the gradients that they would have in such a
+    network. With G the gradient of the block w, these are
 
     .. math::
       \nabla_g = \langle G_b, v_b / \|v_b\| \rangle, \qquad
       \nabla_v = \frac{g_b}{\|v_b\|} \left( G_b - \nabla_g \frac{v_b}{\|v_b\|} \right)
 
-    A block of length zero has no direction: it takes direction's step for its plain
-    gradient, and so does a leaf without blocks.
+    A block of length zero has no direction. It gets the step that `direction` takes for
+    its plain gradient, as does a leaf without blocks.
 
     Args:
-      direction: an optimizer of v, learning rate included. It sees leaves of the shape
-        of the params; v starts as the weights.
-      length: an optimizer of g, learning rate included. It sees a dictionary of the
-        lengths, `{"path@axes": one for each block}`, as its state has them: a pattern
-        finds `kernel@1`, and leaves without blocks are not there. A decay here pulls
-        the lengths to zero.
+      direction: an optimizer for v, learning rate included. It gets a tree like the
+        params; v starts as the weights.
+      length: an optimizer for g, learning rate included. It gets a dictionary of
+        lengths, with keys of path and axes (`kernel@1`) and one number per block.
+        Patterns are matched with these keys. Leaves without blocks are not in it. A
+        weight decay here shrinks the lengths.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, are direction's alone.
+        blocks, and with blocks of one element, are trained by `direction` alone.
 
     Returns:
       An optimizer that needs `params`. Its state is a `DecoupleLengthState`: two
-      numbers for each block, and what the two optimizers keep. The lengths of the
-      weights are those of the state: weights that are made longer from outside go back.
-      Updates keep structure and shapes.
+      numbers per block, and the states of the two optimizers. The lengths in the state
+      are the ones that count. If other code rescales the weights, the next step undoes
+      that. Updates keep structure and shapes.
 
     Raises:
-      TypeError: when built, if one of the two is no optimizer or the axes have the
+      TypeError: when built, if one of the two is not an optimizer, or the axes have the
         wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
         path; at update, without `params` or with params of another shape.

@@ -22,7 +22,7 @@ def steepest(
       g_b \leftarrow d_b, \qquad d_b = \arg\max \{ \langle g_b, d \rangle :
         \mathrm{norm}(d) \le 1 \}
 
-    Of a block of d elements that is
+    For a block of d elements this is
 
     ==========  =============================================================
     norm        direction
@@ -35,15 +35,16 @@ def steepest(
     spectral    :math:`U V^T` of :math:`g = U S V^T`; see `orthogonalize`
     ==========  =============================================================
 
-    A block of zeros stays zero. Other norms of `norm_names()` have no such direction.
+    A block of zeros stays zero. For the other norms of `norm_names()` there is no such
+    direction.
 
     Args:
-      norm: a name, a norm such as `spectral(...)`, or a pair of one of these and the
-        channel axes that it goes with, such as ("avg_l2", (0,)); per leaf. None leaves
-        a leaf alone.
+      norm: per leaf, one of: the name of a norm; a norm such as `spectral(...)`; a pair
+        of one of these and its channel axes, such as ("avg_l2", (0,)); or None, which
+        leaves the leaf unchanged.
       channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`. The spectral norm has its `matrices` instead.
-      eps: added to what a block is divided by; at least 0.
+        `normalize_blocks`. The spectral norm uses its `matrices` instead.
+      eps: added to the divisor, as in the table; at least 0.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of
@@ -55,7 +56,8 @@ def steepest(
         an axis that does not exist or a pattern that matches no path.
 
     Examples:
-      What is gained along it is the dual norm of the gradient, for `max` the l1 norm:
+      The inner product with the gradient is the dual norm of the gradient. For `max`
+      that is the l1 norm:
 
       >>> import jax.numpy as jnp
       >>> grads = jnp.array([3.0, -4.0])

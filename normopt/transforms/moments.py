@@ -1,9 +1,9 @@
-"""Adam's moments, with the second one shared by a block, and on the sphere.
+"""Adam's moments, with one second moment per block, and moments on the sphere.
 
-A weight that a normalization layer follows has a length without meaning: only its
-direction is trained. `tangent=True` keeps the moments of such a direction: the first
-one is projected on the tangent space at the weights, the second one is read in the unit
-of the gradient at their present length.
+The weights before a normalization layer have a length without meaning: only their
+direction is trained. With `tangent=True` the moments are those of a direction. The
+first moment is projected onto the tangent space at the weights, and the second is
+rescaled to the gradient at their present length.
 """
 
 from typing import Any, NamedTuple
@@ -56,51 +56,54 @@ def scale_by_block_adam(
     mu_dtype: Any = None,
     nesterov: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales by Adam's moments, the second of which is one number for each block.
+    r"""Scales by Adam's moments, with one second moment per block.
 
     .. math::
       m &\leftarrow b_1 P(m) + (1 - b_1) g \\
       v &\leftarrow b_2 r v + (1 - b_2) \|g\|^2 \\
       g &\leftarrow \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon}
 
-    with sums over the block: :math:`\|g\|^2` is no mean, so a step has the length of
-    about 1 for the block, not for each element; see `scale_by_block_size`. Without
-    blocks this is Adam. P and r are 1 unless `tangent`:
+    with :math:`\|g\|^2` summed over the block, not averaged. So the step of a whole
+    block has a norm of about 1, where Adam's would have 1 per element;
+    `scale_by_block_size` makes up for that. Leaves without blocks get plain Adam. P and
+    r are 1 unless `tangent`:
 
     .. math::
       P(m) = m - \frac{\langle m, w \rangle}{\|w\|^2} w, \qquad
       r = \frac{\|w_\mathrm{last}\|^2}{\|w\|^2}
 
-    `w_last` are the weights at the last update. P removes the part of m along the
-    present weights, and r keeps :math:`v \|w\|^2` an average over the steps. With both,
-    the trajectory on the sphere does not depend on the length of the weights. A block
-    whose weights are all zero starts afresh at each step, because past moments mean
-    nothing without a length: :math:`m \leftarrow (1 - b_1) g`, and the root is that of
-    :math:`\|g\|^2` alone.
+    Here `w_last` are the weights at the previous update. P removes the part of m along
+    the present weights. The factor r makes :math:`v \|w\|^2` the quantity that is
+    averaged over the steps. With both, the trajectory on the sphere does not depend on
+    the norm of the weights.
+
+    A block whose weights are all zero forgets its moments at each step, because they
+    mean nothing without a length: then :math:`m \leftarrow (1 - b_1) g`, and the root
+    is of :math:`\|g\|^2` alone.
 
     Args:
-      b1: decay of the first moment, in [0, 1); for a plain 0 none is kept.
+      b1: decay of the first moment, in [0, 1); with a plain 0 none is stored.
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of a sum over the block, in the unit of the gradient; at
-        least 0. With 0, too, a block that never had a gradient is not moved.
-      channel_axes: the axes that index a leaf's blocks, per leaf; blocks of one element
+        least 0. A block that never had a gradient is not moved, even with 0.
+      channel_axes: the axes that index a leaf's blocks, per leaf. Blocks of one element
         count as None, which is element-wise Adam.
-      tangent: whether blocks have the moments of a direction, as above. Leaves without
-        blocks are not changed by it.
-      eps_hat: whether eps is added to the root of the uncorrected v, as Keras does:
+      tangent: whether blocks have the moments of a direction, as above. It has no
+        effect on leaves without blocks.
+      eps_hat: whether to add eps to the root of the uncorrected v, as Keras does:
         :math:`\sqrt{1 - b_2^t} / (1 - b_1^t) \cdot m / (\sqrt{v} + \epsilon)`.
-      amsgrad: whether the root is taken of the largest v so far, which is corrected
-        after (optax corrects before); when tangent, the largest of
-        :math:`v \|w\|^2`.
+      amsgrad: whether to divide by the root of the largest v so far (when tangent, of
+        the largest :math:`v \|w\|^2`). The bias is corrected after taking the largest
+        one; optax corrects it before.
       mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
-      nesterov: whether m is replaced in the last line by
-        :math:`b_1 m + (1 - b_1) g`.
+      nesterov: whether to replace m in the last line by :math:`b_1 m + (1 - b_1) g`.
 
     Returns:
-      A link; it needs `params` when tangent. Its state is a `ScaleByBlockAdamState`:
-      second moments are in float32 at least (with b2 near 1, one in bfloat16 could not
-      decay), and real for complex leaves; of a tangent block it keeps |w|, too, for the
-      next r. Updates keep structure and shapes, in the wider dtype of update and param.
+      A link that needs `params` when tangent. Its state is a `ScaleByBlockAdamState`.
+      Its second moments are real, and in float32 or wider, because in bfloat16 they
+      could not decay if b2 is near 1. When tangent it also stores |w| of each block,
+      for the next r. Updates keep structure and shapes, in the wider dtype of update
+      and param.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -109,7 +112,7 @@ def scale_by_block_adam(
         at update, with params of another shape or, when tangent, without.
 
     Examples:
-      One number for each column, whose first step has the length of 1:
+      One number for each column, whose first step has norm 1:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_block_adam(eps=0.0, channel_axes=(-1,))

@@ -18,9 +18,10 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
 
     .. math:: u \leftarrow c_{\mathrm{path}} \, u
 
-    Placed after the moments it is a learning-rate multiplier; before them, adaptive
-    optimizers divide it out again. A multiplier of 0 does not freeze a leaf where a
-    decay follows; `optax.partition` does.
+    After the moments this is a learning-rate multiplier. Before the moments of an
+    adaptive optimizer it has almost no effect, because they divide it out again. A
+    multiplier of 0 does not freeze a leaf if a weight decay follows; use
+    `optax.partition` for that.
 
     Args:
       lr_multipliers: the factors, per leaf, at least 0; 1 for leaves that no pattern
@@ -64,18 +65,18 @@ def _multiply(u, w, axes, option, kept, shared):
 def scale_by_param_norm(
     channel_axes: PerLeaf = (), *, min_norm: float = 1e-3
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Multiplies each block of the updates by the length of its weights.
+    r"""Multiplies each block of the updates by the norm of its weights.
 
     .. math:: u_b \leftarrow \max(\|w_b\|_2, \mathrm{min\_norm}) \, u_b
 
-    After `normalize_blocks` the learning rate then is the relative length of a step:
-    every block moves by that fraction of its own norm.
+    After `normalize_blocks` the learning rate becomes a relative step size: every block
+    moves by that fraction of its own norm.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf; see
         `normalize_blocks`.
-      min_norm: the length that a shorter block is taken to have, in the unit of the
-        weights, at least 0; above 0 it lets blocks leave zero.
+      min_norm: weights with a smaller norm count as having this one, in the unit of the
+        weights, at least 0. Above 0 it lets blocks leave zero.
 
     Returns:
       A link without state that needs `params` where a leaf has blocks. Updates keep
@@ -88,7 +89,7 @@ def scale_by_param_norm(
         with params of another shape.
 
     Examples:
-      A step is as long, relative to its weights, as the learning rate says:
+      The norm of a step, relative to that of its weights, is the learning rate:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -126,13 +127,13 @@ def scale_by_block_size(
 
     .. math:: u \leftarrow d^{\,p} u
 
-    `scale_by_block_adam` gives a block of d elements a step of length 1. Adam's is
-    about sqrt(d) long, as each element steps by 1. With the power 1/2 this link makes
-    up for it, and Adam's learning rate fits.
+    `scale_by_block_adam` gives a block of d elements a step of norm 1. A step of Adam
+    has a norm of about sqrt(d), since each element moves by about 1. The default power
+    of 1/2 makes up for the difference, so that Adam's learning rate can be used.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
       power: the exponent p, any finite number.
 
     Returns:
@@ -183,8 +184,8 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
 
     .. math:: g_1 \leftarrow g_1, \qquad g_t \leftarrow (1 - b_1) g_t
 
-    Before a momentum of decay b1, a sum over the steps, it makes that an average which
-    starts at the first gradient and needs no bias correction.
+    The momentum that follows is a sum over the steps, with decay b1. This factor makes
+    it an average, which starts at the first gradient and needs no bias correction.
 
     Args:
       b1: the decay of the momentum that follows, in [0, 1).
@@ -199,7 +200,7 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
         another shape.
 
     Examples:
-      A constant gradient has itself as its average, at every step:
+      The average of a constant gradient is that gradient, at every step:
 
       >>> import jax.numpy as jnp
       >>> import optax

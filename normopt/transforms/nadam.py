@@ -38,15 +38,16 @@ def scale_by_nadam(
       g &\leftarrow \frac{1}{\sqrt{v / (1 - b_2^t) + \epsilon}} \left(
         (1 - \mu_t) \frac{g}{1 - \Pi_t} + \mu_t \frac{m}{1 - \Pi_t \mu_{t+1}} \right)
 
-    This is the form of keras-adamw: m is a plain average by b1, eps stands inside the
-    root, and the momentum term has :math:`\mu_t`, where the report and Keras' own Nadam
-    have :math:`\mu_{t+1}`.
+    This is the form of keras-adamw: m is a plain average with decay b1, eps stands
+    inside the root, and the momentum term has the factor :math:`\mu_t`. The report and
+    the Nadam of Keras have :math:`\mu_{t+1}` there.
 
     Args:
-      b1: decay of the first moment, and what :math:`\mu_t` grows to, in [0, 1).
+      b1: decay of the first moment, in [0, 1), and the value that :math:`\mu_t` grows
+        to.
       b2: decay of the second moment, in [0, 1).
-      eps: added inside the root, in the unit of the squared gradient; at least 0. Its
-        default acts like 3e-4 beside the root.
+      eps: added inside the root, in the unit of the squared gradient; at least 0. The
+        default of 1e-7 acts like 3e-4 outside the root.
       momentum_decay: :math:`\psi`, how fast :math:`\mu_t` grows, at least 0; at 0 it
         stays :math:`b_1 / 2`.
       mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
@@ -61,7 +62,8 @@ def scale_by_nadam(
         another shape.
 
     Examples:
-      The first step has the size of 1, as Adam's, and looks a step of momentum ahead:
+      The elements of the first step have about size 1, as in Adam, and a little more
+      from Nesterov momentum:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_nadam(eps=0.0)

@@ -1,4 +1,4 @@
-"""Links that set or bound the length of a block of the updates."""
+"""Links that set or bound the norm of a block of the updates."""
 
 import math
 from typing import Any
@@ -20,21 +20,23 @@ def normalize_blocks(
 
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
 
-    A block of zeros stays zero, also with `eps=0`. A block of norm 0 has no direction
-    and becomes zero, whatever `eps` is; under `std` that is a block whose elements are
-    equal, up to the rounding of their mean. Under `std` a block of one element, which
-    has no deviation at all, is left alone. Norms are taken in float32 at least and are
-    right for gradients from 1e-30 to 1e30; mind that the default `eps` shortens the
-    result where the norm is not large beside 1e-7. A derivative through the link holds
-    1 / norm^2 and is right for norms from 1e-15 to 1e15; at a block of zeros it is
-    finite.
+    A block of norm 0 has no direction and becomes zero, whatever `eps` is. For the norm
+    `std` this is a block whose elements are all equal, up to rounding. A block of one
+    element has no standard deviation, so under `std` it stays unchanged.
+
+    Norms are computed in float32 or wider, and are right for gradients from 1e-30 to
+    1e30. The default `eps` of 1e-7 shortens the result if the norm is not much larger
+    than that. Derivatives through this link are right for norms from 1e-15 to 1e15,
+    because they contain 1 / norm^2, and finite at a block of zeros.
 
     Args:
       norm: a name of `norm_names()`; see `block_norms` for the formulas.
-      channel_axes: the axes that index a leaf's blocks, per leaf: `()` for the whole
-        leaf, `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of
-        a stack of layers, None to leave a leaf alone. A leaf that lacks a plain
-        value's axis is left alone, as integer and empty leaves are.
+      channel_axes: the axes that index a leaf's blocks: `()` for the whole leaf,
+        `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of a stack
+        of layers, None to leave a leaf unchanged. It is given per leaf: as one value
+        for all leaves, a mapping `{pattern: axes}` over paths, or a callable such as
+        `output_channels()`. If one value is given, a leaf without such an axis stays
+        unchanged. So do integer and empty leaves.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
@@ -48,7 +50,7 @@ def normalize_blocks(
         params of another shape.
 
     Examples:
-      Every block comes out with unit length:
+      Every block becomes a block of norm 1:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.normalize_blocks(channel_axes=(-1,), eps=0.0)
@@ -88,13 +90,13 @@ def clip_blocks(
     channel_axes: PerLeaf = (),
     eps: float = 1e-7,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales down the blocks of the updates that are longer than `max_norm`.
+    r"""Scales down the blocks of the updates whose norm is above `max_norm`.
 
     .. math::
       g_b \leftarrow g_b \min\!\left(1,
         \frac{\mathrm{max\_norm}}{\mathrm{norm}(g_b) + \epsilon}\right)
 
-    Under `std` a block of one element, which has no deviation, is left alone.
+    A block of one element has no standard deviation, so under `std` it is not clipped.
 
     Args:
       max_norm: the largest norm a block keeps, in the unit of the gradient, above 0;
@@ -115,7 +117,7 @@ def clip_blocks(
         matches no path; at update, with params of another shape.
 
     Examples:
-      A long block is cut to `max_norm`, a short one stays as it is:
+      A long block is clipped to `max_norm`, a short one stays unchanged:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.clip_blocks(0.5)

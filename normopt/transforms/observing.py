@@ -1,4 +1,4 @@
-"""A wrapper that notes what every block does at a step, and changes nothing of it."""
+"""A wrapper that records what a step does to every block, and does not change it."""
 
 import functools
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class ObserveState(NamedTuple):
     """State of `observe`: sums over the blocks at the last step that was observed."""
 
     count: jax.Array  # int32 scalar: updates done
-    step: jax.Array  # int32 scalar: the count of the last observation, 0 before one
+    step: jax.Array  # int32 scalar: the count of the last observation; 0 before any
     sums: Any  # {"path@axes": the `Sums` of each block, (*channel axes, 5)}
-    inner: Any  # of the optimizer
+    inner: Any  # the state of the optimizer
 
 
 class Sums(NamedTuple):
@@ -48,50 +48,53 @@ def observe(
     *,
     every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Notes what every block does at a step of `inner`, and changes nothing of it.
+    r"""Records what a step of `inner` does to every block, and does not change it.
 
-    Of the gradient g, the update u and the weights w of each block it keeps
+    For the gradient g, the update u and the weights w of each block its state keeps
 
     .. math::
       \|g\|^2, \quad \|w\|^2, \quad \|u^\perp\|^2, \quad
         \langle g, w \rangle, \quad \langle u, w \rangle, \qquad
         u^\perp = u - \frac{\langle u, w \rangle}{\|w\|^2} w
 
-    from which `observations` reads lengths, angles and cosines, at any depth of a
-    state; `summary` makes numbers for a log of these.
+    From these, `observations` computes norms, angles and cosines. It finds the state of
+    `observe` anywhere inside the state of your optimizer. `summary` turns its result
+    into numbers for a log.
 
-    The gradient is what `observe` is handed, the update what it hands on:
+    The gradient is the input of `observe`, and the update its output:
 
-    - The whole optimizer belongs inside, learning rate and decay included: what follows
-      in a chain is not seen, and the update would not be the step. Clipping inside
-      shows the gradient as the loss gave it, clipping before `observe` the clipped one.
-    - Inside `optax.MultiSteps` it sees the averages over the small batches, and counts
-      their steps; around it, each small batch, and updates of zero in between.
-    - Around `compensate_rounding` the update is the difference to the next weights that
-      there are in low precision. Inside it, or without it, the update is the one before
-      rounding; gradients and weights are measured in float32 either way.
-    - In `optax.masked` or in one part of `optax.partition` it sees the leaves of that
-      part alone; several parts may have one each.
+    - Put the whole optimizer inside, with learning rate and decay. Whatever follows in
+      a chain is not seen, so the update would not be the step that is taken. If
+      clipping is inside, the gradient is recorded before it is clipped; if clipping
+      comes before `observe`, after.
+    - Inside `optax.MultiSteps` it records the averaged gradients, once per real step.
+      Around it, it records each small batch, with updates of zero in between.
+    - Around `compensate_rounding` the update is the exact change of the low-precision
+      weights. Inside it, or without it, the update is recorded before rounding.
+      Gradients and weights are measured in float32 in all cases.
+    - In `optax.masked`, or in one part of `optax.partition`, it records the leaves of
+      that part only. Several parts may have an `observe` each.
 
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
-        Leaves whose axes are None are not observed.
-      every: observe the steps n, 2n, 3n, ... of this n, an integer of at least 1. The
-        others then cost next to nothing, but under `jax.vmap`, where both cases are
-        computed. At an observed step inner is asked twice under `jax.jit`, with the
-        same state: what it does besides, such as a print, is done twice.
+        Leaves whose axes are None are not recorded.
+      every: record only the steps n, 2n, 3n, ... for this n, an integer of at least 1.
+        The other steps then cost almost nothing, except under `jax.vmap`, which
+        computes both cases. At a recorded step under `jax.jit`, `inner` runs twice with
+        the same state, so its side effects, such as a print, happen twice.
 
     Returns:
       An optimizer that needs `params` where a leaf has blocks. Its state is an
-      `ObserveState`: five numbers for each block, and that of `inner`. Updates are
-      inner's, bit for bit; a compiled step may round in other places.
+      `ObserveState`: five numbers per block, and the state of `inner`. Updates are
+      those of `inner`, bit for bit (but XLA may round differently in a compiled step).
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, if `every` is below 1; at init, for an axis that does not
         exist or a pattern that matches no path; at update, without `params`, with
-        params of another shape, or with a gradient of None, for which zeros will do.
+        params of another shape, or for a gradient of None (pass zeros instead).
 
     Examples:
       >>> import jax.numpy as jnp

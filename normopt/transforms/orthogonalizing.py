@@ -1,4 +1,4 @@
-"""The link of Muon: steps whose singular values are all alike."""
+"""The link of Muon: steps whose singular values are all equal, or nearly so."""
 
 from typing import Any
 
@@ -27,25 +27,24 @@ def orthogonalize(
       u &\leftarrow X \approx U V^T \text{ of } u = U S V^T
 
     :math:`U V^T` is the direction of steepest descent in the spectral norm. The
-    iteration comes near it for singular values that are not too small beside the
-    largest. With all steps of a set no singular value comes out above 1.21. Zero stays
-    zero.
+    iteration approximates it, for singular values that are not too small beside the
+    largest. After all steps of a named set, no singular value is above 1.21. A matrix
+    of zeros stays zero, whatever `eps` is.
 
     Args:
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))
-        for dense kernels of Flax, ((0, 1, 2), (3,)) for convolutions,
-        ((1,), (2,)) for a stack of layers (layers, in, out), ((0,), (2,)) for each head
-        of (features, heads, size). The axes that are in neither index matrices. See
-        `output_matrices`. Optax's `MuonDimensionNumbers` may stand for a pair. Leaves
-        without matrices stay as they are.
-      steps: of the iteration, at least 1.
-      coefficients: "simple", the one triple of the first Muon; "quintic" (five, then
-        again from the first), "polar_express" (eight, the last repeated); or triples
-        (a, b, c), one a step, the last repeated.
-      eps: added to the Frobenius norm, in the unit of the updates; at least 0. With 0,
-        too, a matrix of zeros stays one.
-      dtype: in which matrices of real numbers are multiplied, such as "bfloat16";
-        None for the dtype of the leaf, float32 at least, in its full precision.
+        for dense kernels of Flax, ((0, 1, 2), (3,)) for convolutions, ((1,), (2,)) for
+        a stack of layers (layers, in, out), ((0,), (2,)) for each head of (features,
+        heads, size). Any other axis counts matrices. For a simple choice see
+        `output_matrices`. A `MuonDimensionNumbers` of optax can replace a pair. Leaves
+        without matrices stay unchanged.
+      steps: the number of iterations, at least 1.
+      coefficients: "simple", the one triple of the original Muon; "quintic", five
+        triples, then again from the first; "polar_express", eight triples, the last one
+        repeated; or your own triples (a, b, c), one per step, the last one repeated.
+      eps: added to the Frobenius norm, in the unit of the updates; at least 0.
+      dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
+        is the dtype of the leaf, or float32 if that is wider, in full precision.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of
@@ -59,7 +58,7 @@ def orthogonalize(
         path.
 
     Examples:
-      Whatever the singular values were, they come near 1:
+      All singular values become about 1:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.orthogonalize(((0,), (1,)), steps=8,

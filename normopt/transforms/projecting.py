@@ -39,61 +39,65 @@ def project_if_invariant(
     layer_axes: PerLeaf = (),
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Projects inner's direction, and decays less, where the gradient is tangent.
+    r"""Removes the radial part, and some decay, on leaves that look scale-invariant.
 
-    With the raw gradient g, a leaf passes if the largest of its blocks' cosines does:
+    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights.
+    With the raw gradient g, a leaf passes the test if
 
     .. math::
       \max_b \frac{|\langle g_b, w_b \rangle|}{\|g_b\| \|w_b\|}
         < \frac{\delta}{\sqrt{d}}
 
-    Then its direction p, which `inner` makes of g, loses the radial part of each block.
-    Else the same is tried with the whole leaf as one block. If neither passes, p stays
-    and `wd_ratio` counts as 1:
+    for its blocks b of d elements. Then the direction p, which is the output of
+    `inner`, loses the radial part of each block, the one along the weights. If the leaf
+    does not pass, the test is repeated with the whole leaf as one block. If it does not
+    pass that either, p stays unchanged, and `wd_ratio` counts as 1:
 
     .. math::
       u_b = p_b - \frac{\langle p_b, w_b \rangle}{\|w_b\|^2} w_b
         + \mathrm{wd\_ratio} \, \lambda w_b
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
-    With `cautious`, p keeps only the elements that have the sign of the gradient, over
-    their share of the layer, before the decay is added. If p was projected, the
-    gradient is compared without its radial part, too, and p is projected again in the
-    end.
+    With `cautious`, p keeps only the elements that have the sign of the gradient,
+    divided by their share of the layer. This is done before the decay is added. If p
+    was projected, it is compared with the gradient without its radial part, and then
+    projected once more.
 
-    The decay is times the learning rate, which stands after this link. The gradient is
-    gone after inner's moments; that is why the link wraps them. There is no eps. The
-    cosine counts as 0 for a block of zeros, and where a sum of squares leaves the range
-    of the numbers.
+    The learning rate comes after this link and multiplies the decay, too. The link
+    wraps the moments because it needs the raw gradient, which they do not hand on.
+    There is no eps. The cosine counts as 0 for a block of zeros, and if a sum of
+    squares overflows or underflows.
 
     Args:
       inner: a link from gradients to directions, without the learning rate.
       weight_decay: :math:`\lambda`, per leaf, at least 0; 0 for leaves that no pattern
         matches.
-      delta: the threshold, at least 0, as a multiple of what random vectors have.
-      wd_ratio: what is left of the decay of a leaf that passes, at least 0.
+      delta: the threshold of the test, at least 0. For random vectors, the cosine times
+        sqrt(d) is about 1.
+      wd_ratio: factor of the decay of a leaf that passes the test, at least 0.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and of fewer than two dimensions, are not tested.
-      layer_axes: those of them that index layers, per leaf: each layer of a stack is
-        tested by itself. `channel_axes=(0, -1), layer_axes=(0,)` does to a stack what
-        (-1,) does to each layer of it.
-      cautious: whether elements of p that the gradient disagrees with are left out, as
-        above, of all leaves; shares below 1e-3 count as that.
+        blocks, and those of fewer than two dimensions, are not tested.
+      layer_axes: those of the channel axes that index layers, per leaf. Each layer of a
+        stack is then tested by itself: `channel_axes=(0, -1), layer_axes=(0,)` does to
+        a stack what (-1,) does to each of its layers.
+      cautious: whether to leave out elements of p whose sign is not that of the
+        gradient, as above, in all leaves. Shares below 1e-3 count as 1e-3.
 
     Returns:
-      A link that needs `params` where a leaf is tested or decays; its state is that of
-      `inner`. Updates keep structure and shapes, in the wider dtype of update and
-      param.
+      A link that needs `params` where a leaf is tested or decays. Its state is the
+      state of `inner`. Updates keep structure and shapes, in the wider dtype of update
+      and param.
 
     Raises:
-      TypeError: when built, if `inner` is no transformation or an option has the wrong
-        type.
+      TypeError: when built, if `inner` is not a transformation or an option has the
+        wrong type.
       ValueError: when built, for a negative number; at init, for an axis that does not
         exist or a pattern that matches no path; at update, without `params` or with
         params of another shape.
 
     Examples:
-      A tangent gradient passes, and its step keeps tangent whatever momentum was:
+      The second gradient is orthogonal to the weights, so the radial part of the
+      momentum is removed from the step:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -1,4 +1,4 @@
-"""A wrapper for weights of low precision, which swallow small updates."""
+"""A wrapper for weights of low precision, in which small updates are lost."""
 
 from typing import Any, NamedTuple
 
@@ -22,42 +22,43 @@ class CompensateRoundingState(NamedTuple):
 def compensate_rounding(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps what the rounding of low-precision weights would swallow.
+    r"""Keeps what is lost when low-precision weights are rounded.
 
-    A bfloat16 has 8 significant bits: a weight does not change by less than 1/512 of
-    itself, and `optax.apply_updates` rounds a decay of 1e-3 away at every step, however
-    it was computed. Here the weights are :math:`w + r` with a residue r:
+    A bfloat16 has 8 significant bits, so a weight cannot change by less than 1/512 of
+    itself. A weight decay of 1e-3 per step is lost when `optax.apply_updates` rounds,
+    however it was computed. This wrapper keeps a residue r for each weight, so that the
+    true weight is :math:`w + r`:
 
     .. math::
       x &= w + r + u(g, w + r) \\
       w &\leftarrow \mathrm{round}(x), \qquad r \leftarrow x - \mathrm{round}(x)
 
-    in float32, where u are inner's updates. So the weights are those of a training in
-    float32, rounded at each step; only the gradients are taken at the rounded weights.
-    There is no eps. A weight beyond the range of its dtype becomes infinite and stays
-    so, whatever u is: it does not come back, as one in float32 could.
+    in float32, where u(g, w) is the update of `inner`. So the weights are trained as in
+    float32 and rounded at each step. The gradients, however, are taken at the rounded
+    weights. There is no eps. A weight that exceeds the range of its dtype becomes
+    infinite and stays so, while one in float32 could come back.
 
     Args:
-      inner: an optimizer. For leaves of less than 32 bits it sees gradients and params
-        in float32, as do its callable options, and keeps the state of float32 params,
-        unless a `mu_dtype` or the like says otherwise. Other leaves are as without the
-        wrapper.
+      inner: an optimizer. For leaves of less than 32 bits it gets gradients and params
+        in float32, and its callable options do, too. Its state is then that of float32
+        params, unless an option such as `mu_dtype` says otherwise. Other leaves are
+        treated as without the wrapper.
 
     Returns:
-      An optimizer that needs `params` and must be the outermost one: what follows it
-      would round or change its updates, and `optax.apply_if_finite` around it refuses
-      their dtype (inside it does not). Updates keep structure and shapes; for
-      low-precision leaves they are float32, the difference to the next weight.
-      Its state is a `CompensateRoundingState`: inner's, and 4 bytes for each element
-      of a low-precision leaf.
+      An optimizer that needs `params`. It must be the outermost one, since anything
+      after it would change or round its updates. In particular, `optax.apply_if_finite`
+      goes inside: around it, it raises an error because of the dtype. Updates keep
+      structure and shapes. For low-precision leaves they are float32: the exact
+      difference to the next weights. The state is a `CompensateRoundingState`: the
+      state of `inner`, and 4 bytes for each element of a low-precision leaf.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer.
-      ValueError: at update, without `params` or with params of another shape, and with
-        params that were cast after init between less than 32 bits and more.
+      TypeError: when built, if `inner` is not an optimizer.
+      ValueError: at update, without `params`, with params of another shape, or if
+        params changed between low precision (less than 32 bits) and more after init.
 
     Examples:
-      A hundred steps of one percent of the distance from one number to the next:
+      A hundred steps, each a hundredth of the distance to the next bfloat16 number:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -14,10 +14,10 @@ from normopt.leafwise import leafwise
 
 
 class FollowedState(NamedTuple):
-    """State of a schedule of the count that is given as `schedule=`."""
+    """State of a function of the count that is passed as `schedule`."""
 
     count: jax.Array  # int32 scalar: updates done
-    eta: jax.Array  # float scalar: what the last update used; first, what it will
+    eta: jax.Array  # float scalar of the last update; before the first, of that one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,10 @@ class _Followed:
 
 
 class ScheduledState(NamedTuple):
-    """State of what is given a `schedule`."""
+    """State of an optimizer or link whose `schedule` is a schedule."""
 
-    schedule: Any  # of the schedule: FollowedState, WarmRestartsState
-    inner: Any  # of what is scheduled
+    schedule: Any  # the state of the schedule: FollowedState, WarmRestartsState
+    inner: Any  # the state of what is scheduled
 
 
 def scheduled(

@@ -1,7 +1,7 @@
-"""What the length of a block becomes: back to a sphere, or some of its growth.
+"""Wrappers that set the length of a block after a step: a sphere, or less growth.
 
-Both links change a whole step: the length of a block after it is a function of the
-lengths before and after the step that an inner optimizer takes.
+Both change the whole step of an inner optimizer. The length of a block after the step
+becomes a function of its lengths before and after the step of `inner`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class RetractToSphereState(NamedTuple):
     """State of `retract_to_sphere` where a radius may be the initial length."""
 
     radius: Any  # {"path@axes": |w| of each block before the first step}
-    inner: Any  # of the optimizer
+    inner: Any  # the state of the optimizer
 
 
 def retract_to_sphere(
@@ -49,48 +49,53 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    If `moment` says which one it is, the first moment m of `inner` is carried along:
-    its part along the new weights is removed, and with `stretch` it is multiplied by
-    the factor by which the step had changed their length. This is the last link of a
-    chain, with the learning rate inside, since what comes after it would leave the
-    sphere. A block of zeros that does not move stays at zero. With `"initial"` or
-    `"present"` a block of length zero takes inner's step.
+    If `moment` names the first moment m of `inner`, m follows the weights: its part
+    along the new weights is removed, and with `stretch` it is multiplied by the factor
+    by which the step had changed their length.
 
-    Weights are on the sphere from the first step on, up to rounding. Rounding counts
-    where weights start at a length L far from the radius: the first step subtracts
-    large numbers, and is off by up to L / radius times the eps of their dtype. From 30
-    radii in bfloat16 the length is then off by 1 %, which the second step mends, and
-    the direction by 2 degrees, which stay. To avoid this, put weights on the sphere
-    before the start, by `on_sphere`; or, where they have less than 32 bits, put
-    `compensate_rounding` around this link.
+    This must be the last link of a chain, with the learning rate inside, since any link
+    after it would move the weights off the sphere. A block of zeros that does not move
+    stays at zero. With the radius `"initial"` or `"present"`, a block of length zero
+    gets inner's step unchanged.
+
+    Weights are on the sphere from the first step on, up to rounding. The rounding error
+    is large if weights start far from the sphere. The first step from a length L is off
+    by up to L / radius times the machine epsilon of the dtype. From a length of 30
+    radii in bfloat16, the new length is off by 1 %, which the second step corrects, and
+    the direction by 2 degrees, which no step corrects. To avoid this, put the weights
+    on the sphere before training, with `on_sphere`. For weights of less than 32 bits
+    you can also put `compensate_rounding` around this link.
 
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, take inner's step as it is.
-      radius: of the sphere, per leaf: a number above 0 in the unit of the weights;
-        `"initial"`, the length that a block has at init, which the state keeps, so that
-        it does not drift in low precision; `"present"`, the length before the step;
-        None, as for leaves that no pattern matches, where inner's step stays.
-      moment: where in inner's state the first moment is: the name of a field, `mu` in
-        Adam's, `trace` in momentum's; or a function of inner's state that returns a
-        pair: the moment, as a tree like the params or a part of them, and a function
-        that puts another moment into the state. None carries nothing along.
-      stretch: whether the moment is multiplied by :math:`\|w'\| / \|w\|`, too.
+        blocks, and with blocks of one element, get inner's step unchanged.
+      radius: the radius of the sphere, per leaf. A number above 0, in the unit of the
+        weights; `"initial"` for the length that a block has at init (the state stores
+        it, so it does not drift in low precision); `"present"` for the length before
+        the step; or None, which leaves inner's step unchanged, also for leaves that no
+        pattern matches.
+      moment: where the first moment is in the state of `inner`. Either the name of a
+        field, such as `mu` in Adam or `trace` in momentum SGD. Or a function from that
+        state to a pair: the moment (a tree like the params, or a part of it), and a
+        function that puts a new moment into the state. With None the moment is not
+        changed.
+      stretch: whether to multiply the moment by :math:`\|w'\| / \|w\|` as well.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, in a `RetractToSphereState` if a radius is `"initial"` or `radius` is a
-      callable. Updates keep structure and shapes, in the wider dtype of update and
+      An optimizer that needs `params` where a leaf has blocks. Its state is the state
+      of `inner`, in a `RetractToSphereState` if a radius is `"initial"` or `radius` is
+      a callable. Updates keep structure and shapes, in the wider dtype of update and
       param.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
-      ValueError: when built, for a radius that is not positive or another word; at
-        init, if no field or several fields of inner's state have the name `moment`, or
-        it does not hold something like the params, and for an axis that does not exist
-        or a pattern that matches no path; at update, without `params` or with params of
-        another shape.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
+      ValueError: when built, for a radius that is not positive or an unknown word; at
+        init, if the state of `inner` has no field or several fields with the name
+        `moment`, or this field does not hold a tree like the params, and for an axis
+        that does not exist or a pattern that matches no path; at update, without
+        `params` or with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -145,7 +150,7 @@ def brake_radial(
     outward: float = 0.5,
     inward: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes only a part of what a whole step of `inner` changes of a block's length.
+    r"""Takes only a part of the change of length that a step of `inner` makes.
 
     .. math::
       w' = w + u, \qquad
@@ -155,26 +160,27 @@ def brake_radial(
         \mathrm{inward} & \|w'\| < \|w\|
       \end{cases}
 
-    The direction is that of inner's step. With 1 and 1 nothing is changed, with 0 and 0
-    the length is kept as by `retract_to_sphere(..., radius="present")`. A block without
-    length takes the step of `inner` as it is. This is the last link of a chain, with
-    the learning rate inside.
+    The direction after the step is the same as without this link. With factors 1 and 1
+    nothing is changed. With 0 and 0 the length is fixed, as by
+    `retract_to_sphere(..., radius="present")`. A block of length zero gets inner's step
+    unchanged. This must be the last link of a chain, with the learning rate inside.
 
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, take inner's step as it is.
-      outward: the part of a growth that is taken, at least 0.
-      inward: the part of a shrinking that is taken, at least 0. A block shrinks to
-        zero at most.
+        blocks, and with blocks of one element, get inner's step unchanged.
+      outward: the factor of a growth in length, at least 0.
+      inward: the factor of a decrease in length, at least 0. A block cannot shrink
+        below zero.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks; its state is that of
-      `inner`. Updates keep structure and shapes, in the wider dtype of update and
+      An optimizer that needs `params` where a leaf has blocks. Its state is the state
+      of `inner`. Updates keep structure and shapes, in the wider dtype of update and
       param.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a negative number; at init, for an axis that does not
         exist or a pattern that matches no path; at update, without `params` or with
         params of another shape.

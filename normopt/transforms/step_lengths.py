@@ -1,4 +1,4 @@
-"""Links that say how long the step of a block is, whatever an optimizer made of it."""
+"""Links that set or bound the norm of the step of a block."""
 
 import math
 from typing import Any, NamedTuple
@@ -27,28 +27,29 @@ def bound_relative_step(
     *,
     min_norm: float = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Bounds the length of each block's step by parts of the length of its weights.
+    r"""Bounds the norm of each block's step, relative to the norm of its weights.
 
     .. math::
       u_b \leftarrow \frac{u_b}{\|u_b\|} \min(\max(\|u_b\|, \mathrm{floor} \, n_b),
         \mathrm{ceiling} \, n_b), \qquad n_b = \max(\|w_b\|, \mathrm{min\_norm})
 
-    It stands after the learning rate. With floor = ceiling every step has that length,
-    relative to its weights. A step of zero has no direction and stays zero; where the
+    Put it after the learning rate. With floor = ceiling every step has that norm,
+    relative to its weights. A step of zero has no direction and stays zero. If the
     floor is above the ceiling, the ceiling holds.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf; see
         `normalize_blocks`.
-      floor: the least length of a step relative to the weights, at least 0: a number or
-        a schedule of the step count.
-      ceiling: the greatest, likewise; infinity for none.
-      min_norm: the length that a shorter block is taken to have, in the unit of the
-        weights, at least 0; above 0 it lets blocks leave zero.
+      floor: the smallest norm of a step relative to the weights, at least 0: a number
+        or a schedule of the step count.
+      ceiling: the largest norm of a step relative to the weights, at least 0, a number
+        or a schedule; infinity for no bound.
+      min_norm: weights with a smaller norm count as having this one, in the unit of the
+        weights, at least 0. Above 0 it lets blocks leave zero.
 
     Returns:
       A link that needs `params` where a leaf has blocks. Its state is a
-      `BoundRelativeStepState` if a bound is a schedule, else there is none. Updates
+      `BoundRelativeStepState` if a bound is a schedule; otherwise it has none. Updates
       keep structure and shapes, in the wider dtype of update and param.
 
     Raises:
@@ -58,7 +59,7 @@ def bound_relative_step(
         params of another shape.
 
     Examples:
-      No step turns a block by more than a hundredth of a radian or so:
+      No step turns a block by more than about a hundredth of a radian:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -113,31 +114,31 @@ def _bound(u, w, axes, option, kept, shared):
 def keep_norm(
     inner: optax.GradientTransformation, channel_axes: PerLeaf = ()
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lets `inner` change the direction of each block of the updates, not its length.
+    r"""Lets `inner` change the direction of each block of the updates, not its norm.
 
     .. math:: u_b = \mathrm{inner}(g)_b, \qquad
       u_b \leftarrow \frac{\|g_b\|}{\|u_b\|} u_b
 
-    So a link that scales the parts of a block against each other leaves the block as
-    long as it was. What `inner` makes zero stays zero.
+    So a link that rescales parts of a block against each other does not change the norm
+    of the block. What `inner` sets to zero stays zero.
 
     Args:
       inner: an optimizer or a link.
       channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`. Leaves without blocks are as `inner` makes them.
+        `normalize_blocks`. Leaves without blocks get the output of `inner` unchanged.
 
     Returns:
       A transformation whose state is that of `inner`. Updates keep structure and
-      shapes, in the dtype of what `inner` makes.
+      shapes, in the dtype of inner's output.
 
     Raises:
-      TypeError: when built, if `inner` is no transformation or the axes have the wrong
-        type.
+      TypeError: when built, if `inner` is not a transformation or the axes have the
+        wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
         path; at update, with params of another shape.
 
     Examples:
-      Columns of one length each, in a matrix that is as long as before:
+      Both columns get the same norm, and the matrix keeps its norm of 5:
 
       >>> import jax.numpy as jnp
       >>> columns = normopt.normalize_blocks(channel_axes=(-1,), eps=0.0)

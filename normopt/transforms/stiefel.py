@@ -30,28 +30,29 @@ def retract_to_stiefel(
     .. math::
       w' = w + u, \qquad u \leftarrow c \, \mathrm{orthogonalize}(w') - w
 
-    The new weights are c times the polar factor of what `inner` makes of them, up to
-    what the iteration leaves: all their singular values are near c. This is the last
-    link of a chain, with the learning rate inside. A matrix that stands at zero and
-    does not move stays there.
+    The new weights are c times the polar factor of w', the orthogonal matrix nearest to
+    it. The iteration approximates that: all singular values are near c. This must be
+    the last link of a chain, with the learning rate inside. A matrix of zeros that does
+    not move stays zero.
 
     Args:
       inner: an optimizer, learning rate included.
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
-        Leaves without matrices take inner's step as it is.
-      scale: c, per leaf: a number of at least 0, or a name that `muon` knows; a leaf
-        that no pattern matches has 1.
-      steps: of the iteration, at least 1.
-      coefficients: of the iteration; see `orthogonalize`.
+        Leaves without matrices get inner's step unchanged.
+      scale: c, per leaf: a number of at least 0, or one of the names of `scale` in
+        `muon`; 1 for leaves that no pattern matches.
+      steps: the number of iterations, at least 1.
+      coefficients: those of the iteration; see `orthogonalize`.
       eps: added to the Frobenius norm of the weights, in their unit; at least 0.
 
     Returns:
-      An optimizer that needs `params` where a leaf has matrices; its state is that of
-      `inner`. Updates keep structure and shapes, in the wider dtype of update and
+      An optimizer that needs `params` where a leaf has matrices. Its state is the state
+      of `inner`. Updates keep structure and shapes, in the wider dtype of update and
       param.
 
     Raises:
-      TypeError: when built, if `inner` is no optimizer or an option has the wrong type.
+      TypeError: when built, if `inner` is not an optimizer or an option has the wrong
+        type.
       ValueError: when built, for a number out of its range or an unknown name; at init,
         for an axis that does not exist or a pattern that matches no path; at update,
         without `params` or with params of another shape.
@@ -73,9 +74,8 @@ def retract_to_stiefel(
 
     References:
       Yang and Lai, "Manifold constrained steepest descent", 2026, arXiv 2601.21487
-      (SPEL). Bernstein and Newhouse, "Modular
-      Duality in Deep Learning", 2024, arXiv 2410.21265, of which `scale="spectral"` is
-      the projection of linear layers.
+      (SPEL). Bernstein and Newhouse, "Modular Duality in Deep Learning", 2024, arXiv
+      2410.21265, which projects linear layers as `scale="spectral"` does.
     """
     check_matrices(matrices)
     check_number("eps", eps, 0)

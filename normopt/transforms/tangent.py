@@ -1,4 +1,4 @@
-"""Links that keep what they hand on orthogonal to the weights."""
+"""Links whose output, or momentum, is orthogonal to the weights."""
 
 from typing import Any, NamedTuple
 
@@ -13,16 +13,16 @@ from normopt.rules import PerLeaf
 
 
 def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the radial part of the updates; the rest is orthogonal to the weights.
+    r"""Removes the radial part of the updates, the one along the weights.
 
     .. math:: u_b \leftarrow u_b - \frac{\langle u_b, w_b \rangle}{\|w_b\|^2} w_b
 
-    A block of weights of length zero has no radial direction, and its update stays as
-    it is.
+    What remains is orthogonal to the weights. Weights that are all zero have no radial
+    direction, and their update stays unchanged.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay as they are.
+        blocks, and with blocks of one element, stay unchanged.
 
     Returns:
       A link without state that needs `params` where a leaf has blocks. Updates keep
@@ -79,13 +79,13 @@ def trace_on_tangent(
       m \leftarrow \beta P(m) + (1 - \delta) g, \qquad
       P(m) = m - \frac{\langle m, w \rangle}{\|w\|^2} w
 
-    The past m is projected at the present weights, which takes out what has become
-    radial since; the gradient is added as it is. Without blocks P is 1, and with
-    :math:`\delta = 0` the link is `optax.trace`.
+    The old m is projected at the present weights, which removes what has become radial.
+    The gradient is added unchanged. Without blocks P is 1, and with :math:`\delta = 0`
+    the link is then `optax.trace`.
 
     Args:
-      decay: of the momentum, :math:`\beta`, in [0, 1).
-      dampening: :math:`\delta`, in [0, 1); it holds from the first step on.
+      decay: the decay of the momentum, :math:`\beta`, in [0, 1).
+      dampening: :math:`\delta`, in [0, 1), from the first step on.
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
         blocks, and with blocks of one element, have plain momentum.
       nesterov: whether the update is :math:`g + \beta m` instead of m.
@@ -103,7 +103,7 @@ def trace_on_tangent(
         or with params of another shape.
 
     Examples:
-      A weight that turned by 90 degrees leaves its old momentum, now radial, behind:
+      The weights have turned by 90 degrees, so the old momentum is radial and removed:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.trace_on_tangent(0.9, channel_axes=())

@@ -1,8 +1,8 @@
-"""Links that say how far a block turns, of whatever step it is given.
+"""Links that set how far a block turns, from the step of an optimizer.
 
-They stand behind a complete optimizer, and keep the length that blocks have at init:
-what comes in is its step, and what goes out is one of another length, or another angle.
-Leaves without blocks, and blocks that have no length at init, are stepped as it says.
+They follow a complete optimizer, and keep the length that blocks have at init. The
+input is the step of that optimizer, and the output a step of another length or angle.
+Leaves without blocks, and blocks of length zero at init, keep the step unchanged.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ from normopt.transforms.sphere import InitialLengths
 
 
 class HyperballState(NamedTuple):
-    """State of what `hyperball` does to inner's steps."""
+    """State of `hyperball`, beside that of the inner optimizer."""
 
     count: jax.Array  # int32 scalar: updates done
     radius: Any  # {"path@axes": |w| of each block at init}
@@ -71,7 +71,7 @@ def _step_relatively(u, w, axes, option, kept, shared):
 
 
 class RotationalState(NamedTuple):
-    """State of what `rotational` does to inner's steps."""
+    """State of `rotational`, beside that of the inner optimizer."""
 
     count: jax.Array  # int32 scalar: updates done
     radius: Any  # {"path@axes": |w| of each block at init}
