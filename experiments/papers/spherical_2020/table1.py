@@ -11,9 +11,10 @@ takes half a minute on two CPU cores with `--smoke`; a full run has not been mad
 and wants an accelerator. `--columns` and `--optimizers` take a part of the grid,
 `--epochs` shortens the schedule and `--seeds` says how many. The same command again
 goes on where it stopped, and one that names more cells or wants more seeds trains only
-those. `table1.json` keeps the cells that a command does not name; one that is trained
-with other settings replaces that of before. One that diverged ends no others: it is
-stored as such. `--redraw` prints the table again.
+those. `table1.json`, of which `table1.png` is drawn, keeps the cells that a command
+does not name; one that is trained with other settings replaces that of before. One that
+diverged ends no others: it is stored as such. `--redraw` prints the table again and
+draws the figure.
 
 A first part for one GPU, two of the columns after each other, is
 
@@ -49,10 +50,11 @@ from experiments.papers.spherical_2020 import (
     cell_settings,
     protocol,
     table1_claims,
+    table1_figure,
     train,
 )
 from experiments.papers.spherical_2020.train import SMOKE_DATASET
-from experiments.report.claims import Exhibit
+from experiments.report.claims import Exhibit, Picture
 from experiments.report.tables import Table
 from experiments.train import train as run_train
 from experiments.training import devices, preparation, provenance
@@ -102,6 +104,8 @@ def main(args: Sequence[str]) -> None:
     stored = json.loads(records.read_text())
     console.print(table(stored))
     console.print(f"{records}", markup=False, highlight=False, soft_wrap=True)
+    if stored["cells"]:
+        table1_figure.draw(folder / "table1.png", stored)
     if diverged:
         names = ", ".join(
             f"--columns {cell['column']} --optimizers {cell['optimizer']}"
@@ -301,6 +305,14 @@ EXHIBIT = Exhibit(
     claims=table1_claims.CLAIMS,
     extent=table1_claims.extent,
     tables=(table1_claims.grid, table),
+    pictures=(
+        Picture(
+            "table1",
+            "Test accuracy of each optimizer on each data set and network: the seeds, "
+            "their mean, and the paper's mean in words.",
+            table1_figure.draw,
+        ),
+    ),
     stored_by=functools.partial(cell_settings.commands, usual=Table1Options),
     without_results={"cells": []},
 )
