@@ -27,6 +27,7 @@ shape. What a step gets:
 import contextvars
 import dataclasses
 import functools
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,7 @@ from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
 from normopt.numerics import real_dtype, wide_dtype, wider_dtype
 from normopt.paths import named_leaves, params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.spreading import MeshAxes, check_mesh, number_of_devices, over_devices
 
 Kept = tuple[jax.Array | None, ...]
 Step = Callable[..., tuple[jax.Array, Kept]]
@@ -110,6 +112,8 @@ class Work:
       static: keywords of the step that are no numbers, hashable.
       batched: whether leaves of one kind are stacked, and the step mapped over them by
         `jax.vmap`: small matrices are multiplied faster in one batch.
+      spread: the axes of the mesh over whose devices the step spreads matrices; it
+        keeps nothing then, and the axes of leaves are `Matrices` or have their `apart`.
       also_integers: whether integer updates are stepped, too, and become real numbers;
         else they stay as they are, as do the gradients of integer params (float0).
     """
@@ -131,6 +135,7 @@ class Work:
     share: Callable[[Any], tuple[Any, ...]] = lambda state: ()
     static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batched: bool = False
+    spread: MeshAxes = ()
     also_integers: bool = False
 
     def __post_init__(self) -> None:
@@ -159,6 +164,7 @@ class Work:
                     "computed with floats of 8 bits. Keep the weights in 16 bits or "
                     "more, and cast them in the loss"
                 )
+        check_mesh(self.link, self.spread, params)
         leaves = self.read(params)
         self._warn_without_blocks(params, leaves)
         return leaves
@@ -174,6 +180,7 @@ class Work:
     ) -> tuple[list[Leaf], list[Any]]:
         """Reads the options, and lists the leaves of the params, or None for each."""
         self._check_state(state)
+        check_mesh(self.link, self.spread, updates)
         leaves = self.read(updates if params is None else params)
         reads = any(self.acts(leaf) and self.reads_weights(leaf) for leaf in leaves)
         return leaves, params_like(updates, params, self.link, needed=reads)
@@ -307,6 +314,7 @@ class Work:
             results = _step_together(
                 [inputs[position] for position in positions],
                 shared_in(real_dtype(dtype)),
+                self.spread,
                 step=self.step,
                 axes=axes,
                 static=tuple(self.static.items()),
@@ -515,10 +523,36 @@ _call_step = jax.jit(_step_leaf, static_argnames=_PROGRAM)
 _inline_step = jax.jit(_step_leaf, static_argnames=_PROGRAM, inline=True)
 
 
+def _spread_steps(
+    inputs: Sequence[Any],
+    shared: tuple[Any, ...],
+    *,
+    spread: MeshAxes,
+    axes: Any,
+    **program: Any,
+) -> list[jax.Array]:
+    """Takes the step of each matrix of leaves of one kind on one device."""
+    stack, axes = axes
+
+    def step_matrix(seen: tuple[Any, ...], option: tuple[Any, ...]) -> jax.Array:
+        return _step_leaf(seen, option, (), shared, axes=axes, **program)[0]
+
+    return over_devices(step_matrix, [one[:2] for one in inputs], stack, spread)
+
+
+# Jitted also for who calls a link without: what is open in a sharding has to be.
+_call_spread = jax.jit(_spread_steps, static_argnames=(*_PROGRAM, "spread"))
+
+
 def _step_together(
-    inputs: Sequence[Any], shared: tuple[Any, ...], **program: Any
+    inputs: Sequence[Any], shared: tuple[Any, ...], spread: MeshAxes, **program: Any
 ) -> list[tuple[jax.Array, Kept]]:
     """Takes the step of leaves of one kind, of several as one batch."""
+    (u, *_), *_ = inputs[0]
+    if number_of_devices(spread, u) > 1 and (apart := program["axes"].apart(u.ndim)):
+        if len(inputs) * math.prod(u.shape[axis] for axis in apart[0]) > 1:
+            call = {**program, "axes": apart, "spread": spread}
+            return [(update, ()) for update in _call_spread(inputs, shared, **call)]
     call = (*inputs[0], shared)
     has_sums = _takes_sums(program, call)
     jitted = _call_step if program["number_kept"] or has_sums else _inline_step

@@ -21,20 +21,21 @@ def manual_axes() -> tuple[str, ...]:
 
 
 def sharded_by_compiler(
-    function: Callable[[jax.Array], jax.Array], x: jax.Array, within: tuple[int, ...]
-) -> jax.Array:
-    """Calls a function of a leaf in which the compiler says where each array lies.
+    function: Callable[..., Any], *arrays: Any, within: tuple[int, ...] = ()
+) -> Any:
+    """Calls a function of arrays in which the compiler says where each of them lies.
 
     On a mesh with explicit axes JAX asks this of every product of sharded matrices.
 
     Args:
       function: what is computed.
-      x: the leaf.
-      within: the axes that have length 1 in the result; the others lie as those of `x`.
+      *arrays: what of; trees of arrays, but for the last one, which is an array.
+      within: the axes that have length 1 in what is computed; the others lie as those
+        of the last array.
     """
-    sharding = jax.typeof(x).sharding
+    sharding = jax.typeof(arrays[-1]).sharding
     if not getattr(sharding.mesh, "explicit_axes", ()):
-        return function(x)
+        return function(*arrays)
     # Before JAX 0.7 it stood among the experiments.
     place: Any = jax.sharding
     if not hasattr(place, "auto_axes"):
@@ -43,7 +44,7 @@ def sharded_by_compiler(
     after = jax.sharding.NamedSharding(
         sharding.mesh, jax.sharding.PartitionSpec(*names)
     )
-    return place.auto_axes(function, out_sharding=after)(x)
+    return place.auto_axes(function, out_sharding=after)(*arrays)
 
 
 def check_whole(leaf: Any, path: str) -> None:

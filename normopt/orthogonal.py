@@ -120,7 +120,7 @@ def polar_factor(
     multiply = functools.partial(
         _polar_factor, matrices=matrices, triples=triples, eps=eps, dtype=dtype
     )
-    return sharded_by_compiler(multiply, x, within=())
+    return sharded_by_compiler(multiply, x)
 
 
 def _polar_factor(

@@ -37,6 +37,7 @@ def muon(
     coefficients: Any = "quintic",
     eps: float = 1e-7,
     scale: PerLeaf = "shape",
+    spread: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum SGD whose steps are orthogonal matrices: descent in the spectral norm.
@@ -106,7 +107,9 @@ def muon(
     check_number("momentum", momentum, 0, below=1)
     chain = optax.chain(
         trace_on_tangent(momentum, nesterov=nesterov),
-        orthogonalize(matrices, steps=steps, coefficients=coefficients, eps=eps),
+        orthogonalize(
+            matrices, steps=steps, coefficients=coefficients, eps=eps, spread=spread
+        ),
         scale_by_path(shape_factors(scale, matrices)),
         add_decay(weight_decay),
         scale_by_rate(learning_rate),
@@ -126,6 +129,7 @@ def normuon(
     coefficients: Any = "quintic",
     eps: float = 1e-7,
     scale: PerLeaf = "shape",
+    spread: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Muon with a second moment for each output of a matrix.
@@ -189,7 +193,9 @@ def normuon(
     each_output = scale_by_block_adam(0, b2, 0.0, _blocks(matrices, Matrices.rows))
     chain = optax.chain(
         trace_on_tangent(momentum, nesterov=nesterov),
-        orthogonalize(matrices, steps=steps, coefficients=coefficients, eps=eps),
+        orthogonalize(
+            matrices, steps=steps, coefficients=coefficients, eps=eps, spread=spread
+        ),
         keep_norm(each_output, _blocks(matrices, Matrices.stack)),
         scale_by_path(shape_factors(scale, matrices)),
         add_decay(weight_decay),

@@ -22,6 +22,7 @@ def scion(
     radii: PerLeaf = 1.0,
     eps: float = 1e-8,
     constrained: bool = False,
+    spread: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps of a fixed size in a chosen norm, along an average of the gradients.
@@ -89,7 +90,7 @@ def scion(
     check_per_leaf("norms", norms, check_dual)
     chain = optax.chain(
         trace_on_tangent(momentum, dampening=momentum),
-        steepest(norms, eps=eps),
+        steepest(norms, eps=eps, spread=spread),
         scale_by_path(radii),
         add_decay(1.0 if constrained else 0.0),
         scale_by_rate(learning_rate),

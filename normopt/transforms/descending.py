@@ -9,12 +9,14 @@ import optax
 from normopt.blocks import check_channel_axes, resolve_axes
 from normopt.checks import check_number
 from normopt.leafwise import leafwise
+from normopt.matrices import Matrices
 from normopt.norms import Norm, norm_of
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
+from normopt.spreading import mesh_axes
 
 
 def steepest(
-    norm: PerLeaf, channel_axes: PerLeaf = (), *, eps: float = 1e-7
+    norm: PerLeaf, channel_axes: PerLeaf = (), *, eps: float = 1e-7, spread: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces each block of the updates by the steepest direction in a norm.
 
@@ -45,6 +47,8 @@ def steepest(
       channel_axes: the axes that index a leaf's blocks, per leaf; see
         `normalize_blocks`. The spectral norm uses its `matrices` instead.
       eps: added to the divisor, as in the table; at least 0.
+      spread: axes of the mesh over which matrices of the spectral norm are spread; see
+        `orthogonalize`.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of
@@ -86,6 +90,7 @@ def steepest(
         acts=lambda leaf: leaf.has_blocks,
         share=lambda state: (eps,),
         batched=any(one is not None and _norm_in(one).batched for one in given),
+        spread=mesh_axes(spread),
     )
 
 
@@ -110,6 +115,13 @@ class _Descent(NamedTuple):
 
     dual: Any
     axes: Any
+
+    def apart(self, ndim: int) -> Any:
+        """Does for the axes of matrices as they do; None for those of other blocks."""
+        if not isinstance(self.axes, Matrices):
+            return None
+        stack, axes = self.axes.apart(ndim)
+        return stack, self._replace(axes=axes)
 
 
 def _descend(g, w, descent, option, kept, shared):

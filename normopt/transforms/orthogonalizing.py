@@ -9,6 +9,7 @@ from normopt.leafwise import leafwise
 from normopt.matrices import check_matrices, resolve_matrices
 from normopt.orthogonal import polar_factor, triples_of
 from normopt.rules import PerLeaf
+from normopt.spreading import mesh_axes
 
 
 def orthogonalize(
@@ -18,6 +19,7 @@ def orthogonalize(
     coefficients: Any = "quintic",
     eps: float = 1e-7,
     dtype: Any = None,
+    spread: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces the matrices of the updates by matrices with singular values near 1.
 
@@ -84,6 +86,7 @@ def orthogonalize(
         share=lambda state: (eps,),
         static={"triples": triples_of(steps, coefficients), "dtype": dtype},
         batched=True,
+        spread=mesh_axes(spread),
     )
 
 

@@ -14,6 +14,7 @@ from normopt.matrices import (
 )
 from normopt.orthogonal import polar_factor, triples_of
 from normopt.rules import PerLeaf
+from normopt.spreading import mesh_axes
 
 
 def retract_to_stiefel(
@@ -24,6 +25,7 @@ def retract_to_stiefel(
     steps: int = 5,
     coefficients: Any = "quintic",
     eps: float = 1e-7,
+    spread: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Brings matrices back to orthogonal ones after a whole step of `inner`.
 
@@ -90,6 +92,7 @@ def retract_to_stiefel(
         share=lambda state: (eps,),
         static={"triples": triples_of(steps, coefficients)},
         batched=True,
+        spread=mesh_axes(spread),
     )
 
 

@@ -1,5 +1,6 @@
 """Eight host devices as a mesh, and what a compiled step exchanges between them."""
 
+import collections
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ _OTHERS = (
     "reduce-scatter",
 )
 _SUM = r" = (\S+|\([^=]*\)) all-reduce(?:-start)?\("
+_EXCHANGE = rf" = (\S+|\([^=]*\)) (all-reduce|{'|'.join(_OTHERS)})(?:-start)?\("
 
 
 def mesh_of_eight() -> Mesh:
@@ -40,6 +42,15 @@ def sizes_of_sums(compiled: Any) -> list[int]:
     sums = re.findall(_SUM, text)
     assert len(sums) == len(re.findall(r" all-reduce(?:-start)?\(", text))
     return [math.prod(shape) for result in sums for shape in _shapes(result)]
+
+
+def exchanges(compiled: Any) -> dict[str, int]:
+    """How many numbers each kind of exchange gives to one device."""
+    text = re.sub(r"/\*.*?\*/", "", compiled.as_text())
+    counts = collections.Counter()
+    for result, kind in re.findall(_EXCHANGE, text):
+        counts[kind] += sum(map(math.prod, _shapes(result)))
+    return dict(counts)
 
 
 def _shapes(result: str) -> Iterator[list[int]]:
