@@ -113,7 +113,7 @@ class Work:
       batched: whether leaves of one kind are stacked, and the step mapped over them by
         `jax.vmap`: small matrices are multiplied faster in one batch.
       spread: the axes of the mesh over whose devices the step spreads matrices; it
-        keeps nothing then, and the axes of leaves are `Matrices` or have their `apart`.
+        keeps nothing then, and the axes of leaves are `Matrices` or have their `alone`.
       also_integers: whether integer updates are stepped, too, and become real numbers;
         else they stay as they are, as do the gradients of integer params (float0).
     """
@@ -527,21 +527,20 @@ def _spread_steps(
     inputs: Sequence[Any],
     shared: tuple[Any, ...],
     *,
+    stack: tuple[int, ...],
     spread: MeshAxes,
-    axes: Any,
     **program: Any,
 ) -> list[jax.Array]:
     """Takes the step of each matrix of leaves of one kind on one device."""
-    stack, axes = axes
 
     def step_matrix(seen: tuple[Any, ...], option: tuple[Any, ...]) -> jax.Array:
-        return _step_leaf(seen, option, (), shared, axes=axes, **program)[0]
+        return _step_leaf(seen, option, (), shared, **program)[0]
 
     return over_devices(step_matrix, [one[:2] for one in inputs], stack, spread)
 
 
 # Jitted also for who calls a link without: what is open in a sharding has to be.
-_call_spread = jax.jit(_spread_steps, static_argnames=(*_PROGRAM, "spread"))
+_call_spread = jax.jit(_spread_steps, static_argnames=(*_PROGRAM, "stack", "spread"))
 
 
 def _step_together(
@@ -549,9 +548,11 @@ def _step_together(
 ) -> list[tuple[jax.Array, Kept]]:
     """Takes the step of leaves of one kind, of several as one batch."""
     (u, *_), *_ = inputs[0]
-    if number_of_devices(spread, u) > 1 and (apart := program["axes"].apart(u.ndim)):
-        if len(inputs) * math.prod(u.shape[axis] for axis in apart[0]) > 1:
-            call = {**program, "axes": apart, "spread": spread}
+    if spread and (found := program["axes"].alone(u.ndim)):
+        stack, axes = found
+        several = len(inputs) * math.prod(u.shape[axis] for axis in stack) > 1
+        if several and number_of_devices(spread, u) > 1:
+            call = {**program, "axes": axes, "stack": stack, "spread": spread}
             return [(update, ()) for update in _call_spread(inputs, shared, **call)]
     call = (*inputs[0], shared)
     has_sums = _takes_sums(program, call)

@@ -27,11 +27,11 @@ class Matrices(NamedTuple):
         """Gives the axes that index the matrices: each of these is a block of them."""
         return tuple(a for a in range(ndim) if a not in self.inputs + self.outputs)
 
-    def apart(self, ndim: int) -> tuple[tuple[int, ...], "Matrices"]:
+    def alone(self, ndim: int) -> tuple[tuple[int, ...], "Matrices"]:
         """Gives the axes that index the matrices, and those of one matrix by itself."""
         own = sorted(self.inputs + self.outputs)
-        alone = (tuple(own.index(axis) for axis in axes) for axes in self)
-        return self.stack(ndim), Matrices(*alone)
+        indices = (tuple(own.index(axis) for axis in axes) for axes in self)
+        return self.stack(ndim), Matrices(*indices)
 
     def rows(self, ndim: int) -> tuple[int, ...]:
         """Gives the axes of what has a number for each output of each matrix."""

@@ -313,8 +313,8 @@ def _written(option: str, value: Any) -> Any:
         return jnp.dtype(value).name
     raise TypeError(
         f"`{option}` cannot be written to a configuration: {value!r}. Write an inner "
-        'optimizer or a schedule as {"name": ..., **hyperparameters} and a rule as '
-        "{pattern: value}"
+        'optimizer or a schedule as {"name": ..., **hyperparameters}, a rule as '
+        "{pattern: value}, and of a sharding the names of its axes"
     )
 
 

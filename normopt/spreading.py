@@ -10,7 +10,6 @@ their devices once and come back once:
 Where the devices do not divide the matrices, some of them work on zeros.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -147,4 +146,3 @@ def over_devices(
 
     *_, like = jax.tree.leaves(inputs[0][0])
     return sharded_by_compiler(lambda inputs, _: together(inputs), inputs, like)
-

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import normopt
 
@@ -154,6 +155,11 @@ RESTARTS = {"name": "WarmRestarts", "cycle_steps": 3}
             },
             TypeError,
             "pattern: value",
+        ),
+        (
+            {"name": "muon", "learning_rate": 0.1, "spread": PartitionSpec("data")},
+            TypeError,
+            "`muon.spread` cannot be written.* the names of its axes",
         ),
         ({"name": "clipped", "inner": SGD, "max_norm": {3: 1.0}}, TypeError, "got 3"),
         ({"name": "clipped", "inner": SGD, "max_norm": np.inf}, ValueError, "finite"),

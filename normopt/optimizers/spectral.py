@@ -73,6 +73,8 @@ def muon(
       scale: c, per leaf: "shape" for :math:`\sqrt{\max(1, k / n)}`, "rms" for
         :math:`0.2 \sqrt{\max(n, k)}`, which makes elements as large as Adam's,
         "spectral" for :math:`\sqrt{k / n}`, None for 1, or a number.
+      spread: the name of a mesh axis, such as "data", or several: matrices of one shape
+        are divided among its devices; see `orthogonalize`.
       rest: the optimizer for all leaves without matrices, such as `optax.adamw(3e-4)`.
 
     Returns:
@@ -158,6 +160,7 @@ def normuon(
       coefficients: those of the iteration; see `orthogonalize`.
       eps: added to the norm of the momentum, which is a sum; at least 0; see `muon`.
       scale: per leaf; see `muon`.
+      spread: mesh axes over which matrices are divided; see `orthogonalize`.
       rest: the optimizer for all leaves without matrices.
 
     Returns:

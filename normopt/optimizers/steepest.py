@@ -54,6 +54,8 @@ def scion(
         for "max".
       eps: added to the norm that a block is divided by; at least 0. See `steepest`.
       constrained: whether the norm of the weights stays within the radius.
+      spread: mesh axes over which matrices of the spectral norm are divided; see
+        `orthogonalize`.
       rest: the optimizer for all leaves without a norm, such as `optax.adamw(3e-4)`.
 
     Returns:

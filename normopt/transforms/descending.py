@@ -47,7 +47,7 @@ def steepest(
       channel_axes: the axes that index a leaf's blocks, per leaf; see
         `normalize_blocks`. The spectral norm uses its `matrices` instead.
       eps: added to the divisor, as in the table; at least 0.
-      spread: axes of the mesh over which matrices of the spectral norm are spread; see
+      spread: mesh axes over which matrices of the spectral norm are divided; see
         `orthogonalize`.
 
     Returns:
@@ -116,11 +116,11 @@ class _Descent(NamedTuple):
     dual: Any
     axes: Any
 
-    def apart(self, ndim: int) -> Any:
-        """Does for the axes of matrices as they do; None for those of other blocks."""
+    def alone(self, ndim: int) -> Any:
+        """Does as the axes of matrices do; None where blocks are no matrices."""
         if not isinstance(self.axes, Matrices):
             return None
-        stack, axes = self.axes.apart(ndim)
+        stack, axes = self.axes.alone(ndim)
         return stack, self._replace(axes=axes)
 
 

@@ -33,6 +33,20 @@ def orthogonalize(
     largest. After all steps of a named set, no singular value is above 1.21. A matrix
     of zeros stays zero, whatever `eps` is.
 
+    On a mesh of devices, what a step sends depends on the sharding of the matrices:
+
+    - Replicated: nothing is sent, and every device multiplies all matrices.
+    - Sharded along inputs or outputs: in every iteration, matrices are gathered or
+      products are summed over the devices, as the compiler chooses.
+    - With `spread`: each matrix is sent whole to one device, which does all iterations,
+      and its result is sent back to where the update is needed. From replicated
+      matrices only the results are gathered.
+
+    For 16 matrices of 512 x 512 and 8 of 512 x 2048, 50 MB in float32, each of 8
+    devices sends 624 MB in a step if they are sharded along inputs, and 367 MB if along
+    outputs; with `spread` it sends 11 MB. If they are replicated it sends 44 MB with
+    `spread`, and multiplies an eighth of the matrices.
+
     Args:
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))
         for dense kernels of Flax, ((0, 1, 2), (3,)) for convolutions, ((1,), (2,)) for
@@ -47,6 +61,13 @@ def orthogonalize(
       eps: added to the Frobenius norm, in the unit of the updates; at least 0.
       dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
         is the dtype of the leaf, or float32 if that is wider, in full precision.
+      spread: the name of a mesh axis, such as "data", or several in any order: matrices
+        of leaves of equal shape and axes are divided among the devices of these axes.
+        Name every axis that shards inputs or outputs. Axes that count matrices are best
+        not sharded, or they are gathered first. The mesh is that of the arrays; without
+        one, or on one device, nothing changes. Apply the updates under the same
+        `jax.jit`, or set its `out_shardings`: from these the compiler takes how the
+        results are sharded.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of
@@ -56,8 +77,9 @@ def orthogonalize(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown name of coefficients or a number out of its
-        range; at init, for an axis that does not exist or a pattern that matches no
-        path.
+        range; at init, for an axis that a leaf or the mesh does not have or a pattern
+        that matches no path; at update, inside `jax.shard_map` over an axis of
+        `spread`.
 
     Examples:
       All singular values become about 1:

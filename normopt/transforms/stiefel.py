@@ -46,6 +46,7 @@ def retract_to_stiefel(
       steps: the number of iterations, at least 1.
       coefficients: those of the iteration; see `orthogonalize`.
       eps: added to the Frobenius norm of the weights, in their unit; at least 0.
+      spread: mesh axes over which matrices are divided; see `orthogonalize`.
 
     Returns:
       An optimizer that needs `params` where a leaf has matrices. Its state is the state

@@ -91,9 +91,7 @@ def runs(name):
 
 
 def placed(mesh, specs):
-    return {
-        path: on(mesh, *specs.get(re.sub(r"\d", "", path), ())) for path in SHAPES
-    }
+    return {path: on(mesh, *specs.get(re.sub(r"\d", "", path), ())) for path in SHAPES}
 
 
 def trained(tx, mesh, places, params, grads):

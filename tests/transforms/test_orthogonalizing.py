@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from optax import contrib
 
 import normopt
 from normopt.orthogonal import COEFFICIENTS, triples_of
+from normopt.spreading import over_devices
 
 PAIR = ((0,), (1,))
 
@@ -127,11 +130,46 @@ def test_sets_repeat_their_last_triple_or_begin_again():
         ({"steps": 0}, ValueError, "`steps` must be at least 1"),
         ({"eps": -1.0}, ValueError, "`eps`"),
         ({"dtype": "int32"}, TypeError, "`dtype`"),
+        ({"spread": 8}, TypeError, "such as 'data', .* got spread=8"),
+        ({"spread": ("x", 1)}, TypeError, "got spread=\\('x', 1\\)"),
+        ({"spread": ()}, TypeError, "got spread=\\(\\)"),
+        ({"spread": P("x")}, TypeError, "the name of an axis of the mesh"),
+        ({"spread": ("x", "x")}, ValueError, "`spread` names an axis twice"),
     ],
 )
 def test_what_makes_no_sense_is_refused_when_built(options, error, told):
     with pytest.raises(error, match=told):
         normopt.orthogonalize(**{"matrices": PAIR, **options})
+
+
+def test_an_axis_that_the_mesh_lacks_is_named_at_init():
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    params = {"kernel": jax.device_put(jnp.ones((3, 4)), NamedSharding(mesh, P()))}
+    told = "mesh of 'kernel', 'data', got spread='model'"
+    tx = normopt.muon(0.1, matrices=PAIR, spread="model")
+    with pytest.raises(ValueError, match=told):
+        tx.init(params)
+    state = normopt.muon(0.1, matrices=PAIR, spread="data").init(params)
+    with pytest.raises(ValueError, match=told):
+        tx.update(params, state, params)
+
+
+def test_spread_steps_are_those_of_the_leaves_wherever_their_axes_stand():
+    """On one device; several are in tests/multidevice."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    keys = jax.random.split(jax.random.key(0))
+    leaves = [jax.random.normal(key, (4, 3, 2, 5)) for key in keys]
+    leaves = jax.device_put(leaves, NamedSharding(mesh, P()))
+
+    def step(seen, option):
+        u, _ = seen
+        return u * option[0] + jnp.sum(u**2)
+
+    inputs = [((u, None), (2.0 + i,)) for i, u in enumerate(leaves)]
+    found = jax.jit(lambda inputs: over_devices(step, inputs, (1, 3), ("x",)))(inputs)
+    for factor, u, one in zip((2.0, 3.0), leaves, found, strict=True):
+        sums = jnp.sum(u**2, axis=(0, 2), keepdims=True)
+        np.testing.assert_allclose(one, factor * u + sums, rtol=1e-6)
 
 
 def test_a_missing_axis_is_named_at_init():
