@@ -5,6 +5,7 @@ crosses devices by itself. Inside `jax.shard_map` it would be a sum over a piece
 """
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -36,15 +37,17 @@ def sharded_by_compiler(
     sharding = jax.typeof(arrays[-1]).sharding
     if not getattr(sharding.mesh, "explicit_axes", ()):
         return function(*arrays)
-    # Before JAX 0.7 it stood among the experiments.
+    # Before JAX 0.7 it stood among the experiments, and at first the option was plural.
     place: Any = jax.sharding
     if not hasattr(place, "auto_axes"):
         place = importlib.import_module("jax.experimental.shard")
+    options = inspect.signature(place.auto_axes).parameters
+    (option,) = (name for name in options if name.startswith("out_sharding"))
     names = [None if axis in within else n for axis, n in enumerate(sharding.spec)]
     after = jax.sharding.NamedSharding(
         sharding.mesh, jax.sharding.PartitionSpec(*names)
     )
-    return place.auto_axes(function, out_sharding=after)(*arrays)
+    return place.auto_axes(function, **{option: after})(*arrays)
 
 
 def check_whole(leaf: Any, path: str) -> None:
