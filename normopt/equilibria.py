@@ -142,7 +142,7 @@ def equilibrium(
       SGD, Lion and Adam with L2). Defazio, "Why Gradients Rapidly Increase Near the End
       of Training", 2025, arXiv 2506.02285 (the corrected decay).
     """
-    if not isinstance(config, Mapping):
+    if not isinstance(config, Mapping) or "name" not in config:
         raise TypeError(
             '`config` must be {"name": "adamw", "learning_rate": ..., ...}, as '
             f"normopt.config takes and writes it, got {config!r}"
