@@ -80,8 +80,9 @@ def resolve_axes(
             + ("has once" if is_named_twice else "does not have")
             + (" (and no other leaf either)" if is_plain else "")
             + "; its axes run from "
-            f"{-np.ndim(place.leaf)} to {np.ndim(place.leaf) - 1}, `()` makes the "
-            "whole leaf one block, `None` leaves it alone"
+            f"{-np.ndim(place.leaf)} to {np.ndim(place.leaf) - 1}, "
+            + ("`()` makes the whole leaf one block, " * (option == "channel_axes"))
+            + "`None` leaves it alone"
         )
     out_of_reach = set(lacking)
     is_mapped = bool(manual_axes())

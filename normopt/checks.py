@@ -100,6 +100,11 @@ def check_integer(
     if is_array:
         is_integer = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
     is_traced = isinstance(value, Tracer)
+    if static and is_traced:
+        hint = (
+            "optax.inject_hyperparams takes an integer for a number that may change: "
+            f"give it static_args=({option!r},)"
+        )
     hint = f"; {hint}" if hint else ""
     if not is_integer or (static and is_traced):
         raise TypeError(f"`{option}` must be an integer, got {option}={value!r}{hint}")

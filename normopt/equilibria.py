@@ -83,7 +83,9 @@ def equilibrium(
     that. It is within 5 % for blocks of 32 elements or more if :math:`\lambda` is at
     most (1 - b1) / 10 (for Lion, (1 - b2) / 10). Under a larger decay blocks are
     shorter. For blocks of four elements it is off by a quarter under Lion, and by 5 %
-    under AdamSRT.
+    under AdamSRT. Under Lion it is off by more than 5 % if b1 is below 0.7, and by a
+    quarter if b1 is 0. It leaves out eps, which has to be small beside the elements of
+    a gradient, s / length.
 
     Args:
       config: the configuration of the optimizer, as `normopt.config` takes it: `adamw`,
@@ -142,7 +144,7 @@ def equilibrium(
       SGD, Lion and Adam with L2). Defazio, "Why Gradients Rapidly Increase Near the End
       of Training", 2025, arXiv 2506.02285 (the corrected decay).
     """
-    if not isinstance(config, Mapping):
+    if not isinstance(config, Mapping) or "name" not in config:
         raise TypeError(
             '`config` must be {"name": "adamw", "learning_rate": ..., ...}, as '
             f"normopt.config takes and writes it, got {config!r}"

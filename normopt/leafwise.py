@@ -49,7 +49,7 @@ from normopt.copies import (
     with_sums_of,
 )
 from normopt.keeping import MADE_FOR_OTHERS, OfBlocks, PerBlock, PerElement
-from normopt.numerics import real_dtype, wide_dtype, wider_dtype
+from normopt.numerics import narrowed, real_dtype, wide_dtype, wider_dtype
 from normopt.paths import named_leaves, params_like
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 from normopt.spreading import MeshAxes, check_mesh, number_of_devices, over_devices
@@ -510,8 +510,8 @@ def _step_leaf(
     update, held = step(
         *jax.tree.map(wide, seen), axes, option, held, shared, **dict(static)
     )
-    narrow = jax.tree.map(lambda new, old: new.astype(old.dtype), held, kept)
-    return update.astype(dtype), narrow
+    narrow = jax.tree.map(lambda new, old: narrowed(new, old.dtype), held, kept)
+    return narrowed(update, dtype), narrow
 
 
 # Jitted, so that leaves of one shape are traced once. Short steps, which keep nothing

@@ -32,6 +32,17 @@ def widened(x: jax.Array) -> jax.Array:
     return x.astype(wide_dtype(x.dtype))
 
 
+def narrowed(x: jax.Array, dtype: Any) -> jax.Array:
+    """Casts `x` down to what it is kept in; what is finite stays finite in float16.
+
+    That ends at 65,504, which a sum of momentum reaches long before its steps are long.
+    """
+    if dtype == jnp.float16 and x.dtype != dtype:
+        largest = float(jnp.finfo(dtype).max)
+        x = jnp.where(jnp.isfinite(x), jnp.clip(x, -largest, largest), x)
+    return x.astype(dtype)
+
+
 def squared(x: jax.Array) -> jax.Array:
     """Takes |x|^2 of each element, real for complex ones."""
     return jnp.real(x * jnp.conj(x))

@@ -302,7 +302,9 @@ def _written(option: str, value: Any) -> Any:
         return config(**value)
     if isinstance(value, Mapping):
         return {str(k): _written(f"{option}[{k!r}]", v) for k, v in value.items()}
-    if type(value) in (tuple, list):  # not an optimizer, which is a named tuple
+    # An optimizer is a named tuple, too.
+    is_optimizer = isinstance(value, optax.GradientTransformation)
+    if isinstance(value, tuple | list) and not is_optimizer:
         return [_written(f"{option}[{i}]", v) for i, v in enumerate(value)]
     if is_scalar(value) and not isinstance(value, Tracer):
         number = value if isinstance(value, int | float) else np.asarray(value).item()

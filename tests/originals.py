@@ -4,6 +4,7 @@ A leaf is an optimizer of its own wherever the original has settings per leaf. N
 is read but `meta`: not the name of a file, and not its arrays.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,6 +50,37 @@ def by_leaf(meta: Mapping[str, Any], build: Callable[[str, int], Any]) -> Any:
     return optax.partition(parts, {leaf: leaf for leaf in leaves})
 
 
+def grouped(
+    meta: Mapping[str, Any], parts: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """Gives the leaves of each of the run's groups the optimizer of its name."""
+    labels = {leaf: group for group, own in meta["groups"].items() for leaf in own}
+    return optax.partition(parts, labels)
+
+
+def of_leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes rules of what each leaf is given, by its whole name."""
+    return {f"^{re.escape(leaf)}$": value for leaf, value in values.items()}
+
+
+def split(
+    meta: Mapping[str, Any],
+    step: optax.GradientTransformation,
+    of_elements: optax.GradientTransformation,
+    count: Callable[[list[int]], int],
+) -> optax.GradientTransformation:
+    """Steps leaves whose blocks are of one element apart: these have no direction.
+
+    An original that takes such an element for a block turns it nowhere; the links here
+    leave it to inner's step. `count` counts a block's elements, of the leaf's shape.
+    """
+    labels = {
+        leaf: "elements" if count(shape) == 1 else "blocks"
+        for leaf, shape in meta["leaves"].items()
+    }
+    return optax.partition({"blocks": step, "elements": of_elements}, labels)
+
+
 # Rotational: epfml/REQ.
 
 
@@ -66,12 +98,12 @@ def rotational(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         rate = rate_of({**meta, "kwargs": given})
         if not is_rotational:
             return decaying(kind, given, rate)
-        config = plain(kind, given)
-        # The angle goes as the root of the learning rate.
-        angle = normopt.equilibrium(config).angle
+        # The angle goes as the root of what a step takes off, which may be nothing.
+        share = 1e-6
+        angle = normopt.equilibrium(plain(kind, given, share)).angle / share**0.5
         return normopt.rotational(
             direction(kind, given),
-            lambda count: angle * jnp.sqrt(rate(count) / given["lr"]),
+            lambda count: angle * jnp.sqrt(rate(count) * given["weight_decay"]),
             (0,) if given["per_neuron"] else (),
             b2=given["update_norm_decay_factor"],
             eps=given["rotational_eps"],
@@ -106,20 +138,22 @@ def decaying(
     return optax.chain(direction(kind, given), decay, scaled)
 
 
-def plain(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the run that a rotational one stands for."""
-    rate, decay = given["lr"], given["weight_decay"]
+def plain(kind: str, given: Mapping[str, Any], decay: float) -> dict[str, Any]:
+    """The configuration of the run that a rotational one stands for, at a rate of 1."""
+    rated = {"learning_rate": 1.0}
     if kind == "adamw":
-        decay = rate * decay
-        own = {"b1": given["betas"][0], "weight_decay": decay}
-        return {"name": "adamw", "learning_rate": rate, **own}
+        return {
+            "name": "adamw",
+            "b1": given["betas"][0],
+            "weight_decay": decay,
+            **rated,
+        }
     if kind == "lion":
-        own = {**betas(given), "weight_decay": decay}
-        return {"name": "lion", "learning_rate": rate, **own}
+        return {"name": "lion", **betas(given), "weight_decay": decay, **rated}
     links = [
         {"name": "add_decay", "weight_decay": decay},
         {"name": "trace", "decay": given["momentum"]},
-        {"name": "scale_by_learning_rate", "learning_rate": rate},
+        {"name": "scale_by_learning_rate", **rated},
     ]
     return {"name": "chain", "links": links}
 
@@ -136,8 +170,9 @@ def adamh(
         for ours, theirs in {"b1": "beta1", "b2": "beta2", "eps": "epsilon"}.items()
     }
     adam = optax.adam(1.0, **numbers)
+    step = normopt.hyperball(adam, rate_of(meta), rows_of_stacks)
     parts = {
-        "adamh": normopt.hyperball(adam, rate_of(meta), rows_of_stacks),
+        "adamh": split(meta, step, optax.set_to_zero(), size_in_stack),
         "adam": optax.chain(adam, optax.scale_by_schedule(adam_rate(meta))),
         **(others or {}),
     }
@@ -145,12 +180,18 @@ def adamh(
         # Of each group by itself.
         clip = optax.clip_by_global_norm(given["max_grad_norm"])
         parts = {group: optax.chain(clip, part) for group, part in parts.items()}
-    labels = {leaf: group for group, own in meta["groups"].items() for leaf in own}
-    return optax.partition(parts, labels)
+    return grouped(meta, parts)
 
 
 def adam_rate(meta: Mapping[str, Any]) -> Callable[[Any], Any]:
-    return rate_of(meta, "adam_lr_used" if "adam_lr_used" in meta else "lr_used")
+    own = settings(meta)
+    own["lr"] = own.get("adam_lr", own["learning_rate"])
+    return rate_of({**meta, "kwargs": own}, "adam_lr_used")
+
+
+def size_in_stack(shape: list[int]) -> int:
+    """Counts the elements of a block there, where an element of a vector is one."""
+    return math.prod(shape if len(shape) == 2 else shape[1:])
 
 
 def rows_of_stacks(params: Any) -> Any:
@@ -301,7 +342,8 @@ def timm(meta: Mapping[str, Any]) -> optax.GradientTransformation:
             nesterov=kind == "NAdamW",
         )
         step = optax.chain(moments, optax.scale(-1.0))
-    if given["caution"]:
+    if given["caution"] and given.get("momentum", 1) != 0:
+        # Without momentum there is nothing to be cautious of.
         step = normopt.cautious(step)
 
     def eta(count):
@@ -328,10 +370,12 @@ def timm_projected(meta: Mapping[str, Any]) -> optax.GradientTransformation:
 
 def decays(meta: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, float]:
     per_leaf = meta.get("per_leaf", {})
-    return {
-        f"^{leaf}$": per_leaf.get(leaf, {}).get("weight_decay", given["weight_decay"])
-        for leaf in meta["leaves"]
-    }
+    return of_leaves(
+        {
+            leaf: per_leaf.get(leaf, {}).get("weight_decay", given["weight_decay"])
+            for leaf in meta["leaves"]
+        }
+    )
 
 
 def levanter_cautious(meta: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -344,7 +388,7 @@ def levanter_cautious(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         follows = given["adamc_weight_decay"]
         return rate(count) * (rate(count) / given["learning_rate"] if follows else 1)
 
-    decayed = {f"^{leaf}$": given["weight_decay"] for leaf in meta["decayed"]}
+    decayed = of_leaves(dict.fromkeys(meta["decayed"], given["weight_decay"]))
     return optax.chain(
         clip if has_clip else optax.identity(),
         normopt.cautious(adam, floor=1e-8),
@@ -358,22 +402,18 @@ def levanter_cautious(meta: Mapping[str, Any]) -> optax.GradientTransformation:
 
 def ngpt(meta: Mapping[str, Any]) -> optax.GradientTransformation:
     given, rate = settings(meta), rate_of(meta)
-    matrices = {
-        f"^{leaf}$": given["weight_decay"]
-        for leaf, shape in meta["leaves"].items()
-        if len(shape) > 1
-    }
+    matrices = [leaf for leaf, shape in meta["leaves"].items() if len(shape) > 1]
     adamw = optax.chain(
         optax.scale_by_adam(**betas(given), eps=given["eps"]),
-        normopt.add_decay(matrices),
+        normopt.add_decay(of_leaves(dict.fromkeys(matrices, given["weight_decay"]))),
         optax.scale_by_learning_rate(rate),
     )
     # Normalized is along an axis; the others index the blocks.
     axes = {
-        f"^{leaf}$": tuple({*range(len(meta["leaves"][leaf]))} - {axis})
+        leaf: tuple({*range(len(meta["leaves"][leaf]))} - {axis})
         for leaf, axis in meta["normalize_axis"].items()
     }
-    return normopt.retract_to_sphere(adamw, axes)
+    return normopt.retract_to_sphere(adamw, of_leaves(axes))
 
 
 def oblique(meta: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -391,7 +431,8 @@ def oblique(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         optax.scale_by_learning_rate(rate),
         decay,
     )
-    return normopt.retract_to_sphere(step, axes)
+    step = normopt.retract_to_sphere(step, axes)
+    return split(meta, step, optax.set_to_zero(), lambda shape: shape[given["dim"]])
 
 
 def adam_of_oblique(given: Mapping[str, Any]) -> optax.GradientTransformation:

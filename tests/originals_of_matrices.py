@@ -5,16 +5,28 @@ inputs. An eps beside the norm of an averaged momentum is the eps beside that of
 over 1 - momentum.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import normopt
 from tests import originals
-from tests.originals import NotFollowed, after_decay, betas, by_leaf, rate_of, settings
+from tests.originals import (
+    NotFollowed,
+    after_decay,
+    betas,
+    by_leaf,
+    grouped,
+    of_leaves,
+    rate_of,
+    settings,
+    split,
+)
 
 OUTPUTS_FIRST = normopt.output_matrices(0)
 SIMPLE = (3.4445, -4.775, 2.0315)
@@ -22,10 +34,13 @@ LAST_REPEATS = ("polar_express", "cans", "deepseekv4")
 
 
 def triples(meta: Mapping[str, Any], name: str, steps: int) -> list[Sequence[float]]:
-    """The coefficients of each step: some sets repeat their last, others begin anew."""
+    """The coefficients of each step: some sets repeat their last, others begin anew.
+
+    In levanter, whose classes are configurations, all of them begin anew.
+    """
     given = meta["ns_coefficients"][name]
     last = len(given) - 1
-    repeats = name in LAST_REPEATS and meta["system"] != "G_hyperball"
+    repeats = name in LAST_REPEATS and "Config" not in meta["class"]
     return [given[min(n, last) if repeats else n % len(given)] for n in range(steps)]
 
 
@@ -43,7 +58,7 @@ def factor(mode: str | None, shape: Sequence[int]) -> float:
 
 
 def factors(meta: Mapping[str, Any], mode: str | None, extra: float = 1.0) -> Any:
-    return {f"^{k}$": extra * factor(mode, v) for k, v in meta["leaves"].items()}
+    return of_leaves({k: extra * factor(mode, v) for k, v in meta["leaves"].items()})
 
 
 # NVIDIA-NeMo/Emerging-Optimizers.
@@ -104,7 +119,8 @@ def muown(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         normopt.decay_weights(wd, schedule=rate),
     )
     direction = optax.chain(emerging_step(meta), optax.scale_by_schedule(rate))
-    return normopt.decouple_length(direction, length, (0,))
+    step = normopt.decouple_length(direction, length, (0,))
+    return split(meta, step, length, lambda shape: shape[1])
 
 
 def emerging_scion(meta: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -132,36 +148,27 @@ def keller_jordan(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         for group in ("muon", "adam")
     )
     # A quirk that is followed: of a convolution, height and width.
-    scale = {
-        f"^{leaf}$": max(1, shape[-2] / shape[-1]) ** 0.5
-        for leaf, shape in meta["leaves"].items()
-        if leaf in meta["groups"]["muon"]
-    }
+    shapes = {leaf: meta["leaves"][leaf] for leaf in meta["groups"]["muon"]}
+    scale = {k: max(1, shape[-2] / shape[-1]) ** 0.5 for k, shape in shapes.items()}
     by_muon = normopt.muon(
         muon["lr"],
         muon["momentum"],
         weight_decay=muon["weight_decay"],
         # Kernels of convolutions alone are flattened, of others the first axes stack.
-        matrices={
-            f"^{leaf}$": ((1, 2, 3), (0,)) if len(shape) == 4 else ((-1,), (-2,))
-            for leaf, shape in meta["leaves"].items()
-            if leaf in meta["groups"]["muon"]
-        },
+        matrices=of_leaves(
+            {
+                leaf: ((1, 2, 3), (0,)) if len(shape) == 4 else ((-1,), (-2,))
+                for leaf, shape in shapes.items()
+            }
+        ),
         coefficients=SIMPLE,
         eps=1e-7 / (1 - muon["momentum"]),
-        scale=scale,
+        scale=of_leaves(scale),
     )
     by_adam = optax.adamw(
         adam["lr"], **betas(adam), eps=adam["eps"], weight_decay=adam["weight_decay"]
     )
     return grouped(meta, {"muon": by_muon, "adam": by_adam})
-
-
-def grouped(
-    meta: Mapping[str, Any], parts: Mapping[str, Any]
-) -> optax.GradientTransformation:
-    labels = {leaf: group for group, own in meta["groups"].items() for leaf in own}
-    return optax.partition(parts, labels)
 
 
 def dion_muon(meta: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -177,20 +184,23 @@ def dion_muon(meta: Mapping[str, Any]) -> optax.GradientTransformation:
         eps=given["epsilon"],
         scale=factors(meta, given["adjust_lr"]),
     )
+    return beside_adamw(meta, muon)
+
+
+def beside_adamw(
+    meta: Mapping[str, Any], step: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Gives the leaves of the group that is named for it dion's AdamW."""
     if not meta.get("groups"):
-        return muon
-    rate, wd = rate_of(meta), given["weight_decay"]
+        return step
+    given = settings(meta)
     # Its eps is added to the root before the correction.
     moments = normopt.scale_by_block_adam(
         **betas(given), eps=given["epsilon"], eps_hat=True
     )
-    decay = normopt.add_decay(wd)
-    adamw = optax.chain(moments, decay, optax.scale_by_learning_rate(rate))
-    muon_of_group = optax.masked(
-        muon, {leaf: leaf in meta["groups"]["muon"] for leaf in meta["leaves"]}
-    )
-    rest = {leaf: leaf not in meta["groups"]["muon"] for leaf in meta["leaves"]}
-    return optax.chain(muon_of_group, optax.masked(adamw, rest))
+    decay = normopt.add_decay(given["weight_decay"])
+    adamw = optax.chain(moments, decay, optax.scale_by_learning_rate(rate_of(meta)))
+    return grouped(meta, {**dict.fromkeys(meta["groups"], step), "adamw": adamw})
 
 
 def dion_normuon(meta: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -208,16 +218,73 @@ def dion_normuon(meta: Mapping[str, Any]) -> optax.GradientTransformation:
     }
     decays = {} if given["cautious_wd"] else {"weight_decay": wd}
     step = normopt.normuon(rate, given["mu"], given["muon_beta2"], **own, **decays)
-    if not given["cautious_wd"]:
-        return step
-    decay = normopt.decay_weights(wd, schedule=rate, cautious=True)
-    return optax.chain(step, decay)
+    if given["cautious_wd"]:
+        decay = normopt.decay_weights(wd, schedule=rate, cautious=True)
+        step = optax.chain(step, decay)
+    return beside_adamw(meta, step)
 
 
 def of_optax(meta: Mapping[str, Any]) -> optax.GradientTransformation:
-    if settings(meta)["nesterov"]:
-        raise NotFollowed("the momentum that looks ahead is bias-corrected there")
-    raise NotFollowed("its Adam part is that of optax; see the law of scale_by_muon")
+    given, rate = settings(meta), rate_of(meta)
+    if given["adaptive"] or given["preconditioning"] != "frobenius":
+        raise NotFollowed("of optax.contrib.muon only the plain iteration is here")
+    axes = {
+        leaf: ((0,), (1,)) for leaf, shape in meta["leaves"].items() if len(shape) == 2
+    } | {
+        leaf: (numbers["reduction_axis"], numbers["output_axis"])
+        for leaf, numbers in meta.get("dimension_numbers", {}).items()
+    }
+    rms = given["consistent_rms"]
+    scale = {}
+    for leaf, sides in axes.items():
+        shape = meta["leaves"][leaf]
+        inputs, outputs = (math.prod(shape[axis] for axis in side) for side in sides)
+        scale[leaf] = max(1, outputs / inputs) ** 0.5
+        if rms is not None:
+            scale[leaf] = rms * max(inputs, outputs) ** 0.5
+    muon = optax.chain(
+        corrected_average(given["beta"], given["nesterov"]),
+        normopt.orthogonalize(
+            of_leaves(axes),
+            steps=given["ns_steps"],
+            coefficients=given["ns_coeffs"],
+            eps=given["eps"],
+        ),
+        normopt.scale_by_path(of_leaves(scale)),
+        normopt.add_decay(given["weight_decay"]),
+        optax.scale_by_learning_rate(rate),
+    )
+    adamw = optax.adamw(
+        rate,
+        given["adam_b1"],
+        given["adam_b2"],
+        given["eps"],
+        given["adam_eps_root"],
+        weight_decay=given["adam_weight_decay"],
+        nesterov=given["nesterov"],
+    )
+    labels = {leaf: "muon" if leaf in axes else "adam" for leaf in meta["leaves"]}
+    return optax.partition({"muon": muon, "adam": adamw}, labels)
+
+
+def corrected_average(decay: float, nesterov: bool) -> optax.GradientTransformation:
+    """Averages gradients, each part of what looks ahead corrected for itself."""
+
+    def init(params):
+        return jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params)
+
+    def update(grads, state, params=None):
+        count, old = state[0] + 1, state[1]
+        m = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, old, grads)
+        now, ahead = 1 - decay**count, 1 - decay ** (count + 1)
+        seen = jax.tree.map(lambda m: m / now, m)
+        if nesterov:
+            seen = jax.tree.map(
+                lambda m, g: decay * m / ahead + (1 - decay) * g / now, m, grads
+            )
+        return seen, (count, m)
+
+    return optax.GradientTransformation(init, update)
 
 
 def muonh(meta: Mapping[str, Any]) -> optax.GradientTransformation:

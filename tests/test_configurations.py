@@ -1,6 +1,7 @@
 """Configurations of chains, links and schedules, of both libraries; wrong ones."""
 
 import json
+from collections import namedtuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -338,6 +339,12 @@ def test_tuples_and_arrays_are_written_at_every_depth():
     params = jnp.ones(2)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert updates.tolist() == [-0.5, -0.5]
+
+
+def test_named_tuples_such_as_optax_s_dimension_numbers_are_written_as_tuples_are():
+    numbers = namedtuple("Numbers", "reduction_axis output_axis")
+    written = normopt.config("muon", learning_rate=0.1, matrices={"k": numbers(0, 1)})
+    assert written["matrices"] == {"k": [0, 1]}
 
 
 def test_a_default_that_is_a_function_is_left_out_and_one_given_refused():

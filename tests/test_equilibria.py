@@ -265,6 +265,11 @@ def test_schedules_are_read_at_a_step():
             "a decay of 1 a step, which takes off all",
         ),
         ("adamw", TypeError, "`config` must be .*, as normopt.config takes .*'adamw'"),
+        (
+            {"learning_rate": 0.1},
+            TypeError,
+            '`config` must be .* got .*"?learning_rate',
+        ),
     ],
 )
 def test_what_is_not_known_is_refused(config, error, message):

@@ -117,7 +117,7 @@ def largest_miss(
         _, followed = jax.jit(lambda s, g: jax.lax.scan(step, s, g))(start, grads)
         return max(
             float(np.max(np.abs(np.asarray(followed[k], np.float64) - after)))
-            / float(np.max(np.abs(after)))
+            / (float(np.max(np.abs(after))) or 1.0)  # of weights that stay zero
             for k, after in recorded.items()
             if k not in without
         )

@@ -19,7 +19,7 @@ from normopt.optimizers.resting import beside
 from normopt.rules import PerLeaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.moments import scale_by_block_adam
-from normopt.transforms.multiplying import scale_by_path
+from normopt.transforms.multiplying import multiply_by_path
 from normopt.transforms.orthogonalizing import orthogonalize
 from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.step_lengths import keep_norm
@@ -112,7 +112,7 @@ def muon(
         orthogonalize(
             matrices, steps=steps, coefficients=coefficients, eps=eps, spread=spread
         ),
-        scale_by_path(shape_factors(scale, matrices)),
+        multiply_by_path("muon", "scale", shape_factors(scale, matrices)),
         add_decay(weight_decay),
         scale_by_rate(learning_rate),
     )
@@ -200,7 +200,7 @@ def normuon(
             matrices, steps=steps, coefficients=coefficients, eps=eps, spread=spread
         ),
         keep_norm(each_output, _blocks(matrices, Matrices.stack)),
-        scale_by_path(shape_factors(scale, matrices)),
+        multiply_by_path("normuon", "scale", shape_factors(scale, matrices)),
         add_decay(weight_decay),
         scale_by_rate(learning_rate),
     )

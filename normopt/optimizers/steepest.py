@@ -9,7 +9,7 @@ from normopt.optimizers.resting import beside
 from normopt.rules import PerLeaf, check_per_leaf
 from normopt.transforms.decaying import add_decay
 from normopt.transforms.descending import check_dual, resolve_descents, steepest
-from normopt.transforms.multiplying import scale_by_path
+from normopt.transforms.multiplying import multiply_by_path
 from normopt.transforms.scheduling import scale_by_rate
 from normopt.transforms.tangent import trace_on_tangent
 
@@ -93,12 +93,13 @@ def scion(
     chain = optax.chain(
         trace_on_tangent(momentum, dampening=momentum),
         steepest(norms, eps=eps, spread=spread),
-        scale_by_path(radii),
+        multiply_by_path("scion", "radii", radii),
         add_decay(1.0 if constrained else 0.0),
         scale_by_rate(learning_rate),
     )
 
     def has_norm(params: Any) -> list[bool]:
-        return [one is not None for one in resolve_descents(norms, (), params)]
+        descents = resolve_descents(norms, (), params, "norms")
+        return [one is not None for one in descents]
 
     return beside(rest, chain, has_norm, "scion")

@@ -17,7 +17,7 @@ from normopt.checks import check_inner
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Work
 from normopt.norms import block_norm
-from normopt.numerics import widened, wider_dtype
+from normopt.numerics import narrowed, widened, wider_dtype
 from normopt.rules import PerLeaf
 
 
@@ -158,7 +158,7 @@ def _split(g: Any, w: Any, axes: Axes, kept: Any) -> tuple[Any, Any, Any]:
     stretch = length / jnp.where(radius > 0, radius, 1)
     of_v = jnp.where(has_length, (grads - unit * of_length) * stretch, grads)
     v = (unit * radius).astype(w.dtype)
-    return of_v.astype(g.dtype), per_block(of_length, axes), v
+    return narrowed(of_v, g.dtype), per_block(of_length, axes), v
 
 
 def _join(

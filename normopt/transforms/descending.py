@@ -128,9 +128,11 @@ def _descend(g, w, descent, option, kept, shared):
     return descent.dual(g, descent.axes, shared[0]), kept
 
 
-def resolve_descents(norm: PerLeaf, channel_axes: PerLeaf, tree: Any) -> list[Any]:
+def resolve_descents(
+    norm: PerLeaf, channel_axes: PerLeaf, tree: Any, option: str = "norm"
+) -> list[Any]:
     """Reads for each leaf the dual of its norm, and the axes for that; or None."""
-    norms = per_leaf("norm", norm, tree, None, check_dual)
+    norms = per_leaf(option, norm, tree, None, check_dual)
     if _is_pair(norm):  # plain axes, which not every leaf has to have
         channel_axes = norm[1]
     axes = [

@@ -51,11 +51,15 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
       The learning-rate multipliers of the Keras implementation of Loshchilov and
       Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711.05101.
     """
-    return leafwise(
-        "scale_by_path",
-        _multiply,
-        options={"lr_multipliers": Option(lr_multipliers, 1.0, check_not_negative)},
-    )
+    return multiply_by_path("scale_by_path", "lr_multipliers", lr_multipliers)
+
+
+def multiply_by_path(
+    link: str, option: str, factors: PerLeaf
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies the updates of each leaf by a factor that is an option of `link`."""
+    options = {option: Option(factors, 1.0, check_not_negative)}
+    return leafwise(link, _multiply, options=options)
 
 
 def _multiply(u, w, axes, option, kept, shared):

@@ -41,6 +41,41 @@ def test_leaves_that_nobody_takes_are_listed_at_init(tx):
         tx.init(PARAMS)
 
 
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: normopt.scion(0.1, norms="l2", radii=-1.0), "`radii` must be at leas"),
+        (
+            lambda: normopt.scion(0.1, norms="l2", radii={"kernle": 2.0}),
+            "^`radii`: no parameter path matches 'kernle'",
+        ),
+        (
+            lambda: normopt.scion(0.1, norms={"kernle": "l2"}),
+            "^`norms`: no parameter path matches 'kernle'",
+        ),
+        (
+            lambda: normopt.muon(0.1, scale={"kernle": 2.0}, rest=optax.sgd(0.1)),
+            "^the callable `scale` .*`scale`: no parameter path matches 'kernle'",
+        ),
+        (
+            lambda: normopt.muon(0.1, matrices={"kernel": (0, 2)}),
+            "needs an axis .*'kernel'.*from -2 to 1, `None` leaves it alone$",
+        ),
+    ],
+)
+def test_errors_name_the_option_that_was_given(build, message):
+    with pytest.raises(ValueError, match=message):
+        build().init(PARAMS)
+
+
+def test_injected_steps_have_to_be_static():
+    params = {"kernel": jnp.ones((2, 2))}
+    tx = optax.inject_hyperparams(normopt.muon)(0.1)
+    state = tx.init(params)
+    with pytest.raises(TypeError, match=r"static_args=\('steps',\)"):
+        jax.eval_shape(tx.update, params, state, params)
+
+
 @pytest.mark.parametrize("build", [normopt.muon, normopt.normuon])
 def test_the_rest_is_stepped_by_its_own_optimizer(build):
     params, _ = stepped(build(0.1, rest=optax.adam(0.01)))

@@ -91,6 +91,17 @@ def test_low_precision_momentum_can_be_kept_in_float32():
     assert state.trace.dtype == jnp.float32 and updates.dtype == jnp.bfloat16
 
 
+def test_sums_of_large_float16_gradients_end_at_its_largest_number():
+    grads = jnp.array([4e4, -4e4, jnp.inf, 2.0], jnp.float16)
+    link = normopt.trace_on_tangent(0.5)
+    _, state = link.update(grads, link.init(grads))
+    updates, state = link.update(grads, state)
+    # One that was infinite stays so, for whoever looks for it.
+    assert updates.tolist() == state.trace.tolist() == [60000, -60000, jnp.inf, 3]
+    updates, state = link.update(grads, state)
+    assert updates.tolist() == state.trace.tolist() == [65504, -65504, jnp.inf, 3.5]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
