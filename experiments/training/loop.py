@@ -160,7 +160,7 @@ class Loop:
         self._run_steps = repeat(step_in_place, **dispatch)
         self._run_evaluation = repeat(evaluation, **dispatch)
         self._snapshot = jax.jit(_snapshot)
-        self._select = jax.jit(select)
+        self._select = jax.jit(functools.partial(select, data=job.data))
         everywhere = job.placement.everywhere
         self._observations = jax.jit(normopt.observations, out_shardings=everywhere)
         self._order = jax.jit(
