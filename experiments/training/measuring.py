@@ -1,6 +1,7 @@
 """What the commands of experiments share: where records go, and how errors end them."""
 
 import contextlib
+import errno
 import functools
 import os
 import platform
@@ -18,7 +19,7 @@ from experiments.training.interrupting import Interrupted
 from experiments.training.locking import alone_in
 from experiments.training.loop import TrainingDiverged
 from experiments.training.progress import counted
-from experiments.training.runs import Run, read_json, write_json
+from experiments.training.runs import Run, naming, read_json, write_json
 
 # What may change the time that a program takes.
 _TIMING_VARIABLES = ("JAX_", "LIBTPU_", "MALLOC_", "OMP_", "TPU_", "XLA_")
@@ -107,6 +108,20 @@ def read_stored(records: Path) -> dict[str, Any]:
     """Return what an experiment has stored, or end the program with one line."""
     with one_line_errors():
         return read_json(records, "take it away, and a run without --redraw writes it")
+
+
+def make_room_for(records: Path | None) -> None:
+    """Make the folder of a file, if any is wanted, before anything is measured.
+
+    Raises:
+        OSError: it cannot be made, or written to.
+    """
+    if records is None:
+        return
+    with naming(records):
+        records.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(records.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 @contextlib.contextmanager

@@ -203,7 +203,7 @@ def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add a record to a `.jsonl` file, on disk when this returns."""
     if not processes.is_first():
         return
-    with _naming(path), path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         file.write(_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
@@ -224,7 +224,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not processes.is_first():
         return
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with _naming(path):
+    with naming(path):
         try:
             with unfinished.open("wb") as file:
                 file.write(content)
@@ -275,7 +275,7 @@ def _with_order(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Name the file that cannot be written, which the error of a full disk does not."""
     try:
         yield

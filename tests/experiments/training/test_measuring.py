@@ -9,7 +9,12 @@ from rich.console import Console
 
 from experiments.training import provenance
 from experiments.training.loop import TrainingDiverged
-from experiments.training.measuring import measure_parts, one_line_errors, reading
+from experiments.training.measuring import (
+    make_room_for,
+    measure_parts,
+    one_line_errors,
+    reading,
+)
 from tests.experiments.small_runs import quiet
 
 
@@ -112,3 +117,11 @@ def test_results_that_are_not_what_is_read_are_named():
     words = r"what x holds is not what is read today \(KeyError: 'a'\); run again"
     with pytest.raises(ValueError, match=words), reading("what x holds", "run again"):
         {}["a"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
+    make_room_for(None)
+    make_room_for(tmp_path / "new" / "records.json")
+    (tmp_path / "new" / "file").touch()
+    with pytest.raises(OSError, match="cannot write .*records.json: "):
+        make_room_for(tmp_path / "new" / "file" / "records.json")
