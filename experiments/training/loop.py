@@ -172,11 +172,13 @@ class Loop:
         )
 
     def check(self, state: TrainState) -> None:
-        """Trace a step, so that what cannot work fails before anything is written."""
+        """Trace what a run does, so that what cannot work fails before it writes."""
         jax.eval_shape(
             lambda *args: self._run_steps(args[:2], 1, *args[2:]),
             *(state, self._zeros()[1], self._step_key, self._order(0), self._train),
         )
+        if self.job.observes:
+            jax.eval_shape(normopt.observations, state.opt_state)
 
     def evaluate(
         self, state: TrainState, split: Split | Text

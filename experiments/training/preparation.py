@@ -274,10 +274,6 @@ def complete(
     if config.test_best:
         state = keep_best(state)
     state = asked.placement.put_state(state, optimizer)
-    if config.observe and not observing.sizes_of(params, state.opt_state):
-        raise ValueError(
-            "`observe` has nothing to observe: no parameter has two axes or more"
-        )
     loop.check(state)
     table = normopt.describe(params, optimizer_config)
     return Prepared(
