@@ -9,6 +9,7 @@ the command, "takes ... on ...".
 import ast
 import difflib
 import importlib
+import io
 import json
 import os
 import re
@@ -77,6 +78,9 @@ def markdown() -> str:
 
 def main() -> None:
     """Run the experiment that the command line names, or list them all."""
+    # What a terminal has no sign for, such as an odd byte of a sample, ends no run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         _obey()
     except interrupting.Interrupted as error:

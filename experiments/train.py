@@ -192,7 +192,7 @@ def _draw_blocks(
 ) -> None:
     run, config = prepared.run, prepared.run.config["optimizer"]
     sizes = observing.sizes_of(state.params, state.opt_state)
-    predicted = observing.predicted(config, sizes, records)
+    predicted = observing.predicted(config, state.params, sizes, records)
     title = f"{name}: what the blocks of each layer do"
     observed_blocks.draw(run.blocks_file, records, [*sizes], predicted, title)
 

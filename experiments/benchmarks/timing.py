@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.training import devices, provenance
-from experiments.training.measuring import check_least, one_line_errors
+from experiments.training.measuring import check_least, make_room_for, one_line_errors
 from experiments.training.runs import write_json
 
 
@@ -70,6 +70,7 @@ def time_and_show(
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     with one_line_errors():
+        make_room_for(config.json)
         stored = {
             "device": devices.describe(),
             "provenance": provenance.describe(),

@@ -6,6 +6,7 @@ One shape for all of them lets the training loop put any set on the device as it
 import dataclasses
 import hashlib
 
+import jax
 import numpy as np
 
 # Splits belong to the data set: runs with different seeds stay comparable.
@@ -56,8 +57,9 @@ class Dataset:
     mean: np.ndarray
     std: np.ndarray
 
-    # What a run counts, how many of them an example is, and what it is judged by.
-    counted, in_one, scored = "images", 1, "accuracy"
+    # What an example is, what a run counts, how many of them are in one, and what it is
+    # judged by.
+    examples, counted, in_one, scored = "images", "images", 1, "accuracy"
 
     @property
     def model_arguments(self) -> dict[str, int]:
@@ -73,6 +75,15 @@ class Dataset:
     def score(self, loss: float, correct: int, images: int) -> dict[str, float | int]:
         """Return what is told beside the loss, of so many images."""
         return {"accuracy": correct / images, "correct": correct, "images": images}
+
+    def merit(self, loss: jax.Array, correct: jax.Array) -> jax.Array:
+        """Return what is larger for better weights: how many images are told right."""
+        return correct
+
+    @property
+    def names_runs(self) -> dict[str, str | int]:
+        """What of the data the folder of a run is named after."""
+        return self.fingerprint()
 
     def first(self, images: int) -> "Dataset":
         """Return the data set with the first training images alone, and their mean.

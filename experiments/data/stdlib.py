@@ -5,9 +5,10 @@ runs, found through `sysconfig`, so it differs a little from version to version:
 fixed list below, modules that a version lacks are left out (3.12 has no `asynchat`,
 `asyncore`, `distutils`, `imp` and `smtpd`; 3.13 no `aifc`, `cgi`, `chunk`, `crypt`,
 `telnetlib` and others of PEP 594), and what a later one adds does not come in. Losses
-of different versions are not comparable; the digest of the bytes names a run's folder,
-and the version stands beside it. Left out everywhere are tests, `idlelib`, `lib2to3`,
-`encodings`, which are tables, and `pydoc_data`, one file as large as fifty others.
+of different versions are not comparable: a run's folder keeps the digest of the bytes
+and the version, and does not go on with others. Left out everywhere are tests,
+`idlelib`, `lib2to3`, `encodings`, which are tables, and `pydoc_data`, one file as large
+as fifty others.
 """
 
 import hashlib

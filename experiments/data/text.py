@@ -78,8 +78,9 @@ class TextDataset:
 
     # A network for bytes reads them as they are.
     mean = std = None
-    # What a run counts, how many of them an example is, and what it is judged by.
-    counted, in_one, scored = "bytes", CONTEXT, "bits_per_byte"
+    # What an example is, what a run counts, how many of them are in one, and what it is
+    # judged by.
+    examples, counted, in_one, scored = "stretches", "bytes", CONTEXT, "bits_per_byte"
 
     @property
     def model_arguments(self) -> dict[str, int]:
@@ -94,6 +95,19 @@ class TextDataset:
     def score(self, loss: float, correct: int, windows: int) -> dict[str, float | int]:
         """Return what is told beside the loss, in nats a byte, of so many windows."""
         return {"bits_per_byte": loss / math.log(2)}
+
+    def merit(self, loss: jax.Array, correct: jax.Array) -> jax.Array:
+        """Return what is larger for better weights: minus the loss, of equal bytes."""
+        return -loss
+
+    @property
+    def names_runs(self) -> dict[str, str | int]:
+        """What of the data the folder of a run is named after: nothing.
+
+        The text that comes with a Python changes with it, unasked. So the same command
+        finds the same folder, which tells that its bytes were others.
+        """
+        return {}
 
     def fingerprint(self) -> dict[str, str | int]:
         """Return sizes and a digest, which tell two texts apart, and their origin."""

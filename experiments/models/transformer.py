@@ -124,6 +124,11 @@ class Transformer(nnx.Module):
             num_classes: how many different tokens there are.
             rngs: where the initial weights come from.
         """
+        if min(layers, width, heads) < 1:
+            raise ValueError(
+                "`layers`, `width` and `heads` must be at least 1, got "
+                f"layers={layers}, width={width} and heads={heads}"
+            )
 
         def layer(rngs: nnx.Rngs) -> Layer:
             return Layer(width, heads, gated=gated, qk_norm=qk_norm, rngs=rngs)

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.collections import LineCollection, PathCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, LogLocator, NullLocator, PercentFormatter
 
 from experiments.training.runs import write_bytes
 
@@ -81,6 +81,8 @@ def learning_curve(path: Path, records: Records, title: str) -> None:
         loss, score = figure.subplots(1, 2)
         _draw(loss, records, "loss")
         loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", yscale="log")
+        loss.yaxis.set_major_formatter(LogFormatter())
+        loss.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         if "train_accuracy" in records[0]:
             _draw(score, records, "accuracy")
             score.set(xlabel="epoch", ylabel="accuracy")

@@ -1,5 +1,6 @@
 """A figure of what the blocks of each layer did in a run, and what they should do."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def draw(
     path: Path,
     records: Records,
     leaves: Sequence[str],
-    predicted: Mapping[str, Sequence[Equilibrium]],
+    predicted: Mapping[str, Sequence[Equilibrium | None]],
     title: str,
 ) -> None:
     """Draw medians over the blocks of each layer, coloured in the order of the paths.
@@ -34,7 +35,8 @@ def draw(
         path: the PNG to write.
         records: of `metrics.jsonl`, with what was observed.
         leaves: their paths, at least one.
-        predicted: of leaves for which it is known, an equilibrium for each record.
+        predicted: of leaves for which it is known, an equilibrium for each record, and
+            None where that has none.
         title: the line above.
     """
     steps = [record["step"] for record in records]
@@ -51,7 +53,7 @@ def draw(
                 colour = colours(norm(rank))
                 axes.plot(steps, numbers, color=colour, linewidth=1.2)
                 if field is not None and leaf in predicted:
-                    wanted = [getattr(own, field) for own in predicted[leaf]]
+                    wanted = [getattr(o, field, math.nan) for o in predicted[leaf]]
                     axes.plot(steps, wanted, color=colour, linestyle=":", linewidth=1)
             axes.set(xlabel="step", ylabel=label)
             if positive := [x for numbers in seen for x in numbers if x > 0]:

@@ -12,11 +12,11 @@ beside it, and `index.html`, which has them inside and opens without a network; 
 the list of experiments, the names of those that are stored in part.
 """
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import io
-import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -32,7 +32,8 @@ from experiments.benchmarks import bars
 from experiments.report import figures, pages
 from experiments.report.claims import Chapter, Exhibit, Picture, Stored
 from experiments.report.parts import Part, Report, Section
-from experiments.training.runs import write_bytes, write_json, write_text
+from experiments.training.measuring import one_line_errors, reading
+from experiments.training.runs import read_json, write_bytes, write_json, write_text
 
 FOLDER = Path(__file__).parents[1] / RESULTS
 FIGURES = "figures"
@@ -53,10 +54,24 @@ class ReportConfig:
 def main(args: Sequence[str]) -> None:
     """Write the report that the command line asks for, and say how it turned out."""
     config = tyro.cli(ReportConfig, args=args, prog="python -m experiments report")
+    with one_line_errors():
+        write(config)
+
+
+def write(config: ReportConfig) -> None:
+    """Write the report and say how it turned out.
+
+    Raises:
+        OSError: the results or their folder cannot be read, or the report not written.
+        ValueError: a file of results is not what its experiment writes.
+    """
     report = gather(config.results)
+    for section in report.sections:
+        with _naming(section):
+            _ = section.judged, section.tables, section.origin
+    images = draw_all(report)
     folder = config.out / FIGURES
     folder.mkdir(parents=True, exist_ok=True)
-    images = draw_all(report)
     for name, image in images.items():
         write_bytes(folder / f"{name}.png", image)
     write_text(config.out / "RESULTS.md", pages.markdown(report, FIGURES))
@@ -97,7 +112,12 @@ def gather(results: Path) -> Report:
 
     Args:
         results: the folder with the stored results.
+
+    Raises:
+        OSError: there is no such folder, or a file in it is no JSON.
     """
+    if not results.is_dir():
+        raise OSError(f"--results {results} is no folder")
     headers, parts = discover(), []
     for chapter in chapters():
         sections = [
@@ -132,13 +152,13 @@ def draw_all(report: Report) -> dict[str, bytes]:
 
     That for phones has `-narrow` after its name.
     """
-    return {
-        name: image
-        for section in report.sections
-        if section.stored is not None
-        for picture in section.exhibit.pictures
-        for name, image in draw(picture, section.stored).items()
-    }
+    images: dict[str, bytes] = {}
+    for section in report.sections:
+        pictures = () if section.stored is None else section.exhibit.pictures
+        with _naming(section):
+            for picture in pictures:
+                images |= draw(picture, section.stored)
+    return images
 
 
 def draw(picture: Picture, stored: Stored) -> dict[str, bytes]:
@@ -164,5 +184,10 @@ def _small(path: Path) -> bytes:
     return image.getvalue()
 
 
+def _naming(section: Section) -> contextlib.AbstractContextManager[None]:
+    what = f"what is stored of {section.name}"
+    return reading(what, f"to make it anew: {section.command}")
+
+
 def _read(path: Path) -> Stored | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path, "take it away or make it anew") if path.exists() else None

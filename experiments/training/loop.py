@@ -160,7 +160,7 @@ class Loop:
         self._run_steps = repeat(step_in_place, **dispatch)
         self._run_evaluation = repeat(evaluation, **dispatch)
         self._snapshot = jax.jit(_snapshot)
-        self._select = jax.jit(select)
+        self._select = jax.jit(functools.partial(select, data=job.data))
         everywhere = job.placement.everywhere
         self._observations = jax.jit(normopt.observations, out_shardings=everywhere)
         self._order = jax.jit(
@@ -172,11 +172,13 @@ class Loop:
         )
 
     def check(self, state: TrainState) -> None:
-        """Trace a step, so that what cannot work fails before anything is written."""
+        """Trace what a run does, so that what cannot work fails before it writes."""
         jax.eval_shape(
             lambda *args: self._run_steps(args[:2], 1, *args[2:]),
             *(state, self._zeros()[1], self._step_key, self._order(0), self._train),
         )
+        if self.job.observes:
+            jax.eval_shape(normopt.observations, state.opt_state)
 
     def evaluate(
         self, state: TrainState, split: Split | Text

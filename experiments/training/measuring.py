@@ -1,8 +1,8 @@
 """What the commands of experiments share: where records go, and how errors end them."""
 
 import contextlib
+import errno
 import functools
-import json
 import os
 import platform
 import sys
@@ -19,7 +19,7 @@ from experiments.training.interrupting import Interrupted
 from experiments.training.locking import alone_in
 from experiments.training.loop import TrainingDiverged
 from experiments.training.progress import counted
-from experiments.training.runs import Run, write_json
+from experiments.training.runs import Run, naming, read_json, write_json
 
 # What may change the time that a program takes.
 _TIMING_VARIABLES = ("JAX_", "LIBTPU_", "MALLOC_", "OMP_", "TPU_", "XLA_")
@@ -95,10 +95,44 @@ def measure_and_show(
             measured = measure(console)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(records, {**measured, "provenance": provenance.describe()})
-    stored = json.loads(records.read_text())
-    draw(figure, stored)
-    console.print(table(stored))
+    stored = read_stored(records)
+    with one_line_errors() if config.redraw else contextlib.nullcontext():
+        with reading(f"what {records} holds", "a run without --redraw writes it"):
+            draw(figure, stored)
+            shown = table(stored)
+    console.print(shown)
     console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
+
+
+def read_stored(records: Path) -> dict[str, Any]:
+    """Return what an experiment has stored, or end the program with one line."""
+    with one_line_errors():
+        return read_json(records, "take it away, and a run without --redraw writes it")
+
+
+def make_room_for(records: Path | None) -> None:
+    """Make the folder of a file, if any is wanted, before anything is measured.
+
+    Raises:
+        OSError: it cannot be made, or written to.
+    """
+    if records is None:
+        return
+    with naming(records):
+        records.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(records.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextlib.contextmanager
+def reading(what: str, advice: str) -> Iterator[None]:
+    """Name the results, perhaps of another version, that are not what is read."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as bad:
+        raise ValueError(
+            f"{what} is not what is read today ({type(bad).__name__}: {bad}); {advice}"
+        ) from bad
 
 
 def measure_parts(
@@ -108,6 +142,8 @@ def measure_parts(
     parts: Collection[str],
     measure: Callable[[str], dict[str, Any]],
     console: Console,
+    *,
+    others: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Measure the parts of an experiment, but for those that the same command has left.
 
@@ -119,6 +155,7 @@ def measure_parts(
         parts: their names, which are those of files.
         measure: from a name to what JSON can hold of that part.
         console: gets a bar, and a line for each part.
+        others: the names of parts that are told, too, where a command has left them.
 
     Returns:
         The parts by name.
@@ -135,7 +172,8 @@ def measure_parts(
             run.remove()
         run.open()
         measured = {}
-        for part in counted(parts, console, "parts"):
+        left = [one for one in others if one not in parts and run.has_part(one)]
+        for part in counted([*parts, *left], console, "parts"):
             was_there, began = run.has_part(part), time.perf_counter()
             measured[part] = run.part(part, functools.partial(measure, part))
             seconds = time.perf_counter() - began

@@ -37,7 +37,14 @@ _ABBREVIATED = {
     "lr": "learning_rate",
     "wd": "weight_decay",
 }
-_DEFAULT_INNER = {"name": "sgd", "momentum": 0.9, "nesterov": True}
+# What is wrapped where nobody says so, by whether the wrapper has a learning rate and
+# so decides how long steps are itself; and what takes leaves that are no matrices.
+_INNER = {
+    False: {"name": "sgd", "momentum": 0.9, "nesterov": True},
+    True: {"name": "adam"},
+}
+_REST = {"name": "adam"}
+_RATE, _CHAIN = "learning_rate", "chain"
 
 
 def read(text: str, learning_rate: float | None, steps: int) -> Config:
@@ -45,8 +52,10 @@ def read(text: str, learning_rate: float | None, steps: int) -> Config:
 
     Args:
         text: a name, a JSON configuration, or the path of a `.json` file with one.
-            Where it has no learning rate it gets a cosine decay to zero, and where it
-            wraps an inner optimizer and names none, SGD with Nesterov momentum.
+            Each part of it that takes a learning rate and has none gets a cosine decay
+            to zero. An optimizer that wraps another one and names none wraps SGD with
+            Nesterov momentum, or Adam if it sets the length of steps itself; one of
+            matrices leaves the `rest` to Adam.
         learning_rate: where that decay starts; None: the optimizer's own default.
         steps: of the whole run.
 
@@ -59,11 +68,12 @@ def read(text: str, learning_rate: float | None, steps: int) -> Config:
             given too.
         FileNotFoundError: the file is missing.
     """
-    config = _parse(text)
-    if learning_rate is not None and "learning_rate" in _innermost(config):
+    config = _with_inner(_parse(text))
+    own = [one[_RATE] for one in levels(config) if _RATE in one]
+    if learning_rate is not None and own and not any(map(_lacks_rate, _parts(config))):
         raise ValueError(
             f"--learning-rate {learning_rate} beside an --optimizer that has its own "
-            f"({_innermost(config)['learning_rate']}); give one of the two"
+            f"({own[0]}); give one of the two"
         )
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise ValueError(
@@ -105,64 +115,34 @@ def without_axes(config: Config) -> list[str]:
     return [level["name"] for level in levels(config) if _lacks_axes(level)]
 
 
-def described(config: Config) -> Config:
-    """Return the options of a complete configuration that `normopt.describe` takes."""
-    known = inspect.signature(normopt.describe).parameters
-    return {
-        option: value
-        for level in levels(config)
-        for option, value in level.items()
-        # Only beside a schedule of its own is a decay a share per step; one that is
-        # coupled to the gradient or to the learning rate has no half-life to show.
-        if option in known and (option != "weight_decay" or "schedule" in level)
-    }
-
-
-def coupled_decay(config: Config) -> str:
-    """Say which decays of a complete configuration `described` leaves out.
-
-    Returns:
-        A line for each, to stand below the table: each begins with a line break.
-    """
-    return "".join(
-        f"\nweight decay {decay} of {level['name']}: tied to the gradient or the "
-        "learning rate, for which the table has no column"
-        for level in levels(config)
-        if _is_on(decay := level.get("weight_decay")) and "schedule" not in level
-    )
-
-
 def schedule_of(config: Config) -> Callable[[Any], Any]:
     """Return a complete configuration's learning rate as a function of the count.
 
     It is the rate in force: times eta_t, where the optimizer has a `schedule`.
     """
-    level = _innermost(config)
-    if level["learning_rate"] is None:
+    level = _rated(config)
+    if level[_RATE] is None:
         raise ValueError(
             f"the learning rate of {level['name']!r} must be a number or a schedule, "
             "got null"
         )
-    rate = _function_of_count(level["learning_rate"])
+    rate = _function_of_count(level[_RATE])
     if level.get("schedule") is None:
         return rate
     eta = _function_of_count(level["schedule"])
     return lambda count: rate(count) * eta(count)
 
 
-def _check_keys(config: Config) -> None:
+def _check_keys(value: Any) -> None:
     """Raise ValueError at an option that nobody has; unknown names are normopt's."""
-    for value in config.values():
-        if isinstance(value, dict):
-            _check_keys(value)
-    name = config.get("name")
-    if not isinstance(name, str):
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            _check_keys(inner)
+    if not _is_config(value):
         return
-    made = getattr(normopt, name, None) or getattr(optax, name, None)
-    if not callable(made) or name.startswith("_"):
-        return
-    known = [key for key in inspect.signature(made).parameters if key != "self"]
-    for key in config:
+    name = value["name"]
+    known = [key for key in _parameters(name) if key != "self"]
+    for key in value if known else ():
         if key not in ("name", *known):
             near = _ABBREVIATED.get(key, key)
             near = difflib.get_close_matches(near, known, n=1, cutoff=0.5)
@@ -196,7 +176,7 @@ def _check_rates(config: Config, steps: int) -> None:
     counts = np.unique(np.linspace(0, steps - 1, min(steps, _MOST_RATES)).astype(int))
     schedule = schedule_of(config)
     rates = np.asarray(jax.vmap(schedule)(jnp.asarray(counts, jnp.int32)))
-    name = _innermost(config)["name"]
+    name = _rated(config)["name"]
     for step, rate in zip(counts + 1, rates, strict=True):
         if not rate >= 0:
             raise ValueError(
@@ -218,10 +198,6 @@ def _function_of_count(value: Any) -> Callable[[Any], Any]:
     return normopt.make(**value)
 
 
-def _is_on(decay: Any) -> bool:
-    return any(decay.values()) if isinstance(decay, Mapping) else bool(decay)
-
-
 def _parse(text: str) -> Config:
     if text.endswith(".json"):
         text = Path(text).read_text(encoding="utf-8")
@@ -240,33 +216,86 @@ def _parse(text: str) -> Config:
 
 
 def levels(config: Config) -> list[Config]:
-    """Return a configuration and those inside it, the innermost last."""
-    found = [config]
-    while isinstance(inner := found[-1].get("inner"), dict):
-        found.append(inner)
+    """Return a configuration and those inside it: of what it wraps, and of links."""
+    inside = [config.get("inner"), *_links(config)]
+    return [config, *(one for c in inside if _is_config(c) for one in levels(c))]
+
+
+def _parts(config: Config) -> list[Config]:
+    """Return the levels, and those of what takes the rest of a level's leaves."""
+    rest = [level["rest"] for level in levels(config) if _is_config(level.get("rest"))]
+    return [*levels(config), *(part for one in rest for part in _parts(one))]
+
+
+def _rated(config: Config) -> Config:
+    """Return the outermost level with a learning rate, which is the one in force."""
+    found = next((one for one in levels(config) if _RATE in one), None)
+    if found is None:
+        raise ValueError(
+            f"--optimizer {config['name']} has no learning rate: make it a link of "
+            '{"name": "chain", "links": [..., {"name": "scale_by_learning_rate"}]}'
+        )
     return found
 
 
-def _innermost(config: Config) -> Config:
-    return levels(config)[-1]
-
-
-def _with_learning_rate(config: Config, decay: Config) -> Config:
-    if _wraps(config["name"]):
-        inner = config.get("inner", _DEFAULT_INNER)
-        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+def _with_inner(config: Config) -> Config:
+    """Return a configuration that names what it wraps, and what takes the rest."""
+    takes = _parameters(config["name"])
+    if "inner" in takes:
+        inner = config.get("inner", _INNER[_RATE in takes])
+        if not _is_config(inner):
             raise ValueError(
                 f"the inner optimizer of {config['name']!r} must be an object such as "
                 f'{{"name": "sgd", "momentum": 0.9}}, got {inner!r}'
             )
-        return {**config, "inner": _with_learning_rate(inner, decay)}
-    return {"learning_rate": decay, **config}
+        config = {**config, "inner": _with_inner(inner)}
+    if "rest" in takes:
+        rest = config.get("rest", _REST)
+        config = {**config, "rest": _with_inner(rest) if _is_config(rest) else rest}
+    return _with_links(config, _with_inner)
+
+
+def _with_learning_rate(config: Config, decay: Config) -> Config:
+    def filled(one: Config) -> Config:
+        return _with_learning_rate(one, decay)
+
+    for option in ("inner", "rest"):
+        if _is_config(config.get(option)):
+            config = {**config, option: filled(config[option])}
+    if _lacks_rate(config):
+        config = {_RATE: decay, **config}
+    return _with_links(config, filled)
 
 
 def _with_axes(config: Config, axes: Config) -> Config:
-    if isinstance(config.get("inner"), dict):
-        config = {**config, "inner": _with_axes(config["inner"], axes)}
-    return {**config, "channel_axes": axes} if _lacks_axes(config) else config
+    def filled(one: Config) -> Config:
+        return _with_axes(one, axes)
+
+    if _is_config(config.get("inner")):
+        config = {**config, "inner": filled(config["inner"])}
+    if _lacks_axes(config):
+        config = {**config, "channel_axes": axes}
+    return _with_links(config, filled)
+
+
+def _with_links(config: Config, change: Callable[[Config], Config]) -> Config:
+    links = _links(config)
+    if not links:
+        return config
+    return {**config, "links": [change(o) if _is_config(o) else o for o in links]}
+
+
+def _links(config: Config) -> list[Any]:
+    links = config.get("links") if config["name"] == _CHAIN else None
+    return links if isinstance(links, list) else []
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str)
+
+
+def _lacks_rate(config: Config) -> bool:
+    return _RATE in _parameters(config["name"]) and _RATE not in config
 
 
 def _lacks_axes(config: Config) -> bool:
@@ -276,12 +305,10 @@ def _lacks_axes(config: Config) -> bool:
     )
 
 
-def _wraps(name: str) -> bool:
-    return "inner" in _parameters(name)
-
-
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of an optimizer of normopt, none for any other's."""
-    if name not in normopt.names():
+    """Return what an optimizer, a link or a schedule takes, ours or else optax's."""
+    made = getattr(normopt, name, None) or getattr(optax, name, None)
+    # What a chain takes is told apart from the function of optax by normopt.
+    if name == _CHAIN or name.startswith("_") or not callable(made):
         return {}
-    return inspect.signature(getattr(normopt, name)).parameters
+    return inspect.signature(made).parameters

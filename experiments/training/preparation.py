@@ -32,6 +32,7 @@ from experiments.training.steps import (
 
 # What a smoke run trains, which needs no files.
 SMOKE = {"dataset": "digits", "data_dir": None, "model": "resnet8", "epochs": 1}
+SMOKE_OF_A_TEXT = {**SMOKE, "dataset": "stdlib", "model": "nano"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,9 @@ class TrainConfig:
     """The model; for `stdlib` it is `nano`, `micro` or `small`, a transformer."""
     optimizer: str = "adamsrt"
     """A name, a JSON configuration or a .json file, as `normopt.make` takes it; where
-    `channel_axes` is left out and null by default, the loss tells which they are."""
+    `channel_axes` is left out and null by default, the loss tells which they are. Where
+    nothing else is named, what it wraps is SGD, or Adam if the wrapper has a learning
+    rate, too, and what takes the `rest` of Muon's leaves is Adam."""
     learning_rate: float | None = None
     """Where the cosine decay starts, if the optimizer has no learning rate itself; left
     out, it depends on the optimizer."""
@@ -62,8 +65,8 @@ class TrainConfig:
     skip_nonfinite: bool = False
     """Leave out a step whose loss or gradient is not finite, instead of stopping."""
     test_best: bool = False
-    """Test the weights with the best validation accuracy after an epoch, not the last;
-    the first of equally good ones. Of a text, accuracy counts the bytes foreseen."""
+    """Test the weights with the best validation accuracy after an epoch, or of a text
+    the fewest bits per byte, not the last; the first of equally good ones."""
     observe: bool = False
     """Write to metrics.jsonl how long gradients, weights and steps of each layer are
     and how far they turn; draw it at the end, beside what they should come to."""
@@ -79,7 +82,8 @@ class TrainConfig:
     fresh: bool = False
     """Train again, though the run is finished or under way."""
     smoke: bool = False
-    """A ResNet-8 on the digits for one epoch, whatever model, data and epochs are."""
+    """A ResNet-8 on the digits for one epoch, whatever model, data and epochs are; for
+    `stdlib`, a nano on that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,17 +181,19 @@ def ask(
     Raises:
         ValueError: an option is out of range, or a data file is damaged.
         FileNotFoundError: a data file is missing.
+        OSError: the folder of the run was begun with other data.
     """
     ranges.check(config, epochs=1, batch_size=1, log_every=1, seed=0)
     if config.tensorboard:
         board.check()
     if config.smoke:
-        config = dataclasses.replace(config, **SMOKE)
+        is_text = config.dataset == SMOKE_OF_A_TEXT["dataset"]
+        config = dataclasses.replace(config, **(SMOKE_OF_A_TEXT if is_text else SMOKE))
     if images is None:
         images = data.load(config.dataset, config.data_dir)
     _check_model(config, images)
     placement = config.devices.placement(_dtype(config))
-    _check_batch_size(config.batch_size, len(images.train), placement.devices)
+    _check_batch_size(config.batch_size, images, placement.devices)
     plan = Plan(len(images.train), config.batch_size, config.epochs, config.log_every)
     if plan.total_steps > ranges.MOST:
         raise ValueError(
@@ -199,6 +205,8 @@ def ask(
     )
     name = optimizer_name or optimizer["name"]
     run = _run(config, images, name, optimizer, normopt.config(**optimizer))
+    if not config.fresh:
+        run.check_data()
     return Asked(config, run, plan, images, optimizer, name, placement)
 
 
@@ -267,8 +275,7 @@ def complete(
         state = keep_best(state)
     state = asked.placement.put_state(state, optimizer)
     loop.check(state)
-    table = normopt.describe(params, **optimizers.described(optimizer_config))
-    table += optimizers.coupled_decay(optimizer_config)
+    table = normopt.describe(params, optimizer_config)
     return Prepared(
         run, loop, asked.plan, images, state, table, found, config.tensorboard
     )
@@ -303,11 +310,11 @@ def _models(images: data.Data) -> dict[str, Callable[..., nnx.Module]]:
     return LANGUAGE_MODELS if isinstance(images, data.TextDataset) else MODELS
 
 
-def _check_batch_size(batch_size: int, images: int, devices: int) -> None:
-    if batch_size > images:
+def _check_batch_size(batch_size: int, images: data.Data, devices: int) -> None:
+    if batch_size > len(images.train):
         raise ValueError(
-            f"`batch_size` must be at most the {images} training images, "
-            f"got {batch_size}"
+            f"`batch_size` must be at most the {len(images.train)} training "
+            f"{images.examples}, got {batch_size}"
         )
     if batch_size % devices:
         raise ValueError(
@@ -346,7 +353,8 @@ def _run(
         settings["observe"] = True
     if config.dtype != "float32":
         settings["dtype"] = config.dtype
-    asked = {**settings, "optimizer": normopt.config(**requested)}
+    asked = {**settings, "data": images.names_runs}
+    asked["optimizer"] = normopt.config(**requested)
     if searching := optimizers.without_axes(requested):
         asked["axes_found_for"] = searching
     folder = f"{config.dataset}-{config.model}-{name}"

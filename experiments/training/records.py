@@ -11,6 +11,7 @@ from experiments.training.skipping import MOST_IN_A_ROW
 from experiments.training.steps import NEVER, Sums
 
 Record = dict[str, Any]
+OBSERVED_STEP = "observed_step"  # as skipped steps do not count, at most a record's own
 
 
 class Numbers(NamedTuple):
@@ -50,8 +51,8 @@ def record_of(step: int, epoch: float, numbers: Numbers, data: Data) -> Record:
     if numbers.skipped is not None:
         record["skipped"] = int(numbers.skipped)
     if numbers.observed is not None:
-        # Skipped steps do not count in the step that stands there.
-        record = record | normopt.summary(numbers.observed) | {"step": step}
+        seen = normopt.summary(numbers.observed)
+        record |= {OBSERVED_STEP: seen.pop("step"), **seen}
     return record
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from experiments.training import processes, provenance
 from experiments.training.locking import HOLDER, LOCK
 
+BEGIN_ANEW = "--fresh begins anew"
+
 
 class Run:
     """The folder `root/<label>-<hash of the configuration>` and the files in it."""
@@ -61,7 +63,7 @@ class Run:
 
     def result(self) -> dict[str, Any]:
         """Return what a finished run wrote last."""
-        return _read(self._result_file)
+        return read_json(self._result_file)
 
     def was_begun(self) -> bool:
         """Say whether a command has opened the run before."""
@@ -75,7 +77,7 @@ class Run:
         """
         if not self._axes_file.exists():
             return None
-        found = _read(self._axes_file)
+        found = read_json(self._axes_file)
         if not isinstance(found, dict) or not all(
             isinstance(axes, list) and all(type(axis) is int for axis in axes)
             for axes in found.values()
@@ -92,11 +94,28 @@ class Run:
 
         Its name tells what was asked alone, and not what was found.
         """
-        if self.was_begun() and _read(self._config_file) != json.loads(
+        if self.was_begun() and read_json(self._config_file) != json.loads(
             json.dumps(self.config)
         ):
             raise _damaged(
                 self._axes_file, f"what it holds is not what {self._config_file} has"
+            )
+
+    def check_data(self) -> None:
+        """Raise OSError if the folder was begun with other data.
+
+        Its name may leave open which they are.
+        """
+        if not self.was_begun():
+            return
+        there, ours = read_json(self._config_file), self.config["data"]
+        if not isinstance(there, dict) or not isinstance(there.get("data"), dict):
+            raise _damaged(self._config_file, "it must say which data were trained on")
+        if there["data"] != ours:
+            raise OSError(
+                f"{self.folder} was begun with other data, {_in_words(there['data'])}; "
+                f"these are {_in_words(ours)}: take those, or another --runs-dir, or "
+                "begin anew with --fresh"
             )
 
     def remove(self) -> None:
@@ -138,7 +157,7 @@ class Run:
         """
         if not self._provenance_file.exists():
             return []
-        return _read(self._provenance_file)
+        return read_json(self._provenance_file)
 
     def _add_provenance(self) -> None:
         known, ours = self.provenance(), provenance.describe()
@@ -159,7 +178,7 @@ class Run:
         path = self._part_file(name)
         if not path.exists():
             write_json(path, measure())
-        return _read(path)
+        return read_json(path)
 
     def _part_file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -174,14 +193,17 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
 
 
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Add a record to a `.jsonl` file, on disk when this returns."""
     if not processes.is_first():
         return
-    with _naming(path), path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         file.write(_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
@@ -202,7 +224,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     if not processes.is_first():
         return
     unfinished = path.with_name(f".{path.name}.unfinished")
-    with _naming(path):
+    with naming(path):
         try:
             with unfinished.open("wb") as file:
                 file.write(content)
@@ -213,15 +235,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             unfinished.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path, advice: str = BEGIN_ANEW) -> Any:
+    """Return what a JSON file holds; OSError, with advice, if it is damaged."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise _damaged(path, str(error)) from error
+        raise _damaged(path, str(error), advice) from error
 
 
-def _damaged(path: Path, why: str) -> OSError:
-    return OSError(f"{path} is damaged: {why}; --fresh begins anew")
+def _in_words(data: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in data.items())
+
+
+def _damaged(path: Path, why: str, advice: str = BEGIN_ANEW) -> OSError:
+    return OSError(f"{path} is damaged: {why}; {advice}")
 
 
 def _told_apart(config: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +275,7 @@ def _with_order(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """Name the file that cannot be written, which the error of a full disk does not."""
     try:
         yield

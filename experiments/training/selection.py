@@ -1,4 +1,4 @@
-"""The weights that were best on the validation images, kept beside the newest ones.
+"""The weights that were best on the validation data, kept beside the newest ones.
 
 They are part of the state that a checkpoint holds, so a resumed run tests what it would
 have tested had nothing stopped it.
@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.training.steps import NEVER, Sums, TrainState
+from experiments.data import Data
+from experiments.training.steps import Sums, TrainState
 
 
 class Best(NamedTuple):
-    """The weights of the epoch with the most right answers, the first of equal ones."""
+    """The weights of the epoch of the largest merit, the first of equal ones."""
 
     params: Any  # tree of float32
     model_state: Any  # tree
-    correct: jax.Array  # int32 scalar: of the validation images; -1 before any
+    merit: jax.Array  # float32 scalar: on the validation data; -inf before any
     step: jax.Array  # int32 scalar: after which they were taken
 
 
@@ -25,20 +26,22 @@ def keep_best(state: TrainState) -> TrainState:
     """Return a state before the first step with room for its best weights."""
     # Copies: a step takes the buffers of its state, each of which it may see once.
     params, model_state = jax.tree.map(jnp.copy, (state.params, state.model_state))
-    nothing = jnp.full((), NEVER, jnp.int32)
+    nothing = jnp.full((), -jnp.inf, jnp.float32)
     best = Best(params, model_state, nothing, jnp.zeros((), jnp.int32))
     return state._replace(best=best)
 
 
-def select(state: TrainState, validation: Sums) -> Best:
+def select(state: TrainState, validation: Sums, data: Data) -> Best:
     """Return the better of the best weights and the state's own.
 
     Args:
         state: of a run that keeps its best.
         validation: what the state's own weights give.
+        data: that say how good this is.
     """
-    own = Best(state.params, state.model_state, validation.correct, state.step)
-    better = own.correct > state.best.correct
+    merit = data.merit(validation.loss, validation.correct).astype(jnp.float32)
+    own = Best(state.params, state.model_state, merit, state.step)
+    better = own.merit > state.best.merit
     return jax.tree.map(lambda new, old: jnp.where(better, new, old), own, state.best)
 
 

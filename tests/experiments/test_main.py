@@ -1,6 +1,8 @@
 """What the list of experiments says, on the site and in the terminal."""
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,11 @@ def test_the_list_says_of_what_a_part_is_stored(monkeypatch, tmp_path):
     in_part = {"experiments": ["part"]}
     (tmp_path / RESULTS / IN_PART).write_text(json.dumps(in_part))
     assert results() == nothing | {"part": "stored in part"}
+
+
+def test_what_a_terminal_has_no_sign_for_ends_no_run(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(command_line, "_obey", lambda: print("a \ufffd", flush=True))
+    command_line.main()
+    assert written.getvalue() == b"a ?\n"

@@ -188,39 +188,20 @@ def test_an_optimizer_without_blocks_looks_for_none():
     assert "channel_axes" not in completed("adam", never)
 
 
-PER_STEP = {"weight_decay": {"a": 0.01}, "l1": 0.0, "lr_multipliers": {"b": 2.0}}
+PARAMS = {"a": np.arange(12.0, dtype="f").reshape(4, 3) % 5, "bias": np.ones(3, "f")}
+NEEDED = {"clipped": {"max_norm": 1.0}, "scion": {"norms": {"a": "spectral"}}}
 
 
-@pytest.mark.parametrize(
-    ("complete", "described"),
-    [
-        ({"name": "decoupled", "schedule": None, **PER_STEP, "b1": 0.9}, PER_STEP),
-        # L2 in the gradient, or a share of the learning rate, has no half-life.
-        (
-            {"name": "coupled", "weight_decay": 0.01, "channel_axes": FOUND},
-            {"channel_axes": FOUND},
-        ),
-        (
-            {
-                "name": "outer",
-                "channel_axes": [],
-                "inner": {"name": "decoupled", "schedule": None, **PER_STEP},
-            },
-            {"channel_axes": [], **PER_STEP},
-        ),
-    ],
-)
-def test_table_shows_what_the_optimizer_does_to_each_leaf(complete, described):
-    assert optimizers.described(complete) == described
-
-
-def test_a_decay_that_the_table_lacks_is_told():
-    coupled = {"name": "adamsrt", "weight_decay": 0.01}
-    told = optimizers.coupled_decay({"name": "outer", "inner": coupled})
-    assert told.startswith("\nweight decay 0.01 of adamsrt: tied to the gradient")
-    assert not optimizers.coupled_decay({"name": "adamw", "schedule": None, **PER_STEP})
-    for nothing in (0.0, {"kernel": 0.0}):
-        assert not optimizers.coupled_decay({**coupled, "weight_decay": nothing})
+@pytest.mark.slow("takes a step of every optimizer")
+@pytest.mark.parametrize("name", normopt.names())
+def test_every_optimizer_trains_by_its_name(name):
+    complete = completed({"name": name, **NEEDED.get(name, {})}, lambda: FOUND, 0.5)
+    assert optimizers.schedule_of(complete)(0) == pytest.approx(0.5)
+    optimizer, table = normopt.make(**complete), normopt.describe(PARAMS, complete)
+    gradients = jax.tree.map(lambda leaf: leaf**2 - 1.5, PARAMS)
+    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    # Also what is no matrix, or has no blocks.
+    assert all(jnp.any(leaf) for leaf in jax.tree.leaves(updates)) and "bias" in table
 
 
 @pytest.mark.parametrize(
@@ -232,6 +213,21 @@ def test_learning_rate_defaults_to_the_optimizers_own(name, rate):
     assert optimizers.schedule_of(complete)(0) == pytest.approx(rate)
     given = completed(name, lambda: FOUND, 0.5)
     assert optimizers.schedule_of(given)(0) == pytest.approx(0.5)
+
+
+def test_links_get_a_rate_and_axes_where_they_have_none():
+    links = [{"name": name} for name in ("scale_by_block_adam", "add_decay")]
+    links.append({"name": "scale_by_learning_rate"})
+    complete = completed({"name": "chain", "links": links}, lambda: FOUND, 0.5)
+    adam, decay, rate = complete["links"]
+    assert adam["channel_axes"] == FOUND and "channel_axes" not in decay
+    assert rate["learning_rate"]["init_value"] == 0.5
+    assert completed("muon", never, 0.5)["rest"]["learning_rate"]["init_value"] == 0.5
+    # What sets the length of steps has a rate beside that of what it wraps.
+    inner = {"name": "adam", "learning_rate": 0.1}
+    complete = completed({"name": "hyperball", "inner": inner}, never, 0.5)
+    assert complete["inner"]["learning_rate"] == 0.1
+    assert optimizers.schedule_of(complete)(0) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("kind", ["cosine_restarts", "WarmRestarts"])
@@ -335,6 +331,11 @@ BAD_ARGUMENTS = [
         "kernle",
     ),
     (["--optimizer", '{"name": "sgd", "learning_rate": null}'], "got null"),
+    (["--optimizer", "scale_by_adam"], "scale_by_adam has no learning rate"),
+    (
+        ["--optimizer", '{"name": "chain", "links": [{"name": "adam", "beta1": 0}]}'],
+        "did you mean `b1`",
+    ),
     (["--optimizer", '{"name": "normalized", "inner": 3}'], "got 3"),
     (["--optimizer", '{"name": "clipped", "max_norm": Infinity}'], "must be finite"),
     (

@@ -1,5 +1,6 @@
 """A language model from end to end: its records, its sample, resumed, on a mesh."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from rich.console import Console
 from experiments import data
 from experiments.data import text
 from experiments.train import TrainConfig, prepare, train
-from experiments.training import generating
+from experiments.training import generating, preparation
 from experiments.training.runs import read_records
 from tests.experiments.small_runs import ROOT, assert_same_run, copy_of, quiet
 
@@ -37,7 +38,11 @@ def small_text():
     )
 
 
-def run(folder, console=None, **changes):
+def asked(folder, text=None, **changes):
+    return preparation.ask(settings(folder, **changes), text or small_text())
+
+
+def settings(folder, **changes):
     settings = {
         "dataset": "stdlib",
         "model": "nano",
@@ -48,7 +53,11 @@ def run(folder, console=None, **changes):
         "runs_dir": folder,
         **changes,
     }
-    prepared = prepare(TrainConfig(**settings), small_text())
+    return TrainConfig(**settings)
+
+
+def run(folder, console=None, **changes):
+    prepared = prepare(settings(folder, **changes), small_text())
     result = train(prepared, fresh=False, console=console or quiet())
     return prepared.run.folder, result
 
@@ -112,6 +121,49 @@ def test_it_computes_in_bfloat16(tmp_path, finished):
     assert folder.name != finished[0].name
     one, other = (r["test_bits_per_byte"] for r in (result, finished[1]))
     assert one != other and one == pytest.approx(other, rel=2e-2)
+
+
+@pytest.mark.slow("trains a transformer")
+def test_the_best_weights_are_those_of_the_fewest_bits(tmp_path):
+    # The rate is so large in the last epoch that it spoils the weights.
+    rate = {
+        "name": "piecewise_constant_schedule",
+        "init_value": 0.01,
+        "boundaries_and_scales": {"6": 30.0},
+    }
+    optimizer = json.dumps({"name": "adam", "learning_rate": rate})
+    folder, result = run(tmp_path, optimizer=optimizer, test_best=True)
+    records = read_records(folder / "metrics.jsonl")
+    by_step = {r["step"]: r["validation_bits_per_byte"] for r in records}
+    known = {step: bits for step, bits in by_step.items() if bits is not None}
+    assert result["tested_step"] == min(known, key=known.get) == 6
+    assert result["validation_bits_per_byte"] == known[6]
+
+
+def test_other_bytes_are_refused(tmp_path):
+    begun = asked(tmp_path)
+    begun.run.open()
+    assert asked(tmp_path).run.folder == begun.run.folder
+    text = small_text()
+    one_more = np.append(text.train.text, text.train.text[:1])
+    other = dataclasses.replace(
+        text, train=dataclasses.replace(text.train, text=one_more)
+    )
+    words = "begun with other data, train 53248, .*; these are train 53249, .*--fresh"
+    with pytest.raises(OSError, match=words):
+        asked(tmp_path, other)
+    assert asked(tmp_path, other, fresh=True).run.folder == begun.run.folder
+    # Nor are they trained on where the run is finished.
+    begun.run.finish({})
+    with pytest.raises(OSError, match=words):
+        asked(tmp_path, other)
+
+
+def test_a_smoke_run_of_a_text_is_of_a_text(tmp_path):
+    large = {"dataset": "stdlib", "model": "small", "epochs": 9, "smoke": True}
+    small = preparation.ask(TrainConfig(**large, runs_dir=tmp_path))
+    assert small.run.folder.name.startswith("stdlib-nano-adamsrt-")
+    assert small.plan.epochs == 1
 
 
 def test_a_sample_is_what_the_network_foresees():

@@ -44,7 +44,11 @@ from experiments.benchmarks.tpu.placed_steps import (
 )
 from experiments.models import MODELS
 from experiments.training import provenance
-from experiments.training.measuring import measure_parts, one_line_errors
+from experiments.training.measuring import (
+    make_room_for,
+    measure_parts,
+    one_line_errors,
+)
 from experiments.training.placement import replicated
 from experiments.training.runs import write_json
 
@@ -119,6 +123,7 @@ def main(args: Sequence[str]) -> None:
     console, plugin = Console(), importlib.metadata.version(PLUGIN)
     console.print(f"JAX {jax.__version__}, {PLUGIN} {plugin}")
     with one_line_errors():
+        make_room_for(config.json)
         source = provenance.describe()
         source["versions"][PLUGIN] = plugin
         rows = measure_parts(

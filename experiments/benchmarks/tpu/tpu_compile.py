@@ -64,7 +64,11 @@ from experiments.benchmarks.tpu.tpu_tables import (
 from experiments.models import MODELS
 from experiments.training import provenance
 from experiments.training.devices import WITHOUT_CHIPS as ENVIRONMENT
-from experiments.training.measuring import measure_parts, one_line_errors
+from experiments.training.measuring import (
+    make_room_for,
+    measure_parts,
+    one_line_errors,
+)
 from experiments.training.placement import fully_sharded, replicated
 from experiments.training.runs import write_json
 
@@ -145,6 +149,7 @@ def compile_and_show(
     console, libtpu = Console(), importlib.metadata.version("libtpu")
     console.print(f"JAX {jax.__version__}, libtpu {libtpu}")
     with one_line_errors():
+        make_room_for(json)
         source = provenance.describe()
         source["versions"]["libtpu"] = libtpu
         stored = {"provenance": source, "rows": measure(libtpu, console)}

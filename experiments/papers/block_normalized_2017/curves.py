@@ -6,7 +6,6 @@ seed has runs, and folders, of its own.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,12 @@ from experiments.papers.block_normalized_2017.methods import (
 from experiments.train import train
 from experiments.training import provenance
 from experiments.training.loop import Job, Loop, Plan
-from experiments.training.measuring import check_least, folder_of, one_line_errors
+from experiments.training.measuring import (
+    check_least,
+    folder_of,
+    one_line_errors,
+    read_stored,
+)
 from experiments.training.preparation import Prepared
 from experiments.training.runs import Run, read_records, write_json
 from experiments.training.steps import Network, create, initial_state
@@ -224,7 +228,7 @@ def run(config: CurvesOptions, name: str, load: Callable[[], Task]) -> None:
     if not config.redraw:
         with one_line_errors():
             _train_and_store(config, shortened(load(), config), records, console)
-    stored, paths = json.loads(records.read_text()), [records]
+    stored, paths = read_stored(records), [records]
     for split in SPLITS:
         paths.append(folder / f"{name}_{split}.png")
         draw(paths[-1], stored, split)

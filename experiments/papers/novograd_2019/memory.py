@@ -36,7 +36,11 @@ from experiments.report import figures
 from experiments.report.claims import Exhibit, Picture
 from experiments.report.tables import Table
 from experiments.training import provenance
-from experiments.training.measuring import measure_parts, one_line_errors
+from experiments.training.measuring import (
+    make_room_for,
+    measure_parts,
+    one_line_errors,
+)
 from experiments.training.runs import write_json
 
 CONVOLUTIONS = {r"conv\d?/kernel$": (-1,)}
@@ -71,6 +75,7 @@ def main(args: Sequence[str]) -> None:
         config = dataclasses.replace(config, model="resnet8")
     params, console = random_parameters(config.model), Console()
     with one_line_errors():
+        make_room_for(config.json)
         stored = {
             "provenance": provenance.describe(),
             "model": config.model,

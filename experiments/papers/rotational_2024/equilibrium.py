@@ -129,14 +129,15 @@ def measure(config: EquilibriumOptions, console: Console) -> dict[str, Any]:
         "noise_steps": config.noise_steps,
     }
     found = measure_parts(
-        config, "equilibrium", told, parts, lambda name: parts[name](), console
+        *(config, "equilibrium", told, parts, lambda name: parts[name](), console),
+        others=TRAINED,
     )
     return {
         "device": devices.describe(),
         **told,
         NOISE: found[NOISE],
         SCHEDULES: found[SCHEDULES],
-        "networks": {name: found[name] for name in names},
+        "networks": {name: found[name] for name in TRAINED if name in found},
     }
 
 

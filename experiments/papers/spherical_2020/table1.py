@@ -35,7 +35,6 @@ on a core of its own, two at a time:
 import dataclasses
 import functools
 import itertools
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -59,7 +58,12 @@ from experiments.report.tables import Table
 from experiments.train import train as run_train
 from experiments.training import devices, preparation, provenance
 from experiments.training.loop import TrainingDiverged
-from experiments.training.measuring import check_least, folder_of, one_line_errors
+from experiments.training.measuring import (
+    check_least,
+    folder_of,
+    one_line_errors,
+    read_stored,
+)
 from experiments.training.runs import write_json
 
 # What a smoke run trains, unless told.
@@ -101,7 +105,7 @@ def main(args: Sequence[str]) -> None:
     if not config.redraw:
         with one_line_errors():
             diverged = measure(config, folder / "cells", records, console)
-    stored = json.loads(records.read_text())
+    stored = read_stored(records)
     console.print(table(stored))
     console.print(f"{records}", markup=False, highlight=False, soft_wrap=True)
     if stored["cells"]:
@@ -158,7 +162,7 @@ def _with(cell: Cell, records: Path) -> dict[str, list[Cell]]:
     So a command that names a part of the grid keeps what others have trained. Cells
     that diverged have a list of their own, for they have no accuracy.
     """
-    stored = json.loads(records.read_text()) if records.exists() else {"cells": []}
+    stored = read_stored(records) if records.exists() else {"cells": []}
     cells = _in_order([*_all_cells(stored), cell])
     return {
         "cells": [one for one in cells if "diverged" not in one],

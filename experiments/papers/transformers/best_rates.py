@@ -97,6 +97,8 @@ def measure(config: BestRatesOptions, console: Console) -> dict[str, Any]:
         The settings and the digest of the text; for each form and width, and for each
         optimizer and batch, what `ends_of` finds.
     """
+    if not (config.widths or config.batches):
+        raise ValueError("`widths` and `batches` are both empty: name one at least")
     check_multiples("steps", [config.steps], POINTS, 10**6)
     check_multiples("widths", config.widths, HEAD, 1024)
     for batch in config.batches:

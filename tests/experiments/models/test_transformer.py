@@ -111,3 +111,10 @@ def test_sizes(name, weights):
     )
     leaves = jax.tree.leaves(nnx.state(shapes, nnx.Param))
     assert sum(leaf.size for leaf in leaves) == pytest.approx(weights, rel=0.05)
+
+
+@pytest.mark.parametrize("nothing", ["layers", "width", "heads"])
+def test_a_network_of_nothing_is_refused(nothing):
+    sizes = {"layers": 1, "width": 8, "heads": 2, nothing: 0}
+    with pytest.raises(ValueError, match=f"at least 1, got .*{nothing}=0"):
+        Transformer(**sizes, num_classes=2, rngs=nnx.Rngs(0))

@@ -154,7 +154,8 @@ def test_every_experiment_of_a_paper_appears(page):
 
 
 def test_without_results_nothing_is_claimed_and_commands_are_shown(nothing, tmp_path):
-    main(["--results", str(tmp_path / "none"), "--out", str(tmp_path)])
+    (none := tmp_path / "none").mkdir()
+    main(["--results", str(none), "--out", str(tmp_path)])
     text, page = (
         (tmp_path / f).read_text(encoding="utf-8") for f in ("RESULTS.md", "index.html")
     )
@@ -328,3 +329,27 @@ def test_a_browser_shows_the_page_without_a_network(page, tmp_path):
     badges = sum(tally.total for tally in REPORT.tallies)
     rest = {"images": images, "badges": badges, "shown": True, "inside": True}
     assert seen == [{"width": width, **rest} for width in widths]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"steps": 1', "toy_problems.json is damaged: .* take it away"),
+        ('{"steps": 1}', r"transformers.toy_problems is not what is read today \(Key"),
+        ("[]", r"transformers.toy_problems is not what is read today \(Type"),
+    ],
+)
+def test_results_that_cannot_be_read_are_named(content, said, tmp_path):
+    results, out = tmp_path / "results", tmp_path / "out"
+    (results / "transformers").mkdir(parents=True)
+    (results / "transformers/toy_problems.json").write_text(content)
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        main(["--results", str(results), "--out", str(out)])
+    assert not out.exists()
+
+
+def test_a_folder_of_results_that_is_not_there_is_no_empty_one(tmp_path):
+    absent = tmp_path / "absent"
+    with pytest.raises(SystemExit, match="absent is no folder"):
+        main(["--results", str(absent), "--out", str(absent)])
+    assert not absent.exists()

@@ -9,7 +9,12 @@ from rich.console import Console
 
 from experiments.training import provenance
 from experiments.training.loop import TrainingDiverged
-from experiments.training.measuring import measure_parts, one_line_errors
+from experiments.training.measuring import (
+    make_room_for,
+    measure_parts,
+    one_line_errors,
+    reading,
+)
 from tests.experiments.small_runs import quiet
 
 
@@ -24,7 +29,7 @@ class Config:
 def measured(tmp_path, committed):
     """Measures parts of one letter; returns which ones, and what all of them are."""
 
-    def run(parts="abc", settings=(), stop=None, console=None, **changes):
+    def run(parts="abc", settings=(), stop=None, console=None, others=(), **changes):
         new = []
 
         def measure(part):
@@ -36,7 +41,8 @@ def measured(tmp_path, committed):
         config = Config(tmp_path, **changes)
         arguments = (config, "letters", dict(settings), parts, measure)
         try:
-            return new, measure_parts(*arguments, console or quiet())
+            found = measure_parts(*arguments, console or quiet(), others=others)
+            return new, found
         except KeyboardInterrupt:
             return new, None
 
@@ -100,3 +106,22 @@ def test_what_a_user_can_mend_is_one_line(error, line):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(KeyError), one_line_errors():
         raise KeyError("a")
+
+
+def test_parts_of_other_commands_are_told_where_they_are_there(measured):
+    assert measured("a")[1] == {"a": WHOLE["a"]}
+    assert measured("b", others="abc") == (["b"], {one: WHOLE[one] for one in "ba"})
+
+
+def test_results_that_are_not_what_is_read_are_named():
+    words = r"what x holds is not what is read today \(KeyError: 'a'\); run again"
+    with pytest.raises(ValueError, match=words), reading("what x holds", "run again"):
+        {}["a"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path):
+    make_room_for(None)
+    make_room_for(tmp_path / "new" / "records.json")
+    (tmp_path / "new" / "file").touch()
+    with pytest.raises(OSError, match="cannot write .*records.json: "):
+        make_room_for(tmp_path / "new" / "file" / "records.json")

@@ -11,7 +11,7 @@ import pytest
 
 import normopt
 from experiments.train import main, prepare, train
-from experiments.training import board, observing
+from experiments.training import board, observing, optimizers
 from experiments.training.runs import read_records
 from tests.experiments.small_runs import (
     arguments,
@@ -39,36 +39,74 @@ def test_skipped_steps_keep_the_step_of_a_record(tmp_path):
     run, _ = train_line(tmp_path, optimizer=tx, observes=True, bad_steps=(12, 13))
     records = read_records(run.metrics_file)
     assert [record["step"] for record in records] == [4, 9, 13, 18, 22, 27]
+    # The count of updates, which schedules are read at.
+    assert [record["observed_step"] for record in records] == [4, 9, 11, 16, 20, 25]
     # Of the last step that was taken: the weights of two records are not the same.
     assert len({record["weight"] for record in records}) == 6
 
 
-def test_blocks_are_those_of_the_optimizer_or_output_channels():
-    params = {"conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}}
-
-    def blocks(given):
-        made = {"learning_rate": 0.1, **given}
-        tx = observing.observed(normopt.make(**made), normopt.config(**made))
-        sizes = observing.sizes_of(params, tx.init(params))
-        return {path: int(size) for path, size in sizes.items()}
-
-    assert blocks({"name": "adamw"}) == {"conv/kernel": 18}
-    assert blocks({"name": "novograd"}) == {"conv/bias": 4, "conv/kernel": 72}
-    axes = {"name": "adams", "channel_axes": {"kernel": [2, 3]}}
-    assert blocks(axes) == {"conv/kernel": 9}
+PARAMS = {"conv": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}}
+KERNEL = {"conv/kernel": 18}
+NO_BLOCKS = pytest.mark.filterwarnings("ignore:.*gives no parameter blocks")
 
 
-def test_equilibria_are_those_of_a_leaf_at_the_step_of_a_record():
+@NO_BLOCKS
+@pytest.mark.parametrize(
+    ("given", "blocks"),
+    [
+        ({"name": "adamw"}, KERNEL),
+        ({"name": "novograd"}, {"conv/bias": 4, "conv/kernel": 72}),
+        ({"name": "adams", "channel_axes": {"kernel": [2, 3]}}, {"conv/kernel": 9}),
+        # That nothing was found leaves the output channels.
+        ({"name": "adams", "channel_axes": {}}, KERNEL),
+        # Rules that go by a name.
+        ({"name": "rotational"}, KERNEL),
+        ({"name": "hyperball"}, {"conv/kernel": 72}),
+        ({"name": "muon"}, KERNEL),
+        (
+            {
+                "name": "chain",
+                "links": [{"name": "normalize_blocks"}, {"name": "adamw"}],
+            },
+            {"conv/bias": 4, "conv/kernel": 72},
+        ),
+    ],
+    ids=lambda value: value.get("name", ""),
+)
+def test_blocks_are_those_of_the_optimizer_or_output_channels(given, blocks):
+    made = optimizers.read(json.dumps(given), 0.1, 10)
+    tx = observing.observed(normopt.make(**made), normopt.config(**made))
+    sizes = observing.sizes_of(PARAMS, tx.init(PARAMS))
+    assert {path: int(size) for path, size in sizes.items()} == blocks
+
+
+@pytest.mark.slow("prepares a network")
+def test_what_is_observed_already_is_said_before_anything_is_written(tmp_path):
+    asked = config(tmp_path, optimizer="observe", observe=True)
+    with pytest.raises(ValueError, match="observed twice"):
+        prepare(asked)
+    assert not [*tmp_path.iterdir()]
+
+
+SIZES = {"conv": 50, "head": 20}
+LEAVES = {"conv": jnp.ones((50, 1)), "head": jnp.ones((20, 1))}
+
+
+def seen_at(*steps, gradient=3.0):
+    seen = {"gradient": gradient, "weight": 2.0}
+    numbers = {f"{path}/{q}": x for path in SIZES for q, x in seen.items()}
+    return [{"step": 99, "observed_step": step, **numbers} for step in steps]
+
+
+def predicted(config, records, sizes=SIZES):
+    return observing.predicted(config, LEAVES, sizes, records)
+
+
+def test_equilibria_are_those_of_a_leaf_at_the_step_that_was_observed():
     rate = {"name": "linear_schedule", "init_value": 1e-2, "end_value": 0.0}
     rate["transition_steps"] = 100
     made = normopt.config(**DECAYED, learning_rate=rate)
-    seen = {"gradient": 3.0, "weight": 2.0}
-    records = [
-        {"step": step, **{f"{path}/{q}": x for path in sizes for q, x in seen.items()}}
-        for sizes in ({"conv": 50, "head": 20},)
-        for step in (1, 51)
-    ]
-    found = observing.predicted(made, {"conv": 50, "head": 20}, records)
+    found = predicted(made, seen_at(1, 51))
     own = {"name": "adamw", "weight_decay": 0.01}
     assert list(found) == ["conv"]
     for one, rate in zip(found["conv"], (1e-2, 5e-3), strict=True):
@@ -76,15 +114,34 @@ def test_equilibria_are_those_of_a_leaf_at_the_step_of_a_record():
         np.testing.assert_allclose(one, wanted, rtol=1e-6)
     # A leaf that no rule matches keeps its rate.
     head = {"lr_multipliers": {"head": 0.5}}
-    ((one, _),) = observing.predicted(made | head, {"conv": 50}, records).values()
+    ((one, _),) = predicted(made | head, seen_at(1, 51), {"conv": 50}).values()
     np.testing.assert_allclose(one, found["conv"][0])
     unknown = normopt.config("adamp", learning_rate=0.1)
-    assert observing.predicted(unknown, {"conv": 50}, records) == {}
+    assert predicted(unknown, seen_at(1)) == {}
     # The length under L2 follows from the gradients that were seen.
     sgd = normopt.config("sgdmrt", learning_rate=0.1, weight_decay=0.01)
-    ((one, _),) = observing.predicted(sgd, {"conv": 50}, records).values()
+    ((one,),) = predicted(sgd, seen_at(1), {"conv": 50}).values()
     wanted = normopt.equilibrium(sgd, size=50, gradient=6 / 50**0.5)
     np.testing.assert_allclose(one, wanted)
+
+
+def test_a_record_without_an_equilibrium_leaves_the_others_theirs():
+    rate = {"name": "linear_schedule", "init_value": 1e-2, "end_value": 0.0}
+    made = normopt.config(**DECAYED, learning_rate=rate | {"transition_steps": 50})
+    still = seen_at(11, gradient=0.0)
+    ((*known, stopped, none),) = predicted(
+        made, [*seen_at(1), *still, *seen_at(51, 0)], {"conv": 50}
+    ).values()
+    # Before the first step that was taken, and after the rate has come to 0.
+    assert stopped is None and none is None
+    assert known[0] is not None and known[1] is None
+
+
+def test_axes_by_a_name_have_equilibria():
+    made = {"learning_rate": 0.1, "weight_decay": 0.01, "name": "adams"}
+    by_name = normopt.config(**made, channel_axes={"name": "output_channels"})
+    plain = normopt.config(**made, channel_axes=[-1])
+    assert predicted(by_name, seen_at(1)) == predicted(plain, seen_at(1)) != {}
 
 
 class Writer:

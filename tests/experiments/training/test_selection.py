@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import data
 from experiments.train import prepare, train
 from experiments.training.runs import read_records
 from experiments.training.selection import chosen, keep_best, select
@@ -94,12 +95,20 @@ def state_of(params, step=0):
     return state._replace(step=jnp.asarray(step, jnp.int32))
 
 
-def test_the_first_of_equally_good_weights_is_kept():
-    state = keep_best(state_of([0.0]))
-    for step, correct in enumerate((0, 3, 3, 5, 4), 1):
+@pytest.mark.parametrize(
+    ("kind", "losses", "correct"),
+    [
+        (data.Dataset, (1, 2, 3, 4, 5), (0, 3, 3, 5, 4)),
+        # Of a text the bits count, however many bytes are foreseen.
+        (data.TextDataset, (9, 6, 6, 4, 5), (5, 4, 3, 2, 1)),
+    ],
+)
+def test_the_first_of_equally_good_weights_is_kept(kind, losses, correct):
+    state, of = keep_best(state_of([0.0])), kind.__new__(kind)
+    for step, numbers in enumerate(zip(losses, correct, strict=True), 1):
         state = state_of([float(step)], step)._replace(best=state.best)
-        sums = Sums(jnp.zeros(()), jnp.asarray(correct, jnp.int32), jnp.asarray(9))
-        state = state._replace(best=select(state, sums))
+        loss, right = (jnp.asarray(n, d) for n, d in zip(numbers, "fi", strict=True))
+        state = state._replace(best=select(state, Sums(loss, right, jnp.array(9)), of))
         expected = {1: 1, 2: 2, 3: 2, 4: 4, 5: 4}[step]
         assert chosen(state).params.tolist() == [expected]
         assert int(chosen(state).step) == expected
