@@ -52,8 +52,8 @@ def decay_from(
                                                schedule=lambda t: lr(t)**2 / lr_max)``
     ===================  ====================  =========================================
 
-    Two more forms name an effect of the decay. First, the weights are an exponential
-    average of past updates, over
+    Two more forms name an effect of the decay. The memory is the number of steps over
+    which the weights are an exponential average of past updates:
 
     .. math:: \mathrm{memory} = 1 / \lambda
 
