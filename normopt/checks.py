@@ -187,7 +187,7 @@ def check_moment_dtype(option: str, dtype: Any) -> None:
 
 
 class LargeDecayWarning(UserWarning):
-    """A decoupled weight decay so large that it may be one of `optax.adamw`."""
+    """A decoupled weight decay so large that it may be meant for `optax.adamw`."""
 
 
 def warn_of_half_life(optimizer: str, weight_decay: Any) -> None:

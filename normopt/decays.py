@@ -52,17 +52,17 @@ def decay_from(
                                                schedule=lambda t: lr(t)**2 / lr_max)``
     ===================  ====================  =========================================
 
-    Two more forms name an effect of the decay. First, the weights are an exponential
-    average of past updates, over
+    Two more forms name an effect of the decay. The memory is the number of steps over
+    which the weights are an exponential average of past updates:
 
     .. math:: \mathrm{memory} = 1 / \lambda
 
-    steps. After about that many steps, a scale-invariant block turns in each step, if
-    gradients are mostly noise, by an angle of
+    The angle, in radians, is the one by which a scale-invariant block turns per step
+    after about that many steps, if gradients are mostly noise:
 
     .. math:: \mathrm{angle} = \sqrt{2 \lambda \frac{1 - b_1}{1 + b_1}}
 
-    radians, in the families of Adam and SGD, where the decay does not enter the
+    This holds for the families of Adam and SGD, if the decay does not enter the
     moments. For other optimizers see `equilibrium`.
 
     Args:

@@ -55,7 +55,7 @@ def equilibrium(
     =================  ==============  =====================  ========================
 
     where :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of the
-    number whose sign Lion takes. With Nesterov momentum the sums differ, and with
+    average whose sign is Lion's step. With Nesterov momentum the sums differ, and with
     `grad_averaging` NovoGrad's C is 1. For AdamSRT and SGD-MRT, C is the root of the
     sum of the :math:`c_k^2`: their moments stay orthogonal to the block, so past
     gradients lengthen it no more than the present one.
@@ -65,12 +65,12 @@ def equilibrium(
 
     =========================  =========================================================
     independent                wd, for `adamw`, `sgdw`, `decay_weights`
-    following                  eta_t wd, for the same with a `schedule`
-    corrected                  that, of `decay_weights` with eta_t = lr_t² / lr_max
+    following                  eta_t wd, for the same three with a `schedule`
+    corrected                  eta_t wd, for `decay_weights`, eta_t = lr_t² / lr_max
     with the learning rate     lr_t wd, for `lion`, and `add_decay` behind the moments
     in the momentum            lr_t C wd, for NovoGrad, and for SGD with L2
     L2 in the gradient         lr_t C wd length / s, for Adam, AdamS and Lion
-    the same, kept tangent     lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
+    L2, with tangent moments   lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
                                SGD-MRT
     =========================  =========================================================
 
@@ -111,7 +111,7 @@ def equilibrium(
         schedule without `step`), or if `config` is not a mapping.
       ValueError: for an optimizer whose equilibrium is not known, without a decay or a
         learning rate, without a `size` if the angle depends on it, for a decay of 1 per
-        step or more, for links that ascend or increase the weights by their decay, and
+        step or more, for links that ascend or whose decay increases the weights, and
         for all that `config` refuses.
 
     Examples:

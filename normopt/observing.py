@@ -187,7 +187,7 @@ def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str
     Raises:
       TypeError: if `only` is not a string, or `observations` are not observations.
       ValueError: if `only` is not a regular expression, or matches no path; for the
-        observations of an ensemble.
+        observations of an ensemble (a state from `jax.vmap`).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -266,8 +266,9 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
         before, or at the start over fewer, but at least 4.
 
     Returns:
-      The spikes, sorted by step, and within a step by falling ratio. A number that is
-      not finite has an infinite ratio. If the median is 0 there is no spike.
+      The spikes, sorted by step, those of one step from the largest ratio down. A
+      number that is not finite has an infinite ratio. If the median is 0 there is no
+      spike.
 
     Raises:
       TypeError: if `factor` is not a number, or a summary not a mapping.

@@ -72,9 +72,9 @@ def find_scale_invariance(
     invariant, so leaves of zeros are moved away from zero first.
 
     **What it costs.** About ten gradients, as many losses, and two compilations, of the
-    gradient and of the loss. Candidates that fail the second test cost some losses
-    more. At most three copies of the parameters are kept in memory, and some of the
-    largest leaf.
+    gradient and of the loss. Candidates that fail the second test cost some more
+    losses. Memory holds at most three copies of the parameters at once, and some more
+    of the largest leaf.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`. It

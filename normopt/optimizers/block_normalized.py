@@ -35,8 +35,8 @@ def normalized(
       An optimizer whose state is that of `normalize_blocks` (empty) and of `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: if `inner` is not an optimizer.
@@ -88,8 +88,8 @@ def clipped(
       An optimizer whose state is that of `clip_blocks` (empty) and of `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: if `inner` is not an optimizer.

@@ -31,7 +31,7 @@ def adams(
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam with one second moment per block, so that a step keeps its direction there.
+    r"""Adam with one second moment per block, which keeps the momentum's direction.
 
     The weight decay is an L2 term of the gradient, as in the paper. So it goes through
     the moments, and is multiplied by the learning rate.

@@ -60,8 +60,8 @@ def hyperball(
       `inner`, and a `HyperballState`: a count, and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
@@ -146,8 +146,8 @@ def rotational(
       `inner`, and a `RotationalState`: a count, and two floats s and R per block.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks and one of two or
-        more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+        of two or more dimensions could have some.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong

@@ -30,8 +30,8 @@ def cosine_restarts(
       \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
-    A cycle has T updates, the first at eta_max and the last at eta_min. The cycle of a
-    count is looked up in a table of integers, so nothing drifts, for counts up to 2^31.
+    A cycle has T updates, the first at eta_max and the last at eta_min. The position
+    in the cycle is computed in integers, so it is exact up to a count of 2^31.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a

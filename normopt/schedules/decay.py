@@ -18,8 +18,8 @@ def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
       lambda_norm: the normalized decay, at least 0: a number, `{pattern: number}`, or a
         callable from params to a tree of numbers.
       total_steps: T, at least 2. In the paper it is the number of updates in one cycle,
-        because each warm restart begins a training of its own. The number of updates of
-        the whole training decays less.
+        because each warm restart begins a new training. With the number of updates of
+        the whole training, the decay is smaller.
 
     Returns:
       The decay, in the form that was given.

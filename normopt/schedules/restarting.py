@@ -78,7 +78,7 @@ def current_eta(opt_state: Any) -> jax.Array:
         wrote a stateful schedule yourself, read its own state.
 
     Returns:
-      A float scalar. Before the first update it is the value which that will use.
+      A float scalar. Before the first update, the one that this update will use.
 
     Raises:
       ValueError: if the state holds no such schedule, or several.

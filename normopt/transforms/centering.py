@@ -14,8 +14,8 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
     .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
 
     If the inputs of a layer sum to about zero, adding a constant to all weights of a
-    channel changes almost nothing. Weights that start with a mean of zero, which
-    `centered` gives them, keep it under this link.
+    channel changes almost nothing. Weights that start with a mean of zero keep it
+    under this link. `centered` makes it zero.
 
     Args:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without

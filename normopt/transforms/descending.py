@@ -33,7 +33,7 @@ def steepest(
     avg_l2      :math:`g / (\|g\| / \sqrt{d} + \epsilon)`, elements of size 1
     max, linf   :math:`\mathrm{sign}(g)`
     l1          the sign of the largest element, others 0
-    avg_l1      that times d
+    avg_l1      that of l1, times d
     spectral    :math:`U V^T` of :math:`g = U S V^T`; see `orthogonalize`
     ==========  =============================================================
 

@@ -51,7 +51,7 @@ def orthogonalize(
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))
         for dense kernels of Flax, ((0, 1, 2), (3,)) for convolutions, ((1,), (2,)) for
         a stack of layers (layers, in, out), ((0,), (2,)) for each head of (features,
-        heads, size). Any other axis counts matrices. For a simple choice see
+        heads, size). Any other axis indexes matrices. For a simple choice see
         `output_matrices`. A `MuonDimensionNumbers` of optax can replace a pair. Leaves
         without matrices stay unchanged.
       steps: the number of iterations, at least 1.

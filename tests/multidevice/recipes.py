@@ -11,7 +11,7 @@ RECIPES = Path(__file__).parents[2] / "RECIPES.md"
 def main() -> None:
     assert jax.device_count() == 8
     text = RECIPES.read_text("utf-8")
-    (section,) = re.findall(r"(?ms)^## Many devices\n(.*?)^## ", text)
+    (section,) = re.findall(r"(?ms)^## Many devices and FSDP\n(.*?)^## ", text)
     blocks = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
     for block in blocks:
         exec(compile(block, RECIPES.name, "exec"), {})

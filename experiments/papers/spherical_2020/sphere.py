@@ -1,4 +1,4 @@
-"""Hold SGD with batch norm against the scheme on the sphere that it is said to be.
+"""Compare SGD under batch norm with its claimed equivalent on the unit sphere.
 
 Roburin et al., "Spherical Perspective on Learning with Normalization Layers", 2020,
 arXiv 2006.13382, abstract: "in the presence of BN layers, performing SGD alone is
