@@ -63,7 +63,7 @@ def orthogonalize(
         is the dtype of the leaf, or float32 if that is wider, in full precision.
       spread: the name of a mesh axis, such as "data", or several in any order: matrices
         of leaves of equal shape and axes are divided among the devices of these axes.
-        Name every axis that shards inputs or outputs. Axes that count matrices are best
+        Name every axis that shards inputs or outputs. Axes that index matrices are best
         not sharded, or they are gathered first. The mesh is that of the arrays; without
         one, or on one device, nothing changes. Apply the updates under the same
         `jax.jit`, or set its `out_shardings`: from these the compiler takes how the
