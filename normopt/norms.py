@@ -124,7 +124,7 @@ def spectral(
     Args:
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
         blocks are these matrices. The `channel_axes` of a link do not change them, but
-        where these are None the leaf is left unchanged.
+        a leaf whose `channel_axes` are None is left unchanged.
       steps: the number of iterations; see `orthogonalize`.
       coefficients: see `orthogonalize`.
       dtype: see `orthogonalize`.

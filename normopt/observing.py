@@ -77,9 +77,9 @@ def observations(opt_state: Any) -> dict[str, Observation]:
       and a quotient is 0 where a block of zeros is the divisor; there is no eps.
 
       The numbers are right for elements from 1e-15 to 1e15. Beyond that, elements below
-      about 1e-19 count as 0, because their squares do, and norms are at most 1.8e19,
-      with cosines of 0. If elements are not finite, or products with the weights
-      overflow, norms are infinite or NaN.
+      about 1e-19 count as 0, because their squares do. Norms above 1.8e19 count as
+      1.8e19, and cosines of such blocks as 0. If elements are not finite, or products
+      with the weights overflow, norms are infinite or NaN.
 
     Raises:
       TypeError: for a state of shapes alone.

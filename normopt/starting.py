@@ -26,7 +26,7 @@ def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
       channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
         blocks, and with blocks of one element, stay unchanged.
       radius: the new length, per leaf: a number above 0, or None, which leaves a leaf
-        unchanged, also for leaves that no pattern matches.
+        unchanged. Leaves that no pattern matches stay unchanged, too.
 
     Returns:
       Params of the same structure, shapes and dtypes.

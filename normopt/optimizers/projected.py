@@ -110,9 +110,9 @@ def sgdp(
     r"""Momentum SGD without its radial part on leaves that look scale-invariant.
 
     See `adamp` for what that means. The weight decay is decoupled from the gradient and
-    multiplied by the learning rate over 1 - momentum, which is how long steps of
-    momentum SGD become. For leaves that pass the test it is also multiplied by
-    `wd_ratio`.
+    multiplied by the learning rate over 1 - momentum, since momentum makes the steps of
+    SGD 1 / (1 - momentum) times as long. For leaves that pass the test it is also
+    multiplied by `wd_ratio`.
 
     The chain is `project_if_invariant(trace) -> learning rate`, which is Algorithm 1 of
     the paper. The trace is plain momentum; the stored momentum is not projected.

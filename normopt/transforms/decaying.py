@@ -110,8 +110,8 @@ def decay_weights(
     Returns:
       A link that needs `params` where a leaf decays. It has a state if `schedule` is a
       schedule. Updates keep structure and shapes, in the wider dtype of update and
-      param. The sum is taken in float32 or wider. A decay that is small beside weights
-      of low precision is lost all the same: see `compensate_rounding`.
+      param. The sum is taken in float32 or wider. With weights of low precision
+      a small decay is still lost in rounding: see `compensate_rounding`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

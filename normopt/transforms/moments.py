@@ -88,8 +88,8 @@ def scale_by_block_adam(
         least 0. A block that never had a gradient is not moved, even with 0.
       channel_axes: the axes that index a leaf's blocks, per leaf. Blocks of one element
         count as None, which is element-wise Adam.
-      tangent: whether blocks have the moments of a direction, as above. It has no
-        effect on leaves without blocks.
+      tangent: whether the moments of a block follow its weights, by P and r above. It
+        has no effect on leaves without blocks.
       eps_hat: whether to add eps to the root of the uncorrected v, as Keras does:
         :math:`\sqrt{1 - b_2^t} / (1 - b_1^t) \cdot m / (\sqrt{v} + \epsilon)`.
       amsgrad: whether to divide by the root of the largest v so far (when tangent, of
