@@ -83,7 +83,14 @@ def test_imports_point_one_way():
         "paths": 0,
         "rules": 1,
     }
-    rank |= {"sharding": 1, "copies": 1, "blocks": 2, "norms": 3, "keeping": 3}
+    rank |= {
+        "sharding": 1,
+        "copies": 1,
+        "spreading": 1,
+        "blocks": 2,
+        "norms": 3,
+        "keeping": 3,
+    }
     rank |= {"matrices": 3, "orthogonal": 3, "invariance": 3, "leafwise": 4}
     rank |= {
         "transforms": 5,
