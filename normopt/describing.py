@@ -15,8 +15,7 @@ from normopt.matrices import Matrices, check_matrices, resolve_matrices
 from normopt.norms import block_norm
 from normopt.observing import Observation, summary
 from normopt.paths import compiled, named_leaves
-from normopt.registry import RULES, make
-from normopt.registry import config as completed
+from normopt.registry import RULES, completed, make
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
 _SEEN = ("gradient", "weight", "relative_step", "angle")
@@ -119,7 +118,7 @@ def describe(
     check_matrices(matrices)
     options, notes = given, []
     if config is not None:
-        complete = completed(**config)
+        complete = completed(config)
         options, notes = _read(complete, given)
         radius = _radius_in(complete) if radius is None else radius
         matrices = _matrices_in(complete) if matrices is None else matrices

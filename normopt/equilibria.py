@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from normopt.checks import check_integer, check_number
-from normopt.registry import config as complete
-from normopt.registry import make
+from normopt.registry import completed, make
 
 
 class Equilibrium(NamedTuple):
@@ -144,18 +143,14 @@ def equilibrium(
       SGD, Lion and Adam with L2). Defazio, "Why Gradients Rapidly Increase Near the End
       of Training", 2025, arXiv 2506.02285 (the corrected decay).
     """
-    if not isinstance(config, Mapping) or "name" not in config:
-        raise TypeError(
-            '`config` must be {"name": "adamw", "learning_rate": ..., ...}, as '
-            f"normopt.config takes and writes it, got {config!r}"
-        )
+    whole = completed(config)
     if size is not None:
         check_integer("size", size, 2, hint="the number of elements of one block")
         size = int(size)
     check_number("gradient", gradient, above=0)
     if step is not None:
         check_integer("step", step, 0)
-    links = _links(_at(complete(**config), step))
+    links = _links(_at(whole, step))
     try:
         found = _balance(links, size, float(gradient))
     except (OverflowError, ZeroDivisionError):

@@ -274,6 +274,16 @@ def _nearest(word: str, known: Sequence[str], most: int) -> list[str]:
     return (of_initials + [whole[name] for name in close])[:most]
 
 
+def completed(given: Any) -> dict[str, Any]:
+    """Completes a configuration that a function takes as its `config`."""
+    if not isinstance(given, Mapping) or "name" not in given:
+        raise TypeError(
+            '`config` must be {"name": "adamw", "learning_rate": ..., ...}, as '
+            f"normopt.config takes and writes it, got {given!r}"
+        )
+    return config(**given)
+
+
 def _check_name(name: Any) -> None:
     """Raises unless `name` is one, and says what to write instead."""
     if isinstance(name, str):

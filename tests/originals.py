@@ -85,13 +85,14 @@ def split(
 
 
 def rotational(meta: Mapping[str, Any]) -> optax.GradientTransformation:
-    kind = meta["inner_type"] or meta["class"].removeprefix("Rotational").lower()
+    inner = meta.get("inner_type")
+    kind = inner or meta["class"].removeprefix("Rotational").lower()
     kind = {"sgdm": "sgd"}.get(kind, kind)
-    of_inner = meta.get("defaults", {}).get(f"inner_{meta['inner_type']}", {})
+    of_inner = meta.get("defaults", {}).get(f"inner_{inner}", {})
 
     def build(leaf: str, ndim: int) -> optax.GradientTransformation:
         given = {"lr": 0.0, "momentum": 0.0, "nesterov": False, "eps": 1e-8, **of_inner}
-        given = {**given, **settings(meta), **meta["per_leaf"].get(leaf, {})}
+        given = {**given, **settings(meta), **meta.get("per_leaf", {}).get(leaf, {})}
         is_rotational = given["weight_decay"] != 0 and ndim > 1
         if given.get("rotational") is not None:
             is_rotational = given["rotational"]

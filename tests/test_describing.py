@@ -119,6 +119,8 @@ def test_what_a_configuration_has_no_column_for_is_told():
     assert "channel_axes {'kernel': [-1]} of adamsrt: not in the table" in given
     with pytest.raises(TypeError, match="weight_decya"):
         normopt.describe(PARAMS, SRT | {"weight_decya": 0.01})
+    with pytest.raises(TypeError, match="`config` must be .* got 'adamsrt'"):
+        normopt.describe(PARAMS, "adamsrt")
 
 
 def test_whole_modules_are_described_by_their_arrays():
