@@ -13,7 +13,7 @@ import jax
 import optax
 
 import normopt
-from experiments.training.optimizers import Config, levels
+from experiments.training.optimizers import Config, levels, unrestarted
 from experiments.training.records import OBSERVED_STEP, Record
 
 
@@ -112,12 +112,16 @@ def _is_named(value: Any) -> bool:
 
 
 def _by_paths(value: Any, params: Any) -> Any:
-    """Return a configuration whose rules with a name are rules by path."""
+    """Return a configuration whose rules with a name are rules by path.
+
+    Its schedules are functions of the count, too.
+    """
     if isinstance(value, list):
         return [_by_paths(one, params) for one in value]
     if not isinstance(value, Mapping):
         return value
     if not _is_named(value) or value["name"] not in _RULES:
+        value = unrestarted(value) if _is_named(value) else value
         return {option: _by_paths(one, params) for option, one in value.items()}
     values = jax.tree.structure(params).flatten_up_to(normopt.make(**value)(params))
     paths = normopt.leaf_paths(params)

@@ -192,10 +192,13 @@ def _check_rates(config: Config, steps: int) -> None:
 def _function_of_count(value: Any) -> Callable[[Any], Any]:
     if not isinstance(value, dict):
         return optax.constant_schedule(value)
-    if value["name"] == "WarmRestarts":
-        # What it is as long as nobody restarts it, and a training run never does.
-        value = {**value, "name": "cosine_restarts"}
-    return normopt.make(**value)
+    return normopt.make(**unrestarted(value))
+
+
+def unrestarted(schedule: Config) -> Config:
+    """Return what a schedule is as long as nobody restarts it, as no run here does."""
+    is_stateful = schedule["name"] == "WarmRestarts"
+    return {**schedule, "name": "cosine_restarts"} if is_stateful else schedule
 
 
 def _parse(text: str) -> Config:

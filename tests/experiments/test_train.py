@@ -533,6 +533,13 @@ def test_records_survive_a_line_cut_short(tmp_path):
     assert read_records(path) == [{"step": 1}]
 
 
+def test_a_damaged_record_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(OSError, match="metrics.jsonl is damaged: .*--fresh"):
+        read_records(path)
+
+
 def test_first_lines_name_jax_and_its_devices():
     line = devices.describe().splitlines()[0]
     assert jax.__version__ in line and jax.devices()[0].platform in line

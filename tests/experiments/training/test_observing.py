@@ -137,6 +137,18 @@ def test_a_record_without_an_equilibrium_leaves_the_others_theirs():
     assert known[0] is not None and known[1] is None
 
 
+def test_restarts_that_keep_their_place_have_equilibria():
+    made = {"name": "adamw", "learning_rate": 0.1, "weight_decay": 0.01}
+    restarts = {"cycle_steps": 5, "eta_min": 0.1}
+    found, wanted = (
+        predicted(
+            normopt.config(**made, schedule={"name": name, **restarts}), seen_at(1, 4)
+        )
+        for name in ("WarmRestarts", "cosine_restarts")
+    )
+    assert found == wanted != {}
+
+
 def test_axes_by_a_name_have_equilibria():
     made = {"learning_rate": 0.1, "weight_decay": 0.01, "name": "adams"}
     by_name = normopt.config(**made, channel_axes={"name": "output_channels"})

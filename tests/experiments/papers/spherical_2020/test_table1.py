@@ -20,7 +20,11 @@ from tests.experiments.small_runs import assert_same_run, quiet
 @pytest.mark.slow("needs a real run")
 def test_a_seed_of_the_cell_is_that_run_alone(folder, stored, tmp_path):
     assert "spherical_2020.table1" in discover()
-    assert {path.name for path in folder.iterdir()} == {"table1.json", "table1.png", "cells"}
+    assert {path.name for path in folder.iterdir()} == {
+        "table1.json",
+        "table1.png",
+        "cells",
+    }
     (row,) = stored["cells"]
     assert (row["column"], row["optimizer"]) == ("cifar10/resnet20", "adamsrt")
     assert row["epochs"] == 3 and row["config"]["seeds"] == [0, 1]
