@@ -9,12 +9,12 @@ import re
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 import normopt
 from tests.contract_cases import follow, gradients, tree
 from tests.multidevice.placing import exchanges, is_at, on
-from tests.versions import set_mesh
+from tests.versions import HAS_SHARD_MAP, set_mesh
 
 # Eight devices divide the matrices in the stacks, and not the others.
 SHAPES = {f"square{i}": (16, 16) for i in range(3)}
@@ -79,6 +79,8 @@ def main() -> None:
                 )
                 checked += 1
     check_exchanges(params)
+    if HAS_SHARD_MAP:
+        check_refusal(params)
     print("leaves of spread matrices:", checked)
 
 
@@ -116,6 +118,20 @@ def check_exchanges(params):
         step = jax.jit(tx.update, out_shardings=(places, shardings))
         found = exchanges(step.lower(p, state, p).compile())
         assert found == moved, (layout, found, moved)
+
+
+def check_refusal(params):
+    """Where a program is written for each device, nothing can be spread."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    tx = normopt.orthogonalize(MATRICES, spread="x")
+    whole = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec()}
+    step = jax.shard_map(lambda p: tx.update(p, tx.init(p))[0], mesh=mesh, **whole)
+    try:
+        jax.jit(step)(params)
+    except ValueError as error:
+        assert "inside jax.shard_map over ['x']" in str(error), error
+    else:
+        raise AssertionError("it was not refused")
 
 
 if __name__ == "__main__":
