@@ -75,9 +75,11 @@ def number_of_devices(axes: MeshAxes, x: jax.Array) -> int:
 
 
 def _mesh_of(leaf: Any) -> Any:
-    """Gives the mesh that the type of an array names; empty if it names none."""
+    """Gives the mesh of an array's type, or that of the context; empty without one."""
     sharding = jax.typeof(leaf).sharding if isinstance(leaf, jax.Array) else None
-    return getattr(sharding, "mesh", None) or jax.sharding.get_abstract_mesh()
+    mesh = getattr(sharding, "mesh", None)
+    known = mesh is not None and mesh.axis_names
+    return mesh if known else jax.sharding.get_abstract_mesh()
 
 
 def _as_given(axes: MeshAxes) -> str | MeshAxes:

@@ -45,7 +45,9 @@ def orthogonalize(
     For 16 matrices of 512 x 512 and 8 of 512 x 2048, 50 MB in float32, each of 8
     devices sends 624 MB in a step if they are sharded along inputs, and 367 MB if along
     outputs; with `spread` it sends 11 MB. If they are replicated it sends 44 MB with
-    `spread`, and multiplies an eighth of the matrices.
+    `spread`, and multiplies an eighth of the matrices. For 256 matrices of 512 x 512
+    in four stacks of layers, multiplied in bfloat16 on 256 TPU chips (v5e, compiled and
+    not run), it is 1.3 GB along inputs, 2.7 GB along outputs, and 2.1 MB with `spread`.
 
     Args:
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))

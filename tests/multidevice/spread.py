@@ -1,7 +1,7 @@
 """Matrices spread over eight devices: the same numbers, each moved there and back once.
 
-Numbers are compared on a mesh of two axes. What is moved is counted on one of one axis,
-along which the matrices are cut (FSDP) or on which they lie whole.
+What is moved is counted where they are replicated, and where their inputs, outputs or
+both are sharded.
 """
 
 import re
@@ -9,12 +9,12 @@ import re
 import jax
 import numpy as np
 import optax
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 import normopt
 from tests.contract_cases import follow, gradients, tree
 from tests.multidevice.placing import exchanges, is_at, on
-from tests.versions import set_mesh
+from tests.versions import HAS_SHARD_MAP, set_mesh
 
 # Eight devices divide the matrices in the stacks, and not the others.
 SHAPES = {f"square{i}": (16, 16) for i in range(3)}
@@ -44,7 +44,8 @@ LAYOUTS = {
     "replicated": {},
     "inputs": {"square": ("x",), "stack": ("x",)},
     "outputs": {"square": (None, ("x", "y")), "stack": (None, None, ("x", "y"))},
-    "both": {"square": ("y", "x"), "stack": (None, "y", "x")},
+    "both": {"square": ("y", "x"), "stack": ("y", None, "x")},
+    "counted": {"square": ("x", "y"), "stack": (None, "x", "y")},
 }
 # Numbers that one device gets at a step, of three squares and two leaves of four
 # matrices. Each device works on one of either, or on zeros.
@@ -53,6 +54,7 @@ MOVED = {
     "replicated": {"all-gather": 8 * STACKED_SIZE, "all-reduce": 3 * SQUARE_SIZE},
     "inputs": {"all-to-all": 2 * (SQUARE_SIZE + STACKED_SIZE)},
     "outputs": {"all-to-all": 2 * (SQUARE_SIZE + STACKED_SIZE)},
+    "both": {"all-to-all": 2 * 2 * (SQUARE_SIZE + STACKED_SIZE)},
 }
 
 
@@ -79,6 +81,8 @@ def main() -> None:
                 )
                 checked += 1
     check_exchanges(params)
+    if HAS_SHARD_MAP:
+        check_refusal(params)
     print("leaves of spread matrices:", checked)
 
 
@@ -105,17 +109,32 @@ def trained(tx, mesh, places, params, grads):
 
 def check_exchanges(params):
     """Each matrix goes to one device and comes back, and nothing else is moved."""
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    specs = {**LAYOUTS, "outputs": {"square": (None, "x"), "stack": (None, None, "x")}}
     for layout, moved in MOVED.items():
-        places = placed(mesh, specs[layout])
+        # What is sharded along two axes is moved along one after the other.
+        shape, axes = ((4, 2), ("x", "y")) if layout == "both" else ((8, 1), "x")
+        mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+        places = placed(mesh, LAYOUTS[layout])
         p = jax.device_put(params, places)
-        tx = OPTIMIZERS["muon"](spread="x")
+        tx = OPTIMIZERS["muon"](spread=axes)
         shardings = normopt.state_sharding(tx, p)
         state = jax.device_put(tx.init(params), shardings)
         step = jax.jit(tx.update, out_shardings=(places, shardings))
         found = exchanges(step.lower(p, state, p).compile())
         assert found == moved, (layout, found, moved)
+
+
+def check_refusal(params):
+    """Where a program is written for each device, nothing can be spread."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    tx = normopt.orthogonalize(MATRICES, spread="x")
+    whole = {"in_specs": PartitionSpec(), "out_specs": PartitionSpec()}
+    step = jax.shard_map(lambda p: tx.update(p, tx.init(p))[0], mesh=mesh, **whole)
+    try:
+        jax.jit(step)(params)
+    except ValueError as error:
+        assert "inside jax.shard_map over ['x']" in str(error), error
+    else:
+        raise AssertionError("it was not refused")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,11 @@ parameter and step, hyperballs the same and a radius a block more, and AdamSRT 2
 whose queries and keys have one second moment a head. Data-parallel neither exchanges
 anything. Under FSDP both sum over the chips what their blocks need: AdamSRT in one
 exchange of 1.5 kB, hyperballs in two of 0.9 kB in all. Of Muon's steps the compiler had
-not finished the first after seven minutes.
+not finished the first after seven minutes: it multiplies in the full precision of
+float32. One such product of eight matrices of 512 x 512 took 1.5 s of a core to
+compile, one in bfloat16 0.3 s, and a whole iteration 8.9 s and 1.1 s. With
+`spread="data"` under FSDP on 256 chips, where each has one matrix of a shape at most, a
+step took 203 s of a core to compile, and moves 15 MB to a chip in eight all-to-alls.
 """
 
 import dataclasses
