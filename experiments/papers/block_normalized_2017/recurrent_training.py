@@ -155,16 +155,17 @@ def end_of(params: Params, task: Task) -> End:
 def predict(params: Params, pixels: jax.Array) -> jax.Array:
     """Return logits (n, 10) for sequences (n, steps, 1)."""
 
-    def step(carry: tuple[jax.Array, jax.Array], inputs: jax.Array) -> tuple:
+    # What is read enters step by step: of all steps of all images and hundreds of runs
+    # it would be tens of gigabytes.
+    def step(carry: tuple[jax.Array, jax.Array], pixel: jax.Array) -> tuple:
         output, memory = carry
-        gates = inputs + output @ params["recurrent"]
+        gates = pixel @ params["input"] + params["bias"] + output @ params["recurrent"]
         let_in, keep, new, let_out = jnp.split(gates, 4, axis=-1)
         memory = jax.nn.sigmoid(keep) * memory + jax.nn.sigmoid(let_in) * jnp.tanh(new)
         return (jax.nn.sigmoid(let_out) * jnp.tanh(memory), memory), None
 
     nothing = jnp.zeros((len(pixels), HIDDEN))
-    inputs = pixels.swapaxes(0, 1) @ params["input"] + params["bias"]
-    (output, _), _ = jax.lax.scan(step, (nothing, nothing), inputs)
+    (output, _), _ = jax.lax.scan(step, (nothing, nothing), pixels.swapaxes(0, 1))
     return output @ params["head_kernel"] + params["head_bias"]
 
 
