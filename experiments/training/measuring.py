@@ -114,11 +114,14 @@ def make_room_for(records: Path | None) -> None:
     """Make the folder of a file, if any is wanted, before anything is measured.
 
     Raises:
-        OSError: it cannot be made, or written to.
+        OSError: it cannot be made, or written to, or what has the file's name is none.
     """
     if records is None:
         return
     with naming(records):
+        # Writing would put a file in the place of a device, such as /dev/stdout.
+        if records.exists() and not records.is_file():
+            raise FileExistsError(errno.EEXIST, "it is there, and no file")
         records.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(records.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
