@@ -96,10 +96,9 @@ def measure_and_show(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(records, {**measured, "provenance": provenance.describe()})
     stored = read_stored(records)
-    with one_line_errors() if config.redraw else contextlib.nullcontext():
-        with reading(f"what {records} holds", "a run without --redraw writes it"):
-            draw(figure, stored)
-            shown = table(stored)
+    with showing(records, redraw=config.redraw):
+        draw(figure, stored)
+        shown = table(stored)
     console.print(shown)
     console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
 
@@ -108,6 +107,14 @@ def read_stored(records: Path) -> dict[str, Any]:
     """Return what an experiment has stored, or end the program with one line."""
     with one_line_errors():
         return read_json(records, "take it away, and a run without --redraw writes it")
+
+
+@contextlib.contextmanager
+def showing(records: Path, *, redraw: bool) -> Iterator[None]:
+    """Name records that cannot be shown, in one line where they were only read."""
+    with one_line_errors() if redraw else contextlib.nullcontext():
+        with reading(f"what {records} holds", "a run without --redraw writes it"):
+            yield
 
 
 def make_room_for(records: Path | None) -> None:
