@@ -281,7 +281,11 @@ def _draw(axes: Any, records: Records, quantity: str) -> None:
         points = [(r["epoch"], r[name]) for r in records if r[name] is not None]
         # A run of a single record is a dot, not a line of no length.
         marker = "o" if len(points) == 1 else ""
-        label = "training (augmented)" if split == "train" else split
+        # A text is cut into stretches at random, but not augmented.
+        training = (
+            "training (augmented)" if "train_accuracy" in records[0] else "training"
+        )
+        label = training if split == "train" else split
         axes.plot(
             *zip(*points, strict=True),
             color=colour,

@@ -40,6 +40,8 @@ def draw(
         title: the line above.
     """
     steps = [record["step"] for record in records]
+    # A run of a single record has dots and dashes, not lines of no length.
+    dot, dash = (".", "_") if len(steps) == 1 else ("", "")
     norm = Normalize(0, max(len(leaves) - 1, 1))
     with matplotlib.rc_context(STYLE):
         colours = matplotlib.colormaps["viridis"]
@@ -51,10 +53,10 @@ def draw(
             seen = [[r[f"{leaf}/{quantity}"] for r in records] for leaf in leaves]
             for rank, (leaf, numbers) in enumerate(zip(leaves, seen, strict=True)):
                 colour = colours(norm(rank))
-                axes.plot(steps, numbers, color=colour, linewidth=1.2)
+                axes.plot(steps, numbers, dot + "-", color=colour, linewidth=1.2)
                 if field is not None and leaf in predicted:
                     wanted = [getattr(o, field, math.nan) for o in predicted[leaf]]
-                    axes.plot(steps, wanted, color=colour, linestyle=":", linewidth=1)
+                    axes.plot(steps, wanted, dash + ":", color=colour, linewidth=1)
             axes.set(xlabel="step", ylabel=label)
             if positive := [x for numbers in seen for x in numbers if x > 0]:
                 # A prediction may leave the panel: of a rate that goes to 0, it does.

@@ -96,10 +96,9 @@ def measure_and_show(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(records, {**measured, "provenance": provenance.describe()})
     stored = read_stored(records)
-    with one_line_errors() if config.redraw else contextlib.nullcontext():
-        with reading(f"what {records} holds", "a run without --redraw writes it"):
-            draw(figure, stored)
-            shown = table(stored)
+    with showing(records, redraw=config.redraw):
+        draw(figure, stored)
+        shown = table(stored)
     console.print(shown)
     console.print(f"{records}\n{figure}", markup=False, highlight=False, soft_wrap=True)
 
@@ -110,15 +109,26 @@ def read_stored(records: Path) -> dict[str, Any]:
         return read_json(records, "take it away, and a run without --redraw writes it")
 
 
+@contextlib.contextmanager
+def showing(records: Path, *, redraw: bool) -> Iterator[None]:
+    """Name records that cannot be shown, in one line where they were only read."""
+    with one_line_errors() if redraw else contextlib.nullcontext():
+        with reading(f"what {records} holds", "a run without --redraw writes it"):
+            yield
+
+
 def make_room_for(records: Path | None) -> None:
     """Make the folder of a file, if any is wanted, before anything is measured.
 
     Raises:
-        OSError: it cannot be made, or written to.
+        OSError: it cannot be made, or written to, or what has the file's name is none.
     """
     if records is None:
         return
     with naming(records):
+        # Writing would put a file in the place of a device, such as /dev/stdout.
+        if records.exists() and not records.is_file():
+            raise FileExistsError(errno.EEXIST, "it is there, and no file")
         records.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(records.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

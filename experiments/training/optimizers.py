@@ -69,11 +69,11 @@ def read(text: str, learning_rate: float | None, steps: int) -> Config:
         FileNotFoundError: the file is missing.
     """
     config = _with_inner(_parse(text))
-    own = [one[_RATE] for one in levels(config) if _RATE in one]
-    if learning_rate is not None and own and not any(map(_lacks_rate, _parts(config))):
+    takes_it = [one for one in levels(config) if _RATE in _parameters(one["name"])]
+    if learning_rate is not None and takes_it and _RATE in takes_it[0]:
         raise ValueError(
             f"--learning-rate {learning_rate} beside an --optimizer that has its own "
-            f"({own[0]}); give one of the two"
+            f"({takes_it[0][_RATE]}); give one of the two"
         )
     if learning_rate is not None and not 0 < learning_rate < math.inf:
         raise ValueError(
@@ -222,12 +222,6 @@ def levels(config: Config) -> list[Config]:
     """Return a configuration and those inside it: of what it wraps, and of links."""
     inside = [config.get("inner"), *_links(config)]
     return [config, *(one for c in inside if _is_config(c) for one in levels(c))]
-
-
-def _parts(config: Config) -> list[Config]:
-    """Return the levels, and those of what takes the rest of a level's leaves."""
-    rest = [level["rest"] for level in levels(config) if _is_config(level.get("rest"))]
-    return [*levels(config), *(part for one in rest for part in _parts(one))]
 
 
 def _rated(config: Config) -> Config:

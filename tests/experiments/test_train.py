@@ -347,6 +347,14 @@ BAD_ARGUMENTS = [
         ],
         "give one of the two",
     ),
+    # That of what it wraps has no effect.
+    (
+        [
+            *("--optimizer", '{"name": "hyperball", "learning_rate": 0.01}'),
+            *("--learning-rate", "1"),
+        ],
+        "give one of the two",
+    ),
     (["--dataset", "mnist"], "--data-dir"),
     (["--dataset", "svhn", "--data-dir", "nowhere"], "missing train_32x32.mat"),
     (["--data-dir", "somewhere"], "comes with scikit-learn"),

@@ -43,6 +43,7 @@ from experiments.training.measuring import (
     folder_of,
     one_line_errors,
     read_stored,
+    showing,
 )
 from experiments.training.preparation import Prepared
 from experiments.training.runs import Run, read_records, write_json
@@ -229,10 +230,12 @@ def run(config: CurvesOptions, name: str, load: Callable[[], Task]) -> None:
         with one_line_errors():
             _train_and_store(config, shortened(load(), config), records, console)
     stored, paths = read_stored(records), [records]
-    for split in SPLITS:
-        paths.append(folder / f"{name}_{split}.png")
-        draw(paths[-1], stored, split)
-    console.print(table(stored))
+    with showing(records, redraw=config.redraw):
+        for split in SPLITS:
+            paths.append(folder / f"{name}_{split}.png")
+            draw(paths[-1], stored, split)
+        shown = table(stored)
+    console.print(shown)
     for path in paths:
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
 

@@ -63,6 +63,7 @@ from experiments.training.measuring import (
     folder_of,
     one_line_errors,
     read_stored,
+    showing,
 )
 from experiments.training.runs import write_json
 
@@ -106,10 +107,12 @@ def main(args: Sequence[str]) -> None:
         with one_line_errors():
             diverged = measure(config, folder / "cells", records, console)
     stored = read_stored(records)
-    console.print(table(stored))
+    with showing(records, redraw=config.redraw):
+        shown = table(stored)
+        if stored["cells"]:
+            table1_figure.draw(folder / "table1.png", stored)
+    console.print(shown)
     console.print(f"{records}", markup=False, highlight=False, soft_wrap=True)
-    if stored["cells"]:
-        table1_figure.draw(folder / "table1.png", stored)
     if diverged:
         names = ", ".join(
             f"--columns {cell['column']} --optimizers {cell['optimizer']}"

@@ -1,8 +1,10 @@
 """What a figure is made of is told whole, so that two can be compared."""
 
+import pytest
 from matplotlib.figure import Figure
 
-from experiments.report import figures
+from experiments.report import figures, observed_blocks
+from normopt import Equilibrium
 from tests.experiments.drawings import figure_of
 
 
@@ -30,3 +32,19 @@ def test_a_png_holds_the_words_and_numbers_of_its_figure(tmp_path):
     corners = set(zip(area[::2], area[1::2], strict=True))
     assert corners == {(0, 2), (0, 3), (1, 2), (1, 3)}
     assert values == [1, 2, 3, 12350] and place == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("steps", "markers"), [((4,), [".", "_", ".", ".", "_"]), ((4, 8), ["None"] * 5)]
+)
+def test_a_single_record_of_blocks_is_dots(steps, markers, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(
+        observed_blocks, "save", lambda figure, path: drawn.append(figure)
+    )
+    seen = {"w/weight": 2.0, "w/relative_step": 0.1, "w/angle": 0.1}
+    records = [{"step": step, **seen} for step in steps]
+    predicted = {"w": [Equilibrium(length=3.0, angle=0.2)] * len(steps)}
+    observed_blocks.draw(tmp_path, records, ["w"], predicted, "a run")
+    lines = [line for axes in drawn[0].axes[:3] for line in axes.lines]
+    assert [line.get_marker() for line in lines] == markers

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,6 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_p
     (tmp_path / "new" / "file").touch()
     with pytest.raises(OSError, match="cannot write .*records.json: "):
         make_room_for(tmp_path / "new" / "file" / "records.json")
+    for other in (tmp_path, Path(os.devnull)):
+        with pytest.raises(OSError, match=f"cannot write {other}: .* no file"):
+            make_room_for(other)

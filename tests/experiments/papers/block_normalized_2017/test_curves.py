@@ -173,6 +173,9 @@ def test_missing_data_and_missing_records_are_said(tmp_path):
     with pytest.raises(SystemExit, match="--redraw needs .*cifar_cnn.json"):
         cifar_cnn.main(["--redraw", "--out", str(tmp_path / "absent")])
     assert not (tmp_path / "absent").exists()
+    (tmp_path / "cifar_cnn.json").write_text("[]")
+    with pytest.raises(SystemExit, match="error: what .* is not what is read today"):
+        cifar_cnn.main(["--redraw", "--out", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

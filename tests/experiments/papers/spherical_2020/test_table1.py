@@ -202,3 +202,9 @@ def test_bad_input_is_an_error_of_one_line(tmp_path, arguments, message):
         main(["--out", str(tmp_path / "out"), *arguments])
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_records_that_cannot_be_read_are_an_error_of_one_line(tmp_path):
+    (tmp_path / "table1.json").write_text("{}")
+    with pytest.raises(SystemExit, match="error: what .* is not what is read today"):
+        main(["--out", str(tmp_path), "--redraw"])
