@@ -31,15 +31,19 @@ def draw(path: Path, stored: Stored) -> None:
 
     Args:
         path: the PNG to write.
-        stored: what `table1.json` holds, with a cell at least.
+        stored: what `table1.json` holds; cells that diverged have no accuracy.
     """
     cells = stored["cells"]
     columns = list(dict.fromkeys(cell["column"] for cell in cells))
     rows = len(protocol.OPTIMIZERS)
     with matplotlib.rc_context(figures.STYLE):
-        size = (7.5, (0.9 + 0.34 * rows) * len(columns))
+        size = (7.5, (0.9 + 0.34 * rows) * max(1, len(columns)))
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(len(columns), squeeze=False)[:, 0]
+        if not columns:
+            figure.text(0.5, 0.5, "every cell diverged", ha="center")
+        panels = [
+            figure.add_subplot(len(columns), 1, n + 1) for n in range(len(columns))
+        ]
         for axes, column in zip(panels, columns, strict=True):
             own = [cell for cell in cells if cell["column"] == column]
             _draw_column(axes, own)

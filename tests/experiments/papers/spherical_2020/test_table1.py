@@ -8,10 +8,11 @@ from rich.console import Console
 from experiments import data
 from experiments.__main__ import discover
 from experiments.models import MODELS, resnet8
-from experiments.papers.spherical_2020 import table1
+from experiments.papers.spherical_2020 import table1, table1_figure
 from experiments.papers.spherical_2020.cell_settings import in_words
 from experiments.papers.spherical_2020.table1 import main, table
 from experiments.papers.spherical_2020.train import SphericalTrainConfig, prepare
+from experiments.report import figures
 from experiments.train import train
 from experiments.training.loop import TrainingDiverged
 from tests.experiments.small_runs import assert_same_run, quiet
@@ -208,3 +209,14 @@ def test_records_that_cannot_be_read_are_an_error_of_one_line(tmp_path):
     (tmp_path / "table1.json").write_text("{}")
     with pytest.raises(SystemExit, match="error: what .* is not what is read today"):
         main(["--out", str(tmp_path), "--redraw"])
+
+
+def test_a_figure_of_cells_that_all_diverged_says_so(tmp_path, monkeypatch):
+    words = []
+    monkeypatch.setattr(
+        figures,
+        "save",
+        lambda figure, path: words.extend(figures.contents(figure)["words"]),
+    )
+    table1_figure.draw(tmp_path / "table1.png", {"cells": [], "diverged": [{}]})
+    assert words == ["every cell diverged"]
