@@ -18,17 +18,20 @@ from normopt.invariance.evidence import (
     Products,
     Radial,
     Sample,
-    length,
     partitions,
+    rms,
 )
 from normopt.invariance.losses import Gradient, Value, Weights
-from normopt.invariance.moving import Randomness, host, jittered, like, moved
+from normopt.invariance.moving import Randomness, jittered, moved
+from normopt.invariance.pieces import length
 
 # Strengths of the moves, relative to each leaf's size: what holds is to hold near the
 # parameters. Leaves without a size are moved by all of the one that they are given.
 STRENGTHS = (0.1, 0.2, 0.3, 0.4)
 # So many more points are looked at if the first gives leaves other sizes.
 CALIBRATIONS = 1
+# A gradient is taken twice at so many points; what is rounding there is at the others.
+LOOKS = 2
 # So many times the loss has the same gradient, times this, but for its rounding.
 FACTOR = 3.0
 # How often a move is halved that goes too far: the loss is not finite there, or most
@@ -88,12 +91,36 @@ def limit(shape: tuple[int, ...]) -> float:
 
 
 class Point(NamedTuple):
-    """A point of parameter space, where the gradient was taken twice."""
+    """A point of parameter space, where the gradient was taken."""
 
     move: Move
     loss: float
-    noise: float  # what rounding changes the loss by
     sights: list[dict[Partition, Sight]]  # by leaf
+
+
+class Rounding:
+    """What of a leaf's gradient is rounding, where it was taken twice."""
+
+    def __init__(self) -> None:
+        """Know of no point yet."""
+        self.shares: list[float] = []  # of the gradient's length
+        self._of_measures: dict[Partition, list[float]] = collections.defaultdict(list)
+
+    def add(self, share: float, of_measures: dict[Partition, float]) -> None:
+        """Notes what was seen at a point."""
+        self.shares.append(share)
+        for axes, of_measure in of_measures.items():
+            self._of_measures[axes].append(of_measure)
+
+    @property
+    def is_small(self) -> bool:
+        """Tells whether the gradient has a length, and not that of its rounding."""
+        return bool(self.shares) and rms(self.shares[-LOOKS:]) < ROUNDING
+
+    def of_measure(self, axes: Partition) -> float:
+        """Gives the share of a measure; a partition seen nowhere has the leaf's."""
+        seen = self._of_measures.get(axes) or self._of_measures[()]
+        return rms(seen[-LOOKS:]) if seen else math.inf
 
 
 class Probe:
@@ -106,15 +133,17 @@ class Probe:
           ValueError: if the loss or its gradient is not finite there.
         """
         self.value, self._gradient, self.random = value, gradient, Randomness(key)
+        self.noises: list[float] = []  # shares of the loss that rounding changed
         self._base = base
-        sizes = [length(host(w)) / math.sqrt(w.size) for w in base]
+        sizes = [length(np.asarray(w)) / math.sqrt(w.size) for w in base]
         self._small = {i for i, size in enumerate(sizes) if not size}
         usual = float(np.median([s for s in sizes if s] or [FALLBACK_SIZE]))
         self._sizes = [size or usual for size in sizes]
         self._cap = LARGEST_MOVE * max(self._sizes)
         loss, grads = gradient(base, 1.0)
-        lengths = [length(host(g)) for g in grads]
+        lengths = [length(np.asarray(g)) for g in grads]
         self._alive = np.count_nonzero(lengths)
+        self._rounding = [Rounding() for _ in base]
         self._against: collections.Counter[tuple[int, Partition]] = (
             collections.Counter()
         )
@@ -132,14 +161,17 @@ class Probe:
             self._moved = move, self._at(move)
         return list(self._moved[1])
 
-    def _at(self, move: Move, *, jitter: bool = False) -> Weights:
-        weights = []
-        for i, (w, size) in enumerate(zip(self._base, self._sizes, strict=True)):
-            rng = self.random(move.number, i)
-            strength = move.of_small if i in self._small else move.strength
-            x = moved(w, rng, strength * size)
-            weights.append(like(jittered(x, rng, w.dtype) if jitter else x, w))
-        return weights
+    def _at(self, move: Move) -> Weights:
+        strengths = (
+            move.of_small if i in self._small else move.strength
+            for i in range(len(self._base))
+        )
+        return [
+            moved(w, self.random(move.number, i), strength * size)
+            for i, (w, size, strength) in enumerate(
+                zip(self._base, self._sizes, strengths, strict=True)
+            )
+        ]
 
     def points(self) -> list[Point]:
         """Looks at points until there are enough at which every leaf has its size."""
@@ -154,10 +186,7 @@ class Probe:
         return found
 
     def _look(self, number: int, strength: float) -> tuple[Point | None, bool]:
-        """Takes the gradient at a point twice, and corrects sizes by it.
-
-        The second is that of `FACTOR` times the loss, at weights that differ in their
-        last bits: the same in exact arithmetic to a few units of precision.
+        """Takes the gradient at a point, and corrects sizes by it.
 
         Returns:
           The point, or None if every one goes too far, and whether a size
@@ -167,35 +196,38 @@ class Probe:
             move = Move(number, strength / 2**halving, 1 / 2**halving)
             weights = self._at(move)
             loss, grads = self._gradient(weights, 1.0)
-            lengths = [length(host(g)) for g in grads]
+            lengths = [length(np.asarray(g)) for g in grads]
             finite = np.all(np.isfinite([float(loss), *lengths]))
             if finite and 2 * np.count_nonzero(lengths) >= self._alive:
                 break
         else:
             return None, False
-        samples = [Sample.of(host(g)) for g in grads]
         measured = [
-            self._by_level(i, host(w), host(g))
+            self._by_level(i, np.asarray(w), np.asarray(g))
             for i, (w, g) in enumerate(zip(weights, grads, strict=True))
         ]
-        del weights, grads
-        weights = self._at(move, jitter=True)
-        again, grads = self._gradient(weights, FACTOR)
-        sights, live = [], {}
-        for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
-            g = host(g) / np.float32(FACTOR)
-            products = Products(host(w), g) if measured[i] else None
-            sights.append(
-                {
-                    axes: Sight(one, one.rounding(products.radial(axes)))
-                    for axes, one in measured[i].items()
-                    if products and (not axes or one.measure < FINER)
-                }
-            )
-            if samples[i].rounding(g) < ROUNDING:
-                live[i] = lengths[i]
-        noise = abs(float(loss) - float(again))
-        changed = self._resize(live)
+        if any(
+            norm and len(rounding.shares) < LOOKS
+            for norm, rounding in zip(lengths, self._rounding, strict=True)
+        ):
+            samples = [Sample.of(np.asarray(g)) for g in grads]
+            del grads  # before there are others
+            self._look_again(move, weights, float(loss), samples, measured)
+        sights = [
+            {
+                axes: Sight(radial, rounding.of_measure(axes))
+                for axes, radial in found.items()
+                if not axes or radial.measure < FINER
+            }
+            for found, rounding in zip(measured, self._rounding, strict=True)
+        ]
+        changed = self._resize(
+            {
+                i: norm
+                for i, norm in enumerate(lengths)
+                if norm and self._rounding[i].is_small
+            }
+        )
         if not changed:
             self._against.update(
                 (i, axes)
@@ -203,7 +235,41 @@ class Probe:
                 for axes, sight in seen.items()
                 if sight.is_against(self._base[i].shape)
             )
-        return Point(move, float(loss), noise, sights), changed
+        return Point(move, float(loss), sights), changed
+
+    def _look_again(
+        self,
+        move: Move,
+        weights: Weights,
+        loss: float,
+        samples: list[Sample],
+        measured: list[dict[Partition, Radial]],
+    ) -> None:
+        """Takes the gradient a second time, and notes what of it is rounding.
+
+        It is that of `FACTOR` times the loss, at weights that differ in their last
+        bits: the same in exact arithmetic to a few units of precision.
+        """
+        for i, w in enumerate(weights):
+            weights[i] = jittered(w, self.random(move.number, i, 2))
+        again, grads = self._gradient(weights, FACTOR)
+        if loss:
+            self.noises.append(abs(float(again) - loss) / abs(loss))
+        for i, (w, g) in enumerate(zip(weights, grads, strict=True)):
+            w, g = np.asarray(w), np.asarray(g)
+            if not len(samples[i].chosen):
+                continue
+            kept = [
+                axes for axes, r in measured[i].items() if not axes or r.measure < FINER
+            ]
+            dots = Products(w, g).dots(kept) if kept else {}
+            self._rounding[i].add(
+                samples[i].rounding(g, FACTOR),
+                {
+                    axes: measured[i][axes].rounding(dots[axes] / FACTOR)
+                    for axes in kept
+                },
+            )
 
     def _by_level(
         self, leaf: int, w: np.ndarray, g: np.ndarray
@@ -215,12 +281,18 @@ class Probe:
         """
         found: dict[Partition, Radial] = {}
         products = None
-        for axes in reversed(partitions(w.shape)):  # fewer axes before more of them
+
+        def is_hopeful(axes: Partition) -> bool:
             coarser = itertools.combinations(axes, len(axes) - 1) if axes else []
-            hopeful = all(c in found and found[c].measure < FINER for c in coarser)
-            if hopeful and self._against[leaf, axes] < 2:
+            may_hold = all(c in found and found[c].measure < FINER for c in coarser)
+            return may_hold and self._against[leaf, axes] < 2
+
+        by_level = sorted(partitions(w.shape), key=len)
+        for _, level in itertools.groupby(by_level, len):
+            hopeful = [axes for axes in level if is_hopeful(axes)]
+            if hopeful:
                 products = products or Products(w, g)
-                found[axes] = products.radial(axes)
+                found |= products.radials(hopeful)
         return found
 
     def _resize(self, lengths: dict[int, float]) -> bool:
