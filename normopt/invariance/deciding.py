@@ -88,13 +88,15 @@ class Decider:
         """Tells whether scaling changes the loss by more than a share of other moves.
 
         What other moves change is known to first order here; beyond it they mostly
-        change more. The unmoved loss is the one that came with the gradient: what it
-        leaves in doubt is decided alone, with the same program for both.
+        change more. The loss that came with the gradient is known already, but from
+        another program, which rounds otherwise: it is enough where little has changed.
         """
         known = [claim.references.get(point.move.number, 0.0) for claim in claims]
         limit = TOLERANCE * min([*known, self._largest])
         for loss in self._losses(point, claims, scaled):
             change = abs(loss - point.loss)
+            if change > limit:
+                change = abs(loss - self._loss_at(point))
             if change > limit:
                 return True
             if change <= limit / CLEAR:

@@ -65,8 +65,7 @@ class Move(NamedTuple):
     """A way from the given parameters to a point around them."""
 
     number: int  # the same number is the same direction
-    strength: float  # in units of a leaf's size
-    of_small: float  # the same of leaves that have none of their own
+    sizes: tuple[float, ...]  # what each leaf is moved by, root mean square
 
 
 class Sight(NamedTuple):
@@ -157,20 +156,14 @@ class Probe:
     def at(self, move: Move) -> Weights:
         """Moves the parameters, and keeps them until another point is asked for."""
         if self._moved is None or self._moved[0] != move:
-            self._moved = None  # before the next ones are made
+            self._moved = None  # before others are made
             self._moved = move, self._at(move)
         return list(self._moved[1])
 
     def _at(self, move: Move) -> Weights:
-        strengths = (
-            move.of_small if i in self._small else move.strength
-            for i in range(len(self._base))
-        )
         return [
-            moved(w, self.random(move.number, i), strength * size)
-            for i, (w, size, strength) in enumerate(
-                zip(self._base, self._sizes, strengths, strict=True)
-            )
+            moved(w, self.random(move.number, i), size)
+            for i, (w, size) in enumerate(zip(self._base, move.sizes, strict=True))
         ]
 
     def points(self) -> list[Point]:
@@ -193,7 +186,13 @@ class Probe:
           was changed, so that the point was not where it should have been.
         """
         for halving in range(HALVINGS + 1):
-            move = Move(number, strength / 2**halving, 1 / 2**halving)
+            move = Move(
+                number,
+                tuple(
+                    size * (1.0 if i in self._small else strength) / 2**halving
+                    for i, size in enumerate(self._sizes)
+                ),
+            )
             weights = self._at(move)
             loss, grads = self._gradient(weights, 1.0)
             lengths = [length(np.asarray(g)) for g in grads]
