@@ -42,9 +42,13 @@ FINER = 0.7
 # A gradient with more rounding than this share of its length has no size. Measured:
 # 1e-6 in float32, 0.01 to 0.04 with bfloat16, about 1 where the true gradient is zero.
 ROUNDING = 0.1
-# A leaf that moves the loss by less than this share of the median leaf is too small to
-# show what it would break (biases that start at 1e-6), as a leaf of zeros is.
+# A leaf that is smaller than this share of the median leaf, and moves the loss by less
+# than this share, is too small to show what it would break (biases that start at 1e-6),
+# as a leaf of zeros is.
 NEGLIGIBLE = 0.01
+# Leaves that move the loss by less than this share of what the first does are no
+# measure for others: most may be behind a layer scale of 1e-6.
+UNSEEN = 1e-3
 # A size found for such a leaf holds as long as it moves the loss like the median leaf
 # within this factor.
 SETTLED = 10.0
@@ -136,8 +140,8 @@ class Probe:
         self._base = base
         sizes = [length(np.asarray(w)) / math.sqrt(w.size) for w in base]
         self._small = {i for i, size in enumerate(sizes) if not size}
-        usual = float(np.median([s for s in sizes if s] or [FALLBACK_SIZE]))
-        self._sizes = [size or usual for size in sizes]
+        self._usual = float(np.median([s for s in sizes if s] or [FALLBACK_SIZE]))
+        self._sizes = [size or self._usual for size in sizes]
         self._cap = LARGEST_MOVE * max(self._sizes)
         loss, grads = gradient(base, 1.0)
         lengths = [length(np.asarray(g)) for g in grads]
@@ -169,13 +173,14 @@ class Probe:
     def points(self) -> list[Point]:
         """Looks at points until there are enough at which every leaf has its size."""
         found: list[Point] = []
-        for number in range(len(STRENGTHS) + CALIBRATIONS):
-            if len(found) == len(STRENGTHS):
-                break
+        number, left = 0, len(STRENGTHS) + CALIBRATIONS
+        while left and len(found) < len(STRENGTHS):
+            small = len(self._small)
             point, changed = self._look(number, STRENGTHS[len(found)])
-            left = len(STRENGTHS) + CALIBRATIONS - number
+            left += len(self._small) > small  # others wait for what turned out small
             if point and (not changed or left <= len(STRENGTHS) - len(found)):
                 found.append(point)
+            number, left = number + 1, left - 1
         return found
 
     def _look(self, number: int, strength: float) -> tuple[Point | None, bool]:
@@ -295,14 +300,25 @@ class Probe:
         return found
 
     def _resize(self, lengths: dict[int, float]) -> bool:
-        """Sizes small leaves by what they change the loss by; tells if one changed."""
+        """Sizes small leaves by what they change the loss by; tells if one changed.
+
+        Leaves of zeros wait for those that turn out to be small: behind a layer scale
+        of 1e-6 all seem to change nothing.
+        """
         sizes = self._sizes
         effects = {i: length * sizes[i] for i, length in lengths.items()}
         rest = [effect for i, effect in effects.items() if i not in self._small]
-        typical = float(np.median(rest or list(effects.values()) or [0.0]))
-        self._small |= {i for i, e in effects.items() if e < NEGLIGIBLE * typical}
+        rest = rest or list(effects.values()) or [0.0]
+        typical = float(np.median([e for e in rest if e >= UNSEEN * max(rest)]))
+        smaller = {
+            i
+            for i, effect in effects.items()
+            if effect < NEGLIGIBLE * typical and sizes[i] < NEGLIGIBLE * self._usual
+        }
+        smaller -= self._small
+        self._small |= smaller
         changed = False
-        for i in self._small & effects.keys():
+        for i in smaller or self._small & effects.keys():
             if not typical / SETTLED <= effects[i] <= typical * SETTLED and lengths[i]:
                 size = min(typical / lengths[i], self._cap)
                 changed |= size != sizes[i]
