@@ -7,30 +7,30 @@ moves of the same blocks, as far in random directions.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from normopt.invariance.evidence import Partition, rms
-from normopt.invariance.moving import perturbed, scaled
+from normopt.invariance.moving import factors, perturbed, scaled
 from normopt.invariance.probing import Point, Probe
 
 # Scaling changes the loss by at most this share of what other moves do.
 TOLERANCE = 0.015
-# So many times that at two points, and there is no need for more; so many times the
-# measure of another claim, and one is doubtful beside it.
+# So many times that at two points, and there is no need for more; that over so many is
+# clear; so many times the measure of another claim, and one is doubtful beside it.
 CLEAR = 4.0
-# How often each point is scaled.
-DRAWS = 2
+# Each point is scaled by factors, and by one over them: what is nearly linear, and so
+# invariant, in one direction need not be in the other.
+TURNS = (1, -1)
 # So many times what rounding changes in the loss is a change.
 NOISE = 3.0
 # Rounding that hides less than this share of what other moves change leaves the word
 # to the gradient, whose measure then has to be as small but for its own rounding.
 HIDDEN = 0.3
-# One point of four may say the opposite: what comes before a block may be nearly dead
-# there, with a variance far below any epsilon.
+# One point of four may say the opposite, if the others are clear: what comes before a
+# block may be nearly dead there, with a variance far below any epsilon.
 ENOUGH = 3
 
 
@@ -76,16 +76,24 @@ class Decider:
         return reasons
 
     def _failed(self, groups: list[list[Claim]]) -> list[list[Claim]]:
-        """Gives the groups that see their lengths, when all are scaled together."""
-        against = [0] * len(groups)
+        """Gives the groups that see their lengths, when all are scaled together.
+
+        A point may be against one only if no other leaves a doubt.
+        """
+        seen: list[list[float]] = [[] for _ in groups]
+        failed: dict[int, list[Claim]] = {}
         for point in self._points:
             for i, group in enumerate(groups):
-                if against[i] <= self._allowed:
-                    against[i] += self._sees(point, group)
-        return [g for g, n in zip(groups, against, strict=True) if n > self._allowed]
+                if i not in failed:
+                    seen[i].append(self._share(point, group))
+                    against = sum(share > 1 for share in seen[i])
+                    doubtful = sum(share > 1 / CLEAR for share in seen[i])
+                    if against > self._allowed or (against and doubtful > against):
+                        failed[i] = group
+        return [failed[i] for i in sorted(failed)]
 
-    def _sees(self, point: Point, claims: list[Claim]) -> bool:
-        """Tells whether scaling changes the loss by more than a share of other moves.
+    def _share(self, point: Point, claims: list[Claim]) -> float:
+        """Gives what scaling changes the loss by, as a share of what it may.
 
         What other moves change is known to first order here; beyond it they mostly
         change more. The loss that came with the gradient is known already, but from
@@ -93,15 +101,16 @@ class Decider:
         """
         known = [claim.references.get(point.move.number, 0.0) for claim in claims]
         limit = TOLERANCE * min([*known, self._largest])
-        for loss in self._losses(point, claims, scaled):
+        most = 0.0
+        for loss in self._losses(point, claims):
             change = abs(loss - point.loss)
-            if change > limit:
+            if change > limit / CLEAR:
                 change = abs(loss - self._loss_at(point))
-            if change > limit:
-                return True
-            if change <= limit / CLEAR:
+            share = change / limit if limit else math.inf
+            most = max(most, share if change else 0.0)
+            if not 1 / CLEAR < most <= 1:
                 break
-        return False
+        return most
 
     def _reasons(self, claims: list[Claim]) -> dict[int, str]:
         """Decides claims each alone, and says why those do not hold that do not."""
@@ -113,8 +122,8 @@ class Decider:
                 if against[i] > self._allowed:
                     continue
                 by_scale, by_others = (
-                    rms(x - loss for x in self._losses(point, [claim], change))
-                    for change in (scaled, perturbed)
+                    rms(x - loss for x in self._losses(point, [claim], elsewhere))
+                    for elsewhere in (False, True)
                 )
                 if by_others > 0:
                     changes[i].append((by_scale, by_others, abs(point.loss)))
@@ -126,8 +135,6 @@ class Decider:
                 (by_scale / by_others, self._noise * loss / by_others)
                 for by_scale, by_others, loss in seen
             ]
-            if number <= self._allowed:
-                ratios = sorted(ratios)[: max(ENOUGH, len(ratios) - 1)]
             reasons[claim.leaf] = _reason(claim, ratios, number > self._allowed)
         return {leaf: reason for leaf, reason in reasons.items() if reason}
 
@@ -153,17 +160,27 @@ class Decider:
         return self._moved[number]
 
     def _losses(
-        self, point: Point, claims: list[Claim], change: Callable[..., jax.Array]
+        self, point: Point, claims: list[Claim], elsewhere: bool = False
     ) -> Iterator[float]:
-        """Gives the losses when the blocks of all claims are changed."""
-        for draw in range(DRAWS):
-            which = tuple((claim.leaf, claim.axes) for claim in claims)
-            known = point.move.number, which, change, draw
+        """Gives the losses when the blocks of all claims are scaled.
+
+        Args:
+          point: where.
+          claims: whose blocks.
+          elsewhere: moves them as far in random directions instead.
+        """
+        number, which = point.move.number, tuple((c.leaf, c.axes) for c in claims)
+        for turn in TURNS:
+            known = number, which, elsewhere, turn
             if known not in self._scaled:
                 weights = self._probe.at(point.move)
                 for leaf, axes in which:
-                    rng = self._probe.random(point.move.number, leaf, draw, 1)
-                    weights[leaf] = change(weights[leaf], rng, axes)
+                    w, random = weights[leaf], self._probe.random
+                    by = factors(w, random(number, leaf, 1, 1), axes) ** turn
+                    rng = random(number, leaf, 2 + turn, 1)
+                    weights[leaf] = (
+                        perturbed(w, by, rng, axes) if elsewhere else scaled(w, by)
+                    )
                 loss = float(self._probe.value(weights))
                 self._scaled[known] = loss if math.isfinite(loss) else math.inf
             yield self._scaled[known]
@@ -195,6 +212,10 @@ def _reason(claim: Claim, ratios: list[tuple[float, float]], is_against: bool) -
     if not is_against and len(ratios) < ENOUGH:
         return "no move of it changes the loss"
     change, noise = (rms(column) for column in zip(*ratios, strict=True))
+    if not is_against and change > TOLERANCE:
+        close = sorted(ratios)[: max(ENOUGH, len(ratios) - 1)]
+        most, noise = (rms(column) for column in zip(*close, strict=True))
+        change = most if most <= max(TOLERANCE / CLEAR, noise) else change
     if change <= TOLERANCE:
         return ""
     if change <= noise:

@@ -56,22 +56,29 @@ def jittered(w: jax.Array, rng: np.random.Generator) -> jax.Array:
     return _changed(w, with_last_bits)
 
 
-def scaled(w: jax.Array, rng: np.random.Generator, axes: Axes) -> jax.Array:
-    """Multiplies each block of a leaf by a factor of its own around 1/2 or 2."""
-    factors = np.broadcast_to(_factors(w, rng, axes), w.shape)
-    return _changed(w, lambda index, x: x * factors[index])
+def factors(w: jax.Array, rng: np.random.Generator, axes: Axes) -> Array:
+    """Draws a factor around 1/2 or 2 for each block of a leaf."""
+    shape = tuple(n if axis in axes else 1 for axis, n in enumerate(w.shape))
+    exponents = rng.uniform(0.75, 1.25, shape) * rng.choice([-1, 1], shape)
+    return (2**exponents).astype(real_dtype(w.dtype))
 
 
-def perturbed(w: jax.Array, rng: np.random.Generator, axes: Axes) -> jax.Array:
-    """Moves each block as far as `scaled` does, in a random direction."""
-    steps, numbers = np.abs(_factors(w, rng, axes) - 1), np.asarray(w)
+def scaled(w: jax.Array, by: Array) -> jax.Array:
+    """Multiplies each block of a leaf by its factor."""
+    by = np.broadcast_to(by, w.shape)
+    return _changed(w, lambda index, x: x * by[index])
+
+
+def perturbed(
+    w: jax.Array, by: Array, rng: np.random.Generator, axes: Axes
+) -> jax.Array:
+    """Moves each block as far as its factor does, in a random direction."""
+    steps, numbers = np.abs(by - 1), np.asarray(w)
     top, again = largest(numbers), copy.deepcopy(rng)
     squares = np.zeros((2, *steps.shape))
     for index, x in pieces(numbers):
-        for total, part in zip(
-            squares, (in_units(x, top), _noise(x, rng)), strict=True
-        ):
-            add_sums(total, squared(part), index, axes)
+        add_sums(squares[0], squared(in_units(x, top)), index, axes)
+        add_sums(squares[1], squared(_noise(x, rng)), index, axes)
     steps *= (top * np.sqrt(squares[0] / squares[1])).astype(steps.dtype)
     steps = np.broadcast_to(steps, w.shape)
     return _changed(w, lambda index, x: x + steps[index] * _noise(x, again))
@@ -93,12 +100,6 @@ def _changed(w: jax.Array, change: Callable[[Index, Array], Array]) -> jax.Array
         out[index] = change(index, x)
     # What nobody put on a device goes where the other arguments are.
     return jax.device_put(out, w.sharding) if w.committed else jax.device_put(out)
-
-
-def _factors(w: jax.Array, rng: np.random.Generator, axes: Axes) -> Array:
-    shape = tuple(n if axis in axes else 1 for axis, n in enumerate(w.shape))
-    exponents = rng.uniform(0.75, 1.25, shape) * rng.choice([-1, 1], shape)
-    return (2**exponents).astype(real_dtype(w.dtype))
 
 
 def _noise(x: Array, rng: np.random.Generator) -> Array:

@@ -117,8 +117,8 @@ class Rounding:
 
     @property
     def is_small(self) -> bool:
-        """Tells whether the gradient has a length, and not that of its rounding."""
-        return bool(self.shares) and rms(self.shares[-LOOKS:]) < ROUNDING
+        """Tells whether the last gradient is more than its rounding."""
+        return bool(self.shares) and self.shares[-1] < ROUNDING
 
     def of_measure(self, axes: Partition) -> float:
         """Gives the share of a measure; a partition seen nowhere has the leaf's."""
@@ -210,10 +210,11 @@ class Probe:
             self._by_level(i, np.asarray(w), np.asarray(g))
             for i, (w, g) in enumerate(zip(weights, grads, strict=True))
         ]
-        if any(
+        twice = any(
             norm and len(rounding.shares) < LOOKS
             for norm, rounding in zip(lengths, self._rounding, strict=True)
-        ):
+        )
+        if twice:
             samples = [Sample.of(np.asarray(g)) for g in grads]
             del grads  # before there are others
             self._look_again(move, weights, float(loss), samples, measured)
@@ -225,7 +226,8 @@ class Probe:
             }
             for found, rounding in zip(measured, self._rounding, strict=True)
         ]
-        changed = self._resize(
+        # Elsewhere a gradient may have become one of rounding alone.
+        changed = twice and self._resize(
             {
                 i: norm
                 for i, norm in enumerate(lengths)

@@ -179,7 +179,7 @@ def whole_equinox_module():
     model = eqx.nn.MLP(
         *(5, 3, 8, 1), use_bias=False, use_final_bias=False, key=jax.random.key(1)
     )
-    norm = eqx.nn.RMSNorm(3, use_bias=False)
+    norm = eqx.nn.RMSNorm(3, eps=1e-8, use_bias=False)
 
     def loss_fn(model, x):
         mlp, norm = model
