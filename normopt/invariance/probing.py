@@ -256,8 +256,8 @@ class Probe:
         It is that of `FACTOR` times the loss, at weights that differ in their last
         bits: the same in exact arithmetic to a few units of precision.
         """
-        for i, w in enumerate(weights):
-            weights[i] = jittered(w, self.random(move.number, i, 2))
+        for i in range(len(weights)):  # with no name that holds on to a leaf
+            weights[i] = jittered(weights[i], self.random(move.number, i, 2))
         again, grads = self._gradient(weights, FACTOR)
         if loss:
             self.noises.append(abs(float(again) - loss) / abs(loss))
