@@ -26,9 +26,10 @@ from tests.modern_networks import (
 )
 from tests.networks import NETWORKS, Network, check_truth
 from tests.odd_networks import ODD_NETWORKS
+from tests.stranger_networks import STRANGER_NETWORKS
 from tests.versions import FLAX_SCANS, enable_x64
 
-EVERY_NETWORK = NETWORKS + ODD_NETWORKS + MODERN_NETWORKS
+EVERY_NETWORK = NETWORKS + ODD_NETWORKS + MODERN_NETWORKS + STRANGER_NETWORKS
 EVERY = [
     pytest.param(
         *(network, key),
