@@ -46,9 +46,10 @@ def find_scale_invariance(
 
     with d elements in a block; for random vectors both sides are equal. Second, does
     the loss really not change? Each block of all candidates is multiplied by a random
-    factor around 1/2 or 2. If the loss changes, bisection finds the leaf that did it.
-    For comparison the same blocks are moved equally far in random directions. A leaf is
-    reported if the factors change the loss by at most 1.5 % of what these moves do.
+    factor around 1/2 or 2, and by its inverse. If the loss changes, bisection finds the
+    leaf that did it. For comparison the same blocks are moved equally far in random
+    directions. A leaf is reported if the factors change the loss by at most 1.5 % of
+    what these moves do.
 
     So the answer holds for the present weights and the present epsilons. A layer can be
     invariant with an epsilon of 1e-6, and not with one of 1e-2, or with weights that
