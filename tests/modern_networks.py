@@ -427,10 +427,12 @@ MODERN_NETWORKS = [
         {},
         quick=True,
     ),
+    # What comes out of the last kernel varies so little that its epsilon shows: scaling
+    # it changes the loss by 2 % of what other moves do.
     Network(
         "separable",
         linen(separable, images),
-        named(*(f"Conv_{i}/kernel" for i in range(5)), axes=(3,)),
+        named(*(f"Conv_{i}/kernel" for i in range(4)), axes=(3,)),
     ),
     Network(
         "scanned_gelu",

@@ -3,6 +3,7 @@
 Each is built from a key: a loss, its parameters, and the arrays that it is called with.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+import pytest
 from flax import linen as nn
 from flax import nnx
 
@@ -488,6 +490,22 @@ def one_scale(factor):
     return lambda out, labels: factor * entropy(out, labels)
 
 
+def timed_transformer(**sizes: int) -> Callable[[jax.Array], Built]:
+    """Builds the one whose search is timed: 8 layers and 256 wide unless told."""
+
+    def build(key: jax.Array) -> Built:
+        del key
+        time = pytest.importorskip("experiments.benchmarks.invariance_time")
+        return time.transformer(**sizes)
+
+    return build
+
+
+def queries_and_keys(layers: int) -> dict[str, tuple[int, ...]]:
+    names = itertools.product(range(layers), ("query", "key"))
+    return {f"layers/{i}/{name}": (1,) for i, name in names}
+
+
 DENSE_BN = {"Dense_0/kernel": (1,), "Dense_1/kernel": (1,)}
 CONV_BN = {"Conv_0/kernel": (3,), "Conv_1/kernel": (3,)}
 
@@ -558,6 +576,12 @@ NETWORKS = [
         "qk_norm",
         linen(qk_norm, sequences),
         {"query/kernel": (1,), "key/kernel": (1,)},
+    ),
+    Network("transformer", timed_transformer(), queries_and_keys(8), in_float64=False),
+    Network(
+        "small_transformer",
+        timed_transformer(layers=2, width=16, words=50),
+        queries_and_keys(2),
     ),
     Network("pre_ln", linen(pre_ln, sequences), {}),
     Network("post_ln", linen(post_ln, sequences), {}),

@@ -6,7 +6,12 @@ takes about two minutes on two CPU cores. A row is a network, its parameters and
 the seconds of one compiled gradient and of a whole search with its two compilations,
 how many gradients and losses that took, and how many leaves it found. The bars, on two
 quiet cores: ResNet-18 and VGG-16 under 20 seconds, a transformer of nine million
-parameters under 15, ResNet-20 on digits under 5.
+parameters under 15, ResNet-20 on digits under 5. They were set where a gradient of
+ResNet-18 takes about 0.15 seconds: that is the default of four images. With
+
+    python -m experiments invariance_time --images 16
+
+it takes 0.65, and one of VGG-16 1.25.
 """
 
 import collections
@@ -44,12 +49,8 @@ class Case(NamedTuple):
     args: tuple[Any, ...]
 
 
-def _digits(model: str) -> Case:
-    return _images(model, size=8, channels=1)
-
-
-def _images(model: str, size: int = 32, channels: int = 3) -> Case:
-    """Return a model of this project on random images."""
+def _images(model: str, count: int, size: int = 32, channels: int = 3) -> Case:
+    """Return a model of this project on a batch of random images."""
     network = MODELS[model](num_classes=10, channels=channels, rngs=nnx.Rngs(0))
     graph, params, rest = nnx.split(network, nnx.Param, ...)
 
@@ -58,8 +59,8 @@ def _images(model: str, size: int = 32, channels: int = 3) -> Case:
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return losses.mean()
 
-    images = jax.random.normal(jax.random.key(1), (16, size, size, channels))
-    return Case(loss, params, (rest, images, jnp.arange(16) % 10))
+    images = jax.random.normal(jax.random.key(1), (count, size, size, channels))
+    return Case(loss, params, (rest, images, jnp.arange(count) % 10))
 
 
 def transformer(layers: int = 8, width: int = 256, words: int = _WORDS) -> Case:
@@ -115,15 +116,16 @@ def _unit(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
 
 
-NETWORKS: dict[str, Callable[[], Case]] = {
-    "resnet20": lambda: _digits("resnet20"),
-    "resnet18": lambda: _images("resnet18"),
-    "vgg16": lambda: _images("vgg16"),
-    "transformer": transformer,
+# Each of a number of images.
+NETWORKS: dict[str, Callable[[int], Case]] = {
+    "resnet20": lambda images: _images("resnet20", images, size=8, channels=1),
+    "resnet18": lambda images: _images("resnet18", images),
+    "vgg16": lambda images: _images("vgg16", images),
+    "transformer": lambda images: transformer(),
 }
-SMALL: dict[str, Callable[[], Case]] = {
-    "resnet8": lambda: _digits("resnet8"),
-    "transformer": lambda: transformer(layers=1, width=16, words=50),
+SMALL: dict[str, Callable[[int], Case]] = {
+    "resnet8": lambda images: _images("resnet8", images, size=8, channels=1),
+    "transformer": lambda images: transformer(layers=1, width=16, words=50),
 }
 
 
@@ -133,6 +135,8 @@ class InvarianceTimeConfig:
 
     networks: tuple[Literal[tuple(NETWORKS)], ...] = tuple(NETWORKS)  # type: ignore[valid-type]
     """Which networks, in which order."""
+    images: int = 4
+    """Images in a batch; the transformer reads four texts of 64 words."""
     rounds: int = 5
     """Gradients that are timed; the fastest counts."""
     smoke: bool = False
@@ -143,14 +147,15 @@ def main(args: Sequence[str]) -> None:
     """Print a row for each network."""
     prog = "python -m experiments invariance_time"
     config = tyro.cli(InvarianceTimeConfig, args=args, prog=prog)
-    check_least(config, rounds=1)
+    check_least(config, images=2, rounds=1)
     console = Console()
     console.print(devices.describe(), markup=False, highlight=False, soft_wrap=True)
     cases = SMALL if config.smoke else {n: NETWORKS[n] for n in config.networks}
     table = Table(*_COLUMNS, box=box.SIMPLE)
     with one_line_errors():
         for name, build in cases.items():
-            table.add_row(name, *measure(build(), 1 if config.smoke else config.rounds))
+            case, rounds = build(config.images), 1 if config.smoke else config.rounds
+            table.add_row(name, *measure(case, rounds))
     console.print(table)
 
 

@@ -13,17 +13,34 @@ It is about 1 for random vectors of any size d_b, and 0 for an invariance.
 import functools
 import itertools
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from normopt.blocks import block_size
-from normopt.invariance.moving import Array, in_units, squared
+from normopt.invariance.moving import add_sums
+from normopt.invariance.pieces import (
+    PIECE,
+    Array,
+    in_units,
+    largest,
+    length,
+    pieces,
+    squared,
+)
+from normopt.numerics import wide_dtype
 
 Partition = tuple[int, ...]  # the axes that index the blocks
 
 # So many elements of a gradient show how much of it is rounding.
 SAMPLE = 4096
+
+
+def rms(values: Iterable[float]) -> float:
+    """Takes the root mean square, 0 of nothing."""
+    squares = [value**2 for value in values]
+    return math.sqrt(sum(squares) / max(len(squares), 1))
 
 
 @functools.cache
@@ -47,15 +64,16 @@ class Radial(NamedTuple):
     @property
     def measure(self) -> float:
         """Gives 0 for an invariance, about 1 for random vectors, inf without any."""
-        if self.reference == 0:
-            return math.inf
-        return float(np.linalg.norm(self.dots)) / self.reference
+        return self._share(self.dots)
 
-    def rounding(self, other: "Radial") -> float:
-        """Gives the share of the measure that is rounding, from a second gradient."""
+    def rounding(self, again: np.ndarray) -> float:
+        """Gives the share of the measure that is rounding, from other dots."""
+        return self._share(self.dots - again)
+
+    def _share(self, dots: np.ndarray) -> float:
         if self.reference == 0:
             return math.inf
-        return float(np.linalg.norm(self.dots - other.dots)) / self.reference
+        return float(np.linalg.norm(dots)) / self.reference
 
 
 class Products:
@@ -68,25 +86,42 @@ class Products:
 
     def __init__(self, w: Array, g: Array):
         """Take the products that the blocks of every partition sum."""
-        (w, top), (g, steepest) = in_units(w), in_units(g)
-        self._scale = top * steepest
-        self._products = (g * w).real, squared(w), squared(g)
+        self._w, self._g = w, g
+        self._tops = largest(w), largest(g)
+        self._scale = math.prod(self._tops)
 
-    def radial(self, axes: Partition) -> Radial:
-        """Measures the gradient by the blocks of one partition."""
-        whole = self._products[0]
-        within = tuple(axis for axis in range(whole.ndim) if axis not in axes)
-        dots, ww, gg = (
-            np.sum(x, axis=within).ravel().astype(np.float64) for x in self._products
-        )
-        reference = math.sqrt(np.sum(gg * ww) / block_size(whole.shape, axes))
-        return Radial(dots * self._scale, reference * self._scale)
+    def radials(self, which: Iterable[Partition]) -> dict[Partition, Radial]:
+        """Measures the gradient by the blocks of each partition."""
+        sums = self._sums(which, lambda w, g: ((g * w).real, squared(w), squared(g)))
+        return {
+            axes: Radial(
+                dots * self._scale,
+                math.sqrt(np.sum(gg * ww) / block_size(self._w.shape, axes))
+                * self._scale,
+            )
+            for axes, (dots, ww, gg) in sums.items()
+        }
 
+    def dots(self, which: Iterable[Partition]) -> dict[Partition, np.ndarray]:
+        """Gives the products with the gradient of each partition's blocks alone."""
+        sums = self._sums(which, lambda w, g: ((g * w).real,))
+        return {axes: dots * self._scale for axes, (dots,) in sums.items()}
 
-def length(x: np.ndarray) -> float:
-    """Takes the length of a leaf or a gradient."""
-    unit, top = in_units(x)
-    return top * math.sqrt(np.sum(squared(unit)))
+    def _sums(
+        self,
+        which: Iterable[Partition],
+        terms: Callable[[Array, Array], tuple[Array, ...]],
+    ) -> dict[Partition, list[np.ndarray]]:
+        shape, sums = self._w.shape, {}
+        for index, w, g in pieces(self._w, self._g):
+            parts = terms(in_units(w, self._tops[0]), in_units(g, self._tops[1]))
+            for axes in which:
+                if axes not in sums:
+                    blocks = [n if a in axes else 1 for a, n in enumerate(shape)]
+                    sums[axes] = [np.zeros(blocks) for _ in parts]
+                for total, part in zip(sums[axes], parts, strict=True):
+                    add_sums(total, part, index, axes)
+        return {axes: [s.ravel() for s in totals] for axes, totals in sums.items()}
 
 
 class Sample(NamedTuple):
@@ -96,16 +131,30 @@ class Sample(NamedTuple):
     chosen: np.ndarray  # where they are
 
     @classmethod
-    def of(cls, g: np.ndarray) -> "Sample":
+    def of(cls, g: Array) -> "Sample":
         """Chooses elements that are not zero, evenly spaced."""
-        nonzero = np.flatnonzero(g)
-        # A view would keep the numbers of all elements.
-        chosen = nonzero[:: max(1, len(nonzero) // SAMPLE)].copy()
-        return cls(g.ravel()[chosen], chosen)
+        flat, step = g.reshape(-1), max(1, np.count_nonzero(g) // SAMPLE)
+        chosen, seen = [], 0
+        for start in range(0, flat.size, PIECE):
+            nonzero = np.flatnonzero(flat[start : start + PIECE])
+            chosen.append(start + nonzero[-seen % step :: step])
+            seen += len(nonzero)
+        places = np.concatenate(chosen)
+        return cls(_at(flat, places), places)
 
-    def rounding(self, other: np.ndarray) -> float:
-        """Gives the share of the gradient that is rounding, from a second one."""
+    def rounding(self, other: Array, factor: float = 1.0) -> float:
+        """Gives the share of the gradient that is rounding, from another one.
+
+        Args:
+          other: `factor` times the gradient, but for rounding.
+          factor: by how much it is larger.
+        """
         size = length(self.elements) if len(self.chosen) else 0.0
         if size == 0:
             return math.inf
-        return length(self.elements - other.ravel()[self.chosen]) / size
+        again = _at(other.reshape(-1), self.chosen) / np.float32(factor)
+        return length(self.elements - again) / size
+
+
+def _at(flat: Array, places: np.ndarray) -> np.ndarray:
+    return flat[places].astype(wide_dtype(flat.dtype))

@@ -29,6 +29,9 @@ _LIBRARIES = {str(Path(m.__file__ or "").parent) for m in (jax,)} | {
 def numeric_leaves(params: Any) -> list[tuple[int, NamedLeaf]]:
     """Lists the leaves that a loss can be differentiated by, with their positions.
 
+    Python numbers are not among them: a module's `eps` or its rate of dropout is no
+    weight, and the loss may choose by it.
+
     Raises:
       TypeError: if a leaf is the shape of an array and not an array.
     """
@@ -39,7 +42,9 @@ def numeric_leaves(params: Any) -> list[tuple[int, NamedLeaf]]:
                 "`find_scale_invariance` takes gradients at `params` and needs arrays, "
                 f"got {place.leaf} at {place.path!r}"
             )
-        if _is_number_array(place.leaf):
+        if isinstance(place.leaf, jax.Array | np.ndarray | np.generic) and has_numbers(
+            place.leaf
+        ):
             found.append((position, place))
     return found
 
@@ -162,12 +167,6 @@ def _place_of(error: Exception) -> str:
         if not any(frame.filename.startswith(folder) for folder in _LIBRARIES)
     ]
     return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-
-
-def _is_number_array(leaf: Any) -> bool:
-    if isinstance(leaf, float | complex):
-        return True
-    return isinstance(leaf, jax.Array | np.ndarray | np.generic) and has_numbers(leaf)
 
 
 def _is_argument(leaf: Any) -> bool:

@@ -1,6 +1,5 @@
 """Which leaves a loss is scale-invariant in, and in which slices of them."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from normopt.invariance.deciding import ENOUGH, Claim, Decider
-from normopt.invariance.evidence import Partition, partitions
+from normopt.invariance.evidence import Partition, partitions, rms
 from normopt.invariance.losses import compiled_loss, numeric_leaves
 from normopt.invariance.probing import Point, Probe, limit
 
@@ -47,9 +46,10 @@ def find_scale_invariance(
 
     with d elements in a block; for random vectors both sides are equal. Second, does
     the loss really not change? Each block of all candidates is multiplied by a random
-    factor around 1/2 or 2. If the loss changes, bisection finds the leaf that did it.
-    For comparison the same blocks are moved equally far in random directions. A leaf is
-    reported if the factors change the loss by at most 1.5 % of what these moves do.
+    factor around 1/2 or 2, and by its inverse. If the loss changes, bisection finds the
+    leaf that did it. For comparison the same blocks are moved equally far in random
+    directions. A leaf is reported if the factors change the loss by at most 1.5 % of
+    what these moves do.
 
     So the answer holds for the present weights and the present epsilons. A layer can be
     invariant with an epsilon of 1e-6, and not with one of 1e-2, or with weights that
@@ -71,17 +71,18 @@ def find_scale_invariance(
     result has the reason for each leaf. Biases of zero could hide that a leaf is not
     invariant, so leaves of zeros are moved away from zero first.
 
-    **What it costs.** About ten gradients, as many losses, and two compilations, of the
-    gradient and of the loss. Candidates that fail the second test cost some more
-    losses. Memory holds at most three copies of the parameters at once, and some more
-    of the largest leaf.
+    **What it costs.** Seven or eight gradients, at least four losses, and two
+    compilations, of the gradient and of the loss. Each candidate that fails the second
+    test costs about `2 log2(candidates)` more losses. Memory holds at most four copies
+    of the parameters at once, with those that are given.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`. It
         must be traceable by `jax.jit`, differentiable and deterministic (pass a dropout
         key in `args`), with norms in training mode (batch statistics).
       params: a pytree of arrays, an NNX state, or a whole Equinox or NNX module. Its
-        real and complex arrays are tested, everything else stays fixed.
+        real and complex arrays are tested. Everything else stays fixed, also Python
+        numbers, such as a module's `eps` or dropout rate.
       *args: a batch and whatever else the loss takes. A few dozen examples are enough.
       has_aux: whether `loss_fn` returns a pair.
       key: a key of `jax.random` for the random moves; None for a fixed one.
@@ -208,10 +209,8 @@ def _claim(
         return "its gradient is zero or rounding"
     close = sorted(told.values(), key=lambda s: s.radial.measure)
     close = close[: max(ENOUGH, len(points) - 1)]
-    measure, rounding = (
-        math.sqrt(np.mean(np.square(column)))
-        for column in zip(*((s.radial.measure, s.rounding) for s in close), strict=True)
-    )
+    measure = rms(s.radial.measure for s in close)
+    rounding = rms(s.rounding for s in close)
     if measure > limit(shape):
         return (
             f"its gradient is not orthogonal to it: {measure:.2g} where chance gives 1"

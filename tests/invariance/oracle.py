@@ -126,9 +126,7 @@ def _rms(w: np.ndarray) -> float:
 
 
 def _doubled(leaf: Any) -> Any:
-    """Makes numbers float64 or complex128; everything else stays as it is."""
-    if isinstance(leaf, float | complex):
-        leaf = np.asarray(leaf)
+    """Makes arrays float64 or complex128; everything else stays as it is."""
     if not isinstance(leaf, jax.Array | np.ndarray):
         return leaf
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):

@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ import pytest
 from flax import nnx
 
 from normopt import adamg, describe, find_scale_invariance, normalize_blocks
-from normopt.invariance.evidence import Products, Sample, length, partitions
+from normopt.invariance.evidence import SAMPLE, Products, Sample, partitions
+from normopt.invariance.pieces import PIECE, length, pieces
 from tests.invariance.oracle import Oracle
 from tests.modern_networks import (
     HOMOGENEOUS,
@@ -24,9 +26,10 @@ from tests.modern_networks import (
 )
 from tests.networks import NETWORKS, Network, check_truth
 from tests.odd_networks import ODD_NETWORKS
+from tests.stranger_networks import STRANGER_NETWORKS
 from tests.versions import FLAX_SCANS, enable_x64
 
-EVERY_NETWORK = NETWORKS + ODD_NETWORKS + MODERN_NETWORKS
+EVERY_NETWORK = NETWORKS + ODD_NETWORKS + MODERN_NETWORKS + STRANGER_NETWORKS
 EVERY = [
     pytest.param(
         *(network, key),
@@ -159,22 +162,25 @@ def test_units_of_the_weights_do_not_matter(size):
     assert find_scale_invariance(loss_fn, params, BATCH) == FOUND
 
 
-def test_arguments_may_be_anything():
+def test_arguments_may_be_anything_and_python_numbers_are_kept():
     def loss_fn(params, x, act, options, labels):
+        assert isinstance(params["rate"], float)
         assert options == {"train": True, "names": ["a"]}
         assert labels.dtype.kind == "U"
         return act(scale_free(params, x))
 
     args = (np.asarray(BATCH), jnp.tanh, {"train": True, "names": ["a"]})
-    found = find_scale_invariance(loss_fn, weights(), *args, np.array(["x", "y"]))
+    params = weights() | {"rate": 0.5}
+    found = find_scale_invariance(loss_fn, params, *args, np.array(["x", "y"]))
     assert found == FOUND
+    assert "rate" not in found.left_out
 
 
 def whole_equinox_module():
     model = eqx.nn.MLP(
         *(5, 3, 8, 1), use_bias=False, use_final_bias=False, key=jax.random.key(1)
     )
-    norm = eqx.nn.RMSNorm(3, use_bias=False)
+    norm = eqx.nn.RMSNorm(3, eps=1e-8, use_bias=False)
 
     def loss_fn(model, x):
         mlp, norm = model
@@ -344,17 +350,35 @@ def test_the_measure_is_of_random_lengths_beside_random_moves():
         dots = (w * g).sum(within)
         squares = (w**2).sum(within) * (g**2).sum(within) / (w.size / dots.size)
         for unit in (1.0, 1e-30):
-            found = Products(w * unit, g).radial(axes)
+            found = Products(w * unit, g).radials([axes])[axes]
             np.testing.assert_allclose(found.dots, dots.ravel() * unit)
             np.testing.assert_allclose(
                 found.measure, np.sqrt((dots**2).sum() / squares.sum())
             )
 
 
+@pytest.mark.parametrize(
+    "shape", [(), (1, 4), (5, PIECE + 3), (2, 3, PIECE), (70, 999)]
+)
+def test_pieces_are_the_whole_in_order(shape):
+    x = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    parts = [(part, x[index]) for index, part in pieces(x)]
+    np.testing.assert_array_equal(
+        np.concatenate([p.ravel() for p, _ in parts]), x.ravel()
+    )
+    assert all(part.shape == there.shape for part, there in parts)
+    assert max(part.size for part, _ in parts) <= PIECE
+
+
 def test_rounding_is_what_differs_between_two_gradients():
     g = np.random.default_rng(1).normal(size=(6, 4))
     assert Sample.of(g).rounding(g * 1.01) == pytest.approx(0.01)
+    assert Sample.of(g).rounding(g * 3.03, factor=3.0) == pytest.approx(0.01)
     assert Sample.of(0 * g).rounding(g) == np.inf
+    long = np.resize([0.0, 1.0, 2.0], 2 * PIECE + 1)
+    chosen = np.flatnonzero(long)
+    step = len(chosen) // SAMPLE
+    np.testing.assert_array_equal(Sample.of(long).chosen, chosen[::step])
     assert length(g * 1e-200) == pytest.approx(1e-200 * np.linalg.norm(g))
 
 
