@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import PartitionSpec
 
 from normopt.numerics import wide_dtype
 
@@ -22,6 +23,12 @@ def is_scalar(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return value.ndim == 0 and not jnp.iscomplexobj(value)
     return isinstance(value, int | float)
+
+
+def is_sequence(value: Any) -> bool:
+    """Tells whether `value` is a tuple or a list of what an option takes."""
+    # In JAX 0.6.0 a PartitionSpec is a tuple; in later versions it is none.
+    return isinstance(value, tuple | list) and not isinstance(value, PartitionSpec)
 
 
 def check_number(

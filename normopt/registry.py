@@ -18,7 +18,7 @@ import optax
 from jax.core import Tracer
 
 from normopt import optimizers, transforms
-from normopt.checks import check_learning_rate, is_scalar
+from normopt.checks import check_learning_rate, is_scalar, is_sequence
 from normopt.matrices import output_matrices
 from normopt.rules import by_path, output_channels, whole_leaves
 from normopt.schedules import WarmRestarts, cosine_restarts
@@ -314,7 +314,7 @@ def _written(option: str, value: Any) -> Any:
         return {str(k): _written(f"{option}[{k!r}]", v) for k, v in value.items()}
     # An optimizer is a named tuple, too.
     is_optimizer = isinstance(value, optax.GradientTransformation)
-    if isinstance(value, tuple | list) and not is_optimizer:
+    if is_sequence(value) and not is_optimizer:
         return [_written(f"{option}[{i}]", v) for i, v in enumerate(value)]
     if is_scalar(value) and not isinstance(value, Tracer):
         number = value if isinstance(value, int | float) else np.asarray(value).item()

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from normopt.checks import is_sequence
 from normopt.mapping import manual_axes, sharded_by_compiler
 from normopt.paths import named_leaves
 
@@ -35,7 +36,7 @@ def mesh_axes(spread: Any) -> MeshAxes:
     if spread is None:
         return ()
     names = [spread] if isinstance(spread, str) else spread
-    is_listed = isinstance(names, tuple | list) and len(names) > 0
+    is_listed = is_sequence(names) and len(names) > 0
     if not is_listed or not all(isinstance(name, str) for name in names):
         raise TypeError(
             "`spread` must be None or the name of an axis of the mesh such as 'data', "

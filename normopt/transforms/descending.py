@@ -80,8 +80,12 @@ def steepest(
     check_per_leaf("norm", norm, check_dual)
     check_channel_axes(channel_axes)
     check_number("eps", eps, 0)
-    given = norm.values() if isinstance(norm, Mapping) else [norm]
-    given = [] if callable(norm) else given
+    if callable(norm):
+        # What it will give is not known yet, and only what is batched can be spread.
+        batched = spread is not None
+    else:
+        given = norm.values() if isinstance(norm, Mapping) else [norm]
+        batched = any(one is not None and _norm_in(one).batched for one in given)
     return leafwise(
         "steepest",
         _descend,
@@ -89,7 +93,7 @@ def steepest(
         resolve=lambda axes, tree: resolve_descents(norm, axes, tree),
         acts=lambda leaf: leaf.has_blocks,
         share=lambda state: (eps,),
-        batched=any(one is not None and _norm_in(one).batched for one in given),
+        batched=batched,
         spread=mesh_axes(spread),
     )
 

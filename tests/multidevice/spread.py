@@ -36,6 +36,10 @@ OPTIMIZERS = {
         0.1, matrices=MATRICES, rest=REST, **spread
     ),
     "scion": lambda **spread: normopt.scion(0.1, norms=NORMS, **spread),
+    # The same, of what only the params tell.
+    "callable": lambda **spread: normopt.scion(
+        0.1, norms=normopt.by_path(NORMS), **spread
+    ),
     "retract_to_stiefel": lambda **spread: normopt.retract_to_stiefel(
         REST, MATRICES, scale={"square": "shape", "stack": 0.5}, **spread
     ),
@@ -90,7 +94,7 @@ def runs(name):
     """Every optimizer in the hardest layout, and one of them in all."""
     layouts = LAYOUTS if name == "muon" else ["both"]
     yield from ((layout, AxisType.Auto) for layout in layouts)
-    if name != "normuon":
+    if name not in ("normuon", "callable"):
         yield "both", AxisType.Explicit
 
 
@@ -115,12 +119,13 @@ def check_exchanges(params):
         mesh = jax.make_mesh(shape, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
         places = placed(mesh, LAYOUTS[layout])
         p = jax.device_put(params, places)
-        tx = OPTIMIZERS["muon"](spread=axes)
-        shardings = normopt.state_sharding(tx, p)
-        state = jax.device_put(tx.init(params), shardings)
-        step = jax.jit(tx.update, out_shardings=(places, shardings))
-        found = exchanges(step.lower(p, state, p).compile())
-        assert found == moved, (layout, found, moved)
+        for name in ("muon", "callable"):
+            tx = OPTIMIZERS[name](spread=axes)
+            shardings = normopt.state_sharding(tx, p)
+            state = jax.device_put(tx.init(params), shardings)
+            step = jax.jit(tx.update, out_shardings=(places, shardings))
+            found = exchanges(step.lower(p, state, p).compile())
+            assert found == moved, (name, layout, found, moved)
 
 
 def check_refusal(params):
