@@ -125,7 +125,9 @@ def test_no_link_of_docs_is_dead_in_the_repository():
         for target in links(file.read_text("utf-8")):
             path, _, anchor = target.partition("#")
             at = file.parent / path if path else file
-            if not at.exists() or (anchor and anchor not in anchors(at.read_text("utf-8"))):
+            if not at.exists() or (
+                anchor and anchor not in anchors(at.read_text("utf-8"))
+            ):
                 dead.append((file.name, target))
     assert not dead
 

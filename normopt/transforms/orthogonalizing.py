@@ -64,8 +64,9 @@ def orthogonalize(
       dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
         is the dtype of the leaf, or float32 if that is wider, in full precision.
       spread: the name of a mesh axis, such as "data", or several in any order: matrices
-        of leaves of equal shape and axes are divided among the devices of these axes.
-        Name every axis that shards inputs or outputs. Axes that index matrices are best
+        of leaves of equal shape and axes are divided among the devices of these axes. A
+        matrix that is the only one of its shape is multiplied as it is sharded. Name
+        every axis that shards inputs or outputs. Axes that index matrices are best
         not sharded, or they are gathered first. The mesh is that of the arrays; without
         one, or on one device, nothing changes. Apply the updates under the same
         `jax.jit`, or set its `out_shardings`: from these the compiler takes how the
