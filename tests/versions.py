@@ -35,6 +35,10 @@ needs_shard_map = pytest.mark.skipif(
     not HAS_SHARD_MAP, reason="jax.shard_map came with jax 0.6.1"
 )
 
+# Before Shardy, the default from jax 0.7.0 on, XLA gathers an array on every device
+# whose sharding along one of two axes changes.
+HAS_SHARDY = getattr(jax.config, "jax_use_shardy_partitioner", True)
+
 # `nnx.set_graph_mode` and `nnx.set_graph_updates`, for modules that are plain pytrees.
 NNX_HAS_MODES = hasattr(nnx, "set_graph_mode") and hasattr(nnx, "set_graph_updates")
 
