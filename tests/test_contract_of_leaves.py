@@ -87,7 +87,7 @@ def test_integer_leaves_are_masked_out(case):
     assert kinds(updates) == kinds(tree(SMALL))
 
 
-@a_few_cases
+@every_case
 def test_blocks_of_zeros_stay_finite(case):
     # Of one column of each kernel, of all other leaves: no weight and no gradient.
     def emptied(leaf):
