@@ -35,8 +35,8 @@ def decay_from(
     Each step shrinks the weights by the share :math:`\lambda`. Optimizers define
     `weight_decay` in different ways, so each needs another number wd for the same
     :math:`\lambda`. The table shows how :math:`\lambda` follows from wd. All forms
-    agree while the learning rate lr_t is at its largest, lr_max; then they differ as
-    the table shows:
+    agree while the learning rate lr_t is at its largest, lr_max. When it is below that,
+    they differ as the table shows:
 
     ===================  ====================  =========================================
     form                 lambda                read by
@@ -82,9 +82,9 @@ def decay_from(
     Raises:
       TypeError: for a value that is not a number or is traced, and unless exactly one
         form is given.
-      ValueError: for a number out of its range, a form that would remove all of the
-        weights or more in one step, or a form for which another one leaves the range of
-        floats.
+      ValueError: for a number out of its range, for a form that would remove all of
+        the weights or more in one step, or if another form would overflow, or
+        underflow to 0.
 
     Examples:
       The same decay as in `optax.adamw(1e-3, weight_decay=0.1)`, for `normopt.adamw`:

@@ -58,10 +58,11 @@ def describe(
       params: a pytree of arrays, or of `jax.ShapeDtypeStruct`s from `jax.eval_shape`,
         or a whole module. Anything in it that is not an array has no row.
       config: the configuration of the optimizer, as `normopt.config` takes and returns
-        it. Options are read from there. In a chain or a wrapper, the first value that
-        is not neutral counts. Keyword arguments take precedence. A decay that depends
-        on the gradient or the learning rate has no half-life, and a line below the
-        table says so.
+        it. Options are read from there. If a chain or a wrapper has several values of
+        an option, the first one that has an effect counts. (None, a decay of 0 and a
+        multiplier of 1 have none.) Keyword arguments take precedence. A decay that
+        depends on the gradient or the learning rate has no half-life, and a line below
+        the table says so.
       channel_axes: the axes that index a leaf's blocks, per leaf.
       weight_decay: a decay per step that is decoupled from the learning rate, at least
         0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.

@@ -66,7 +66,7 @@ _HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
 
 
 class NoBlocksWarning(UserWarning):
-    """`channel_axes` was given but gives no leaf blocks, so nothing acts on blocks."""
+    """No leaf has blocks under the given `channel_axes`, so nothing acts on blocks."""
 
 
 class Option(NamedTuple):

@@ -35,7 +35,7 @@ def normalized(
       An optimizer whose state is that of `normalize_blocks` (empty) and of `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
         of two or more dimensions could have some.
 
     Raises:
@@ -88,7 +88,7 @@ def clipped(
       An optimizer whose state is that of `clip_blocks` (empty) and of `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
         of two or more dimensions could have some.
 
     Raises:

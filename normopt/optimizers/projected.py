@@ -38,7 +38,7 @@ def adamp(
     For leaves that pass the test it is also multiplied by `wd_ratio`.
 
     The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`, which is
-    Algorithm 2 of the paper. The inner link computes its moments.
+    Algorithm 2 of the paper. The moments are those of plain, element-wise Adam.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -46,7 +46,7 @@ def adamp(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of the bias-corrected second moment of an element, in the
         unit of the gradient; at least 0.
-      weight_decay: the decay, which the learning rate multiplies, per leaf, at least 0.
+      weight_decay: the decay, at least 0, per leaf; the learning rate multiplies it.
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
       wd_ratio: factor of the decay of leaves that pass the test, at least 0.
       nesterov: whether to use Nesterov momentum.
@@ -109,10 +109,10 @@ def sgdp(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Momentum SGD without its radial part on leaves that look scale-invariant.
 
-    See `adamp` for what that means. The weight decay is decoupled from the gradient and
-    multiplied by the learning rate over 1 - momentum, since momentum makes the steps of
-    SGD 1 / (1 - momentum) times as long. For leaves that pass the test it is also
-    multiplied by `wd_ratio`.
+    See `adamp` for what that means. The weight decay is decoupled from the gradient. It
+    is multiplied by the learning rate and divided by 1 - momentum, since momentum makes
+    the steps of SGD 1 / (1 - momentum) times as long. For leaves that pass the test it
+    is also multiplied by `wd_ratio`.
 
     The chain is `project_if_invariant(trace) -> learning rate`, which is Algorithm 1 of
     the paper. The trace is plain momentum; the stored momentum is not projected.
@@ -122,8 +122,8 @@ def sgdp(
       momentum: the decay of the momentum, in [0, 1).
       dampening: the share of each gradient that does not enter the momentum, in [0, 1),
         from the first step on.
-      weight_decay: the decay, which the learning rate over 1 - momentum multiplies, per
-        leaf, at least 0.
+      weight_decay: the decay, at least 0, per leaf. It is multiplied by the learning
+        rate and divided by 1 - momentum.
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
       wd_ratio: factor of the decay of leaves that pass the test, at least 0.
       nesterov: whether to use Nesterov momentum.

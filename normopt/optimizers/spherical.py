@@ -62,7 +62,7 @@ def adams(
       half of Adam's where leaves have blocks.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
         a leaf of two or more dimensions could have some.
 
     Raises:
@@ -132,7 +132,7 @@ def adamsrt(
       half of Adam's where leaves have blocks.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
         a leaf of two or more dimensions could have some.
 
     Raises:
@@ -204,7 +204,7 @@ def sgdmrt(
       the momentum.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
         a leaf of two or more dimensions could have some.
 
     Raises:
@@ -275,7 +275,7 @@ def adamg(
       start with a large norm; see `retract_to_sphere`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and gives no leaf blocks, and
+      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
         a leaf of two or more dimensions could have some.
 
     Raises:

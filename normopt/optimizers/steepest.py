@@ -38,7 +38,7 @@ def scion(
       w &\leftarrow w - \eta \, r \, \mathrm{dual}(m) \quad\text{or}\quad
         w \leftarrow (1 - \eta) w - \eta \, r \, \mathrm{dual}(m)
 
-    where dual(m) is the direction of steepest descent of `steepest`, r is from `radii`,
+    where dual(m) is the direction that `steepest` makes of m, r is from `radii`,
     and the second form is `constrained`. That is a Frank-Wolfe step: weights that start
     in the ball of radius r stay there if :math:`\eta \le 1`.
 

@@ -60,7 +60,7 @@ def hyperball(
       `inner`, and a `HyperballState`: a count, and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
         of two or more dimensions could have some.
 
     Raises:
@@ -146,7 +146,7 @@ def rotational(
       `inner`, and a `RotationalState`: a count, and two floats s and R per block.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` gives no leaf blocks, although a leaf
+      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
         of two or more dimensions could have some.
 
     Raises:

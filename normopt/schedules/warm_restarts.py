@@ -37,9 +37,10 @@ class WarmRestarts:
       \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
-    It implements the protocol `optax.schedules.StatefulSchedule`. So it can be the
-    `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and any number under
-    `optax.inject_hyperparams`. Without a `restart` it equals `cosine_restarts`.
+    It implements the protocol `optax.schedules.StatefulSchedule`. So it can be passed
+    as the `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and under
+    `optax.inject_hyperparams` as any hyper-parameter that is a number. Without a
+    `restart` it equals `cosine_restarts`.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a

@@ -104,8 +104,8 @@ def decay_weights(
         least 0. The sign of a complex weight is w/|w|, and the sign of 0 is 0.
       schedule: :math:`\eta_t`: a number of at least 0, a schedule of the count, or a
         `WarmRestarts`; None for 1.
-      cautious: whether only those elements decay that the step shrinks or does not
-        change, :math:`\mathrm{Re}(\bar u w) \le 0`.
+      cautious: whether to decay only the elements that the step u moves towards zero or
+        does not change: those with :math:`\mathrm{Re}(\bar u w) \le 0`.
 
     Returns:
       A link that needs `params` where a leaf decays. It has a state if `schedule` is a

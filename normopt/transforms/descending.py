@@ -24,16 +24,16 @@ def steepest(
       g_b \leftarrow d_b, \qquad d_b = \arg\max \{ \langle g_b, d \rangle :
         \mathrm{norm}(d) \le 1 \}
 
-    For a block of d elements this is
+    With n for the number of elements of the block, this is
 
     ==========  =============================================================
     norm        direction
     ==========  =============================================================
     l2          :math:`g / (\|g\| + \epsilon)`, as `normalize_blocks` gives
-    avg_l2      :math:`g / (\|g\| / \sqrt{d} + \epsilon)`, elements of size 1
+    avg_l2      :math:`g / (\|g\| / \sqrt{n} + \epsilon)`, elements of size 1
     max, linf   :math:`\mathrm{sign}(g)`
     l1          the sign of the largest element, others 0
-    avg_l1      that of l1, times d
+    avg_l1      that of l1, times n
     spectral    :math:`U V^T` of :math:`g = U S V^T`; see `orthogonalize`
     ==========  =============================================================
 

@@ -77,9 +77,9 @@ def scale_by_block_adam(
     averaged over the steps. With both, the trajectory on the sphere does not depend on
     the norm of the weights.
 
-    A block whose weights are all zero forgets its moments at each step, because they
-    mean nothing without a length: then :math:`m \leftarrow (1 - b_1) g`, and the root
-    is of :math:`\|g\|^2` alone.
+    With `tangent`, a block whose weights are all zero forgets its moments at each step,
+    because they mean nothing without a length: then :math:`m \leftarrow (1 - b_1) g`,
+    and the root is of :math:`\|g\|^2` alone.
 
     Args:
       b1: decay of the first moment, in [0, 1); with a plain 0 none is stored.

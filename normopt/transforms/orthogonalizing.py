@@ -30,7 +30,7 @@ def orthogonalize(
 
     :math:`U V^T` is the direction of steepest descent in the spectral norm. The
     iteration approximates it, for singular values that are not too small beside the
-    largest. After all steps of a named set, no singular value is above 1.21. A matrix
+    largest. After all triples of a named set, no singular value is above 1.21. A matrix
     of zeros stays zero, whatever `eps` is.
 
     On a mesh of devices, what a step sends depends on the sharding of the matrices:
@@ -65,12 +65,13 @@ def orthogonalize(
         is the dtype of the leaf, or float32 if that is wider, in full precision.
       spread: the name of a mesh axis, such as "data", or several in any order: matrices
         of leaves of equal shape and axes are divided among the devices of these axes. A
-        matrix that is the only one of its shape is multiplied as it is sharded. Name
-        every axis that shards inputs or outputs. Axes that index matrices are best
-        not sharded, or they are gathered first. The mesh is that of the arrays; without
-        one, or on one device, nothing changes. Apply the updates under the same
-        `jax.jit`, or set its `out_shardings`: from these the compiler takes how the
-        results are sharded.
+        matrix that is the only one of its shape is not: the compiler multiplies it with
+        the sharding that it has. Name every axis that shards inputs or outputs. Axes
+        that index matrices are best not sharded; otherwise they are gathered first. The
+        mesh is that of the arrays; without one, or on one device, nothing changes.
+        Apply the updates under the same `jax.jit`, or set the `out_shardings` of the
+        `jax.jit` that returns them: otherwise the compiler does not know how the
+        results are to be sharded.
 
     Returns:
       A link without state. Updates keep structure and shapes, in the wider dtype of

@@ -58,10 +58,11 @@ def project_if_invariant(
         + \mathrm{wd\_ratio} \, \lambda w_b
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
-    With `cautious`, p keeps only the elements that have the sign of the gradient,
-    divided by their share of the layer. This is done before the decay is added. If p
-    was projected, it is compared with the gradient without its radial part, and then
-    projected once more.
+    With `cautious`, elements of p whose sign is not that of the gradient become zero.
+    The others are divided by the fraction of the elements of the layer that is kept.
+    This is done before the decay is added. If the leaf passes the test, the signs are
+    those of p and of the gradient after both have lost their radial part, and p loses
+    its radial part once more at the end.
 
     The learning rate comes after this link and multiplies the decay, too. The link
     wraps the moments because it needs the raw gradient, which they do not hand on.

@@ -40,9 +40,9 @@ def compensate_rounding(
 
     Args:
       inner: an optimizer. For leaves of less than 32 bits it gets gradients and params
-        in float32, and its callable options do, too. Its state is then that of float32
-        params, unless an option such as `mu_dtype` says otherwise. Other leaves are
-        treated as without the wrapper.
+        in float32. Callables among its options see these, too. Its state is then that
+        of float32 params, unless an option such as `mu_dtype` says otherwise.
+        Other leaves are treated as without the wrapper.
 
     Returns:
       An optimizer that needs `params`. It must be the outermost one, since anything
