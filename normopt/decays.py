@@ -57,8 +57,8 @@ def decay_from(
 
     .. math:: \mathrm{memory} = 1 / \lambda
 
-    The angle, in radians, is the one by which a scale-invariant block turns per step
-    after about that many steps, if gradients are mostly noise:
+    The angle, in radians, is the one by which a scale-invariant block turns per step in
+    the end (after about :math:`1 / \lambda` steps), if gradients are mostly noise:
 
     .. math:: \mathrm{angle} = \sqrt{2 \lambda \frac{1 - b_1}{1 + b_1}}
 

@@ -38,9 +38,9 @@ def equilibrium(
       \mathrm{angle}^2 = 2 \lambda \frac{\sum_k c_k^2}{C^2}, \qquad
       C = \sum_k c_k
 
-    The table has n and C for each kind of moments. There d is the `size` of the block,
-    and s is from `gradient`: the RMS of the elements of the gradient is s / length, as
-    the loss depends on the direction alone.
+    The table has n and C for each kind of moments. There d is the argument `size`, and
+    s the argument `gradient`. The RMS of the elements of the gradient is s / length: a
+    longer block has a smaller gradient, because only its direction changes the loss.
 
     =================  ==============  =====================  ========================
     moments            n               C                      sum of the c_k² over C²

@@ -255,7 +255,7 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
 
     .. math:: x_t > \mathrm{factor} \cdot \mathrm{median}(x_{t-20}, \dots, x_{t-1})
 
-    for the median as well as for the largest block of a leaf.
+    The median over the blocks of a leaf and its largest block are checked separately.
 
     Args:
       summaries: dictionaries as `summary` returns them, each with its `"step"`, in any

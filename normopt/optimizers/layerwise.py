@@ -31,7 +31,7 @@ def novograd(
     channel_axes: PerLeaf = (),
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum of gradients, each divided by the average norm in its layer.
+    r"""Momentum of gradients, divided per layer by the running RMS of their norm.
 
     The weight decay is added to the normalized gradient, before the momentum. So it is
     multiplied by the learning rate and not divided by the second moment. Without

@@ -45,8 +45,9 @@ def hyperball(
 
     For blocks this is the chain `inner -> normalize_blocks(eps=0) ->
     scale_by_param_norm -> learning rate` inside `retract_to_sphere` with the radius
-    `"initial"`, computed in one link. **The radius is not a number**: `radius=1.0`
-    would give every block the norm 1, which is another optimizer.
+    `"initial"`, computed in one link. **In that chain, do not pass a number as the
+    radius**: `retract_to_sphere(..., radius=1.0)` gives every block the norm 1, which
+    is another optimizer.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
@@ -122,7 +123,9 @@ def rotational(
     further.
 
     Leaves without blocks, and blocks that are zero at init, get the step of `inner`
-    unchanged. So the learning rate of `inner` acts there, and is best a constant.
+    unchanged. So the learning rate of `inner` acts there. It is best a constant: while
+    it rises or falls, the other blocks turn further or less far than the angle, because
+    s lags behind.
 
     For blocks this is the chain `inner -> center_blocks -> project_tangent ->
     scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate` inside

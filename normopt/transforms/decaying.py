@@ -78,8 +78,8 @@ def decay_weights(
     **What a decay depends on** is decided by its place in the chain. The table has four
     forms. Its last column is the length (the norm) at which a scale-invariant block of
     weights settles. In it `lr` is the present learning rate, `lr_max` the largest one,
-    and c the length of one step of the moments alone, which is about the root of the
-    number of elements for Adam:
+    and c the length of the moments' output, before the learning rate, for a gradient
+    that stays the same; for Adam it is about the root of the number of elements:
 
     ============  ========================================  ========  ==================
     decay is      chain, after the moments                  lambda    length at the end

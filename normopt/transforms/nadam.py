@@ -39,8 +39,8 @@ def scale_by_nadam(
         (1 - \mu_t) \frac{g}{1 - \Pi_t} + \mu_t \frac{m}{1 - \Pi_t \mu_{t+1}} \right)
 
     This is the form of keras-adamw: m is a plain average with decay b1, eps stands
-    inside the root, and the momentum term has the factor :math:`\mu_t`. The report and
-    the Nadam of Keras have :math:`\mu_{t+1}` there.
+    inside the root, and the momentum term has the factor :math:`\mu_t`. Dozat's
+    paper and the Nadam of Keras have :math:`\mu_{t+1}` there.
 
     Args:
       b1: decay of the first moment, in [0, 1), and the value that :math:`\mu_t` grows

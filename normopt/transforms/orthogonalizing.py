@@ -39,8 +39,8 @@ def orthogonalize(
     - Sharded along inputs or outputs: in every iteration, matrices are gathered or
       products are summed over the devices, as the compiler chooses.
     - With `spread`: each matrix is sent whole to one device, which does all iterations,
-      and its result is sent back to where the update is needed. From replicated
-      matrices only the results are gathered.
+      and its result is sent back to where the update is needed. If the matrices are
+      replicated, they need not be sent, and only the results are gathered.
 
     For 16 matrices of 512 x 512 and 8 of 512 x 2048, 50 MB in float32, each of 8
     devices sends 624 MB in a step if they are sharded along inputs, and 367 MB if along

@@ -73,8 +73,8 @@ def retract_to_sphere(
       radius: the radius of the sphere, per leaf. A number above 0, in the unit of the
         weights; `"initial"` for the length that a block has at init (the state stores
         it, so it does not drift in low precision); `"present"` for the length before
-        the step; or None, which leaves inner's step unchanged, also for leaves that no
-        pattern matches.
+        the step; or None, which leaves inner's step unchanged. Leaves that no pattern
+        of a mapping matches have None.
       moment: where the first moment is in the state of `inner`. Either the name of a
         field, such as `mu` in Adam or `trace` in momentum SGD. Or a function from that
         state to a pair: the moment (a tree like the params, or a part of it), and a
