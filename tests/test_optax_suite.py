@@ -99,7 +99,9 @@ def load():
             "its tables imply",
             allow_module_level=True,
         )
-    tree = ast.parse(source)
+    # Ours that no trace may hold, as `ns_steps` is theirs.
+    assert "'ns_steps'," in source, f"ns_steps is gone from {path}"
+    tree = ast.parse(source.replace("'ns_steps',", "'ns_steps', 'steps',"))
     suites = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     assert [suite.name for suite in suites] == ["ContribTest"]
     first = tree.body.index(suites[0])
