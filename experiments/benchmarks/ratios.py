@@ -1,8 +1,8 @@
 """What two programs that take turns took, one over the other, round by round."""
 
 import statistics
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 
 class Ratio(NamedTuple):
@@ -24,3 +24,18 @@ class Ratio(NamedTuple):
         several = ratios if len(ratios) > 1 else 2 * ratios
         low, median, high = statistics.quantiles(several, n=4, method="inclusive")
         return cls(median, (low, high))
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the ratio, the quartiles and the bar of a stored row, as a table has them.
+
+    Args:
+        row: `ratio`, `quartiles`, `bar` and `holds`, each None where there is none.
+    """
+    ratio = quartiles = bar = "-"
+    if row["ratio"] is not None:
+        ratio = f"{row['ratio']:.2f}"
+        quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
+    if row["bar"] is not None:
+        bar = f"{row['bar']:g} {'holds' if row['holds'] else 'missed'}"
+    return ratio, quartiles, bar

@@ -40,7 +40,7 @@ from rich.table import Table
 
 import normopt
 from experiments.benchmarks import timing
-from experiments.benchmarks.ratios import Ratio
+from experiments.benchmarks.ratios import Ratio, cells
 from experiments.models import MODELS
 from experiments.models.parameters import random_parameters
 from experiments.training.measuring import measure_rounds
@@ -270,16 +270,8 @@ def table(stored: Mapping[str, Any]) -> Table:
     for name in ("ms", "ratio", "quartiles", "bar", "state", "traffic", "GB/s"):
         shown.add_column(name, justify="right")
     for row in stored["rows"]:
-        ratio = quartiles = bar = "-"
-        if row["ratio"] is not None:
-            ratio = f"{row['ratio']:.2f}"
-            quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
-        if row["bar"] is not None:
-            bar = f"{row['bar']:g} {'holds' if row['holds'] else 'missed'}"
         numbers = (f"{row['state_bytes']:.1f}", str(row["least_traffic_bytes"]))
         speed = f"{row['gigabytes_per_second']:.1f}"
         milliseconds = f"{row['milliseconds']:.2f}"
-        shown.add_row(
-            row["optimizer"], milliseconds, ratio, quartiles, bar, *numbers, speed
-        )
+        shown.add_row(row["optimizer"], milliseconds, *cells(row), *numbers, speed)
     return shown

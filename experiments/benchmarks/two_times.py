@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks.compile_time import trace_and_compile
-from experiments.benchmarks.ratios import Ratio
+from experiments.benchmarks.ratios import Ratio, cells
 from experiments.benchmarks.step_time import Stepper
 from experiments.benchmarks.timing import TimingOptions
 from experiments.training.measuring import measure_rounds
@@ -117,11 +117,5 @@ def table(rows: list[Row], title: str) -> Table:
     for name in ("seconds", "ratio", "quartiles", "bar"):
         shown.add_column(name, justify="right")
     for row in rows:
-        ratio = quartiles = bar = "-"
-        if row["ratio"] is not None:
-            ratio = f"{row['ratio']:.2f}"
-            quartiles = "{:.2f}-{:.2f}".format(*row["quartiles"])
-        if row["bar"] is not None:
-            bar = f"{row['bar']:g} {'holds' if row['holds'] else 'missed'}"
-        shown.add_row(row["optimizer"], f"{row['seconds']:.3f}", ratio, quartiles, bar)
+        shown.add_row(row["optimizer"], f"{row['seconds']:.3f}", *cells(row))
     return shown

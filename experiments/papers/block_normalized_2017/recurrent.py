@@ -12,9 +12,9 @@ length (`l2`), have 9 rates over two decades and 40 seeds.
 
     python -m experiments block_normalized_2017.recurrent
 
-takes some forty minutes on two CPU cores; stored are the first 20 seeds, by `--seeds
-20`, in half of it. It writes `recurrent.json`, its figure and what is finished, from
-where the same command goes on; `--redraw` draws the records again.
+takes up to an hour on two CPU cores; stored are the first 20 seeds, by `--seeds 20`,
+where a method took some five minutes. It writes `recurrent.json`, its figure and what
+is finished, from where the same command goes on; `--redraw` draws the records again.
 
 Fixed in advance: the optimizers are those of the paper's two other networks here, with
 their constants; training is compared by the loss and the rest by the error, each at the
