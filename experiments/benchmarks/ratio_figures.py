@@ -32,6 +32,7 @@ def draw(path: Path, stored: Stored) -> None:
         axes.set(
             xlabel="ratio of the times: median and quartiles of the rounds; | the bar",
             xscale="log",
+            ylim=(-0.6, len(rows) - 0.4),
         )
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
