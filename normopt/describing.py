@@ -63,7 +63,8 @@ def describe(
         multiplier of 1 have none.) Keyword arguments take precedence. A decay that
         depends on the gradient or the learning rate has no half-life, and a line below
         the table says so.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       weight_decay: a decay per step that is decoupled from the learning rate, at least
         0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.
       l1: an L1 decay, at least 0, per leaf.

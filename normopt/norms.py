@@ -298,7 +298,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
     Args:
       tree: params, gradients or updates.
-      channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `()` for one block.
       norm: a name of `norm_names()`, among them
         `l1`: $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead
         of sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
@@ -346,7 +347,8 @@ def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
     Args:
       old: params before the step.
       new: params after the step; the same structure and shapes.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
 
     Returns:
       A tree like that of `block_norms`, with angles in radians, in [0, pi]; 0 if either

@@ -23,8 +23,9 @@ def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
 
     Args:
       params: the weights.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
       radius: the new length, per leaf: a number above 0, or None, which leaves a leaf
         unchanged. Leaves that no pattern matches stay unchanged, too.
 
@@ -69,8 +70,9 @@ def centered(params: Any, channel_axes: PerLeaf) -> Any:
 
     Args:
       params: the weights.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
 
     Returns:
       Params of the same structure, shapes and dtypes.

@@ -27,16 +27,16 @@ def normalized(
     Args:
       inner: any optax optimizer, learning rate included.
       norm: a name of `norm_names()`.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
       An optimizer whose state is that of `normalize_blocks` (empty) and of `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: if `inner` is not an optimizer.
@@ -80,16 +80,16 @@ def clipped(
       inner: any optax optimizer, learning rate included.
       max_norm: the largest norm a block keeps, above 0, per leaf.
       norm: a name of `norm_names()`.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
       An optimizer whose state is that of `clip_blocks` (empty) and of `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: if `inner` is not an optimizer.

@@ -59,23 +59,23 @@ def adamw(
         number of steps.
       l1: the L1 decay per step, per leaf, at least 0.
       lr_multipliers: factors c of the learning rate, per leaf, at least 0; 1 for leaves
-        that no pattern matches. They do not scale the decay, so a leaf with 0 still
-        decays; to freeze it use `optax.partition`.
-      schedule: eta_t, by which update and decay are multiplied: a number of at least 0,
-        a schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
-        1.
+        that no pattern matches. They do not scale the decay, so a factor of 0 does not
+        freeze a leaf; use `optax.partition` for that.
+      schedule: eta_t, the common factor of update and decay: a number of at least 0, a
+        schedule such as `cosine_restarts`, or a `WarmRestarts`; None for 1.
       amsgrad: whether to divide by the largest second moment so far.
       eps_hat: whether to add eps to the root of the uncorrected moment, as Keras does;
         see `scale_by_block_adam`.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the same as
-      Adam's, in a `ScheduledState` if `schedule` is a schedule.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the same as Adam's, in a `ScheduledState` if `schedule` is a schedule.
 
     Warns:
-      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
-        halves a weight in 34 steps.
+      LargeDecayWarning: when built, if `weight_decay` is one number of 0.02 or more. At
+        0.02 a weight is halved in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -144,18 +144,18 @@ def sgdw(
       nesterov: whether the step is :math:`\beta u - \eta_t \alpha c g` with the new u.
       l1: the L1 decay per step, per leaf, at least 0.
       lr_multipliers: factors c of the learning rate, per leaf, at least 0; 1 for leaves
-        that no pattern matches. They do not scale the decay, so a leaf with 0 still
-        decays.
+        that no pattern matches. They do not scale the decay, so a factor of 0 does not
+        freeze a leaf.
       schedule: eta_t: a number of at least 0, a schedule of the count such as
         `cosine_restarts`, or a `WarmRestarts`; None for 1.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the velocity,
-      in a `ScheduledState` if `schedule` is a schedule.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the velocity, in a `ScheduledState` if `schedule` is a schedule.
 
     Warns:
-      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
-        halves a weight in 34 steps.
+      LargeDecayWarning: when built, if `weight_decay` is one number of 0.02 or more. At
+        0.02 a weight is halved in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -226,20 +226,21 @@ def nadamw(
       momentum_decay: how fast the momentum grows from b1/2 to b1, at least 0.
       l1: the L1 decay per step, per leaf, at least 0.
       lr_multipliers: factors of the learning rate, per leaf, at least 0; 1 for leaves
-        that no pattern matches. They do not scale the decay, so a leaf with 0 still
-        decays.
-      schedule: eta_t, by which update and decay are multiplied: a number of at least 0,
-        a schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
-        1.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+        that no pattern matches. They do not scale the decay, so a factor of 0 does not
+        freeze a leaf.
+      schedule: eta_t, the common factor of update and decay: a number of at least 0, a
+        schedule such as `cosine_restarts`, or a `WarmRestarts`; None for 1.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the same as
-      Adam's and one number more, in a `ScheduledState` if `schedule` is a schedule.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the same as Adam's and one number more, in a `ScheduledState` if `schedule` is
+      a schedule.
 
     Warns:
-      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
-        halves a weight in 34 steps.
+      LargeDecayWarning: when built, if `weight_decay` is one number of 0.02 or more. At
+        0.02 a weight is halved in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -64,17 +64,19 @@ def novograd(
       grad_averaging: whether the momentum is an average of gradients, as in Adam.
         Otherwise it is a sum, and a step is about 1 / (1 - b1) times as long.
       amsgrad: whether to divide by the root of the largest v so far.
-      channel_axes: the axes that index a leaf's blocks, per leaf: () for one second
-        moment a layer, (0,) where layers are stacked; see `scale_by_block_rms`.
-      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf. The
-        gradient and the decay are summed in the wider dtype of gradient and weight. If
-        both are bfloat16, a decay below 1/512 of the normalized gradient is lost,
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`): () for one second moment a layer, (0,) where layers are
+        stacked; see `scale_by_block_rms`.
+      mu_dtype: dtype of the momentum of real leaves; None for the dtype of the leaf.
+        The gradient and the decay are summed in the wider dtype of gradient and weight.
+        If both are bfloat16, a decay below 1/512 of the normalized gradient is lost,
         unless `compensate_rounding` is around the optimizer.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the momentum
-      and one float per layer (two with `amsgrad`), which is half of Adam's. A schedule
-      as the learning rate adds a count, and so does `grad_averaging`.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the momentum and one float per layer (two with `amsgrad`), which is half of
+      Adam's. A schedule as the learning rate adds a count, and so does
+      `grad_averaging`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -50,17 +50,18 @@ def adamp(
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
       wd_ratio: factor of the decay of leaves that pass the test, at least 0.
       nesterov: whether to use Nesterov momentum.
-      channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
-        torch layouts.
-      layer_axes: those of the channel axes that index the layers of a stack, per leaf.
-        Each layer is tested by itself: `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to leave out elements of the direction whose sign is not that of
-        the gradient; see `project_if_invariant`.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); (0,) for Equinox and torch layouts.
+      layer_axes: the channel axes that index the layers of a stack, per leaf. Each
+        layer is then tested separately. Example:
+        `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether to set those elements of the direction to zero whose sign
+        differs from the sign of the gradient; see `project_if_invariant`.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf is tested or decays; its state is
-      that of Adam.
+      An optimizer. Its `update` needs `params` if a leaf is tested or has a weight
+      decay. Its state is that of Adam.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -127,16 +128,17 @@ def sgdp(
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
       wd_ratio: factor of the decay of leaves that pass the test, at least 0.
       nesterov: whether to use Nesterov momentum.
-      channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
-        torch layouts.
-      layer_axes: those of the channel axes that index the layers of a stack, per leaf.
-        Each layer is tested by itself: `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to leave out elements of the direction whose sign is not that of
-        the gradient; see `project_if_invariant`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); (0,) for Equinox and torch layouts.
+      layer_axes: the channel axes that index the layers of a stack, per leaf. Each
+        layer is then tested separately. Example:
+        `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether to set those elements of the direction to zero whose sign
+        differs from the sign of the gradient; see `project_if_invariant`.
 
     Returns:
-      An optimizer that needs `params` where a leaf is tested or decays; its state is
-      the momentum.
+      An optimizer. Its `update` needs `params` if a leaf is tested or has a weight
+      decay. Its state is the momentum.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -78,8 +78,8 @@ def muon(
       rest: the optimizer for all leaves without matrices, such as `optax.adamw(3e-4)`.
 
     Returns:
-      An optimizer that needs `params` where a matrix decays; its state is the momentum
-      and that of `rest`.
+      An optimizer. Its `update` needs `params` if a matrix has a weight decay. Its
+      state is the momentum and that of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -164,8 +164,8 @@ def normuon(
       rest: the optimizer for all leaves without matrices.
 
     Returns:
-      An optimizer that needs `params` where a matrix decays; its state is the momentum,
-      one number for each output, and that of `rest`.
+      An optimizer. Its `update` needs `params` if a matrix has a weight decay. Its
+      state is the momentum, one number for each output, and that of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -53,17 +53,18 @@ def adams(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. Without blocks a leaf has plain Adam.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them. Without blocks a leaf
+        has plain Adam.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays. Its state is
-      half of Adam's where leaves have blocks.
+      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      For leaves with blocks the state is half as large as Adam's.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -123,17 +124,18 @@ def adamsrt(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. Without blocks a leaf has plain Adam.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them. Without blocks a leaf
+        has plain Adam.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays. Its state is
-      half of Adam's where leaves have blocks.
+      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      For leaves with blocks the state is half as large as Adam's.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -196,16 +198,16 @@ def sgdmrt(
       dampening: the share of each gradient that does not enter the momentum, in [0, 1),
         from the first step on.
       weight_decay: L2 decay, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays; its state is
-      the momentum.
+      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      Its state is the momentum.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -264,19 +266,19 @@ def adamg(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay of leaves without blocks, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. The norm of these blocks is set to 1, so the
-        loss must not depend on it.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them. The norm of these
+        blocks is set to 1, so the loss must not depend on it.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays. Blocks have
-      norm 1 from the first step on, up to rounding, which is worse for blocks that
-      start with a large norm; see `retract_to_sphere`.
+      An optimizer whose `update` needs `params` if a leaf has blocks or a weight decay.
+      Blocks have norm 1 from the first step on, up to rounding, which is worse for
+      blocks that start with a large norm; see `retract_to_sphere`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

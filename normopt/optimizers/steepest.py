@@ -59,8 +59,8 @@ def scion(
       rest: the optimizer for all leaves without a norm, such as `optax.adamw(3e-4)`.
 
     Returns:
-      An optimizer that needs `params` when constrained. Its state is the average, and
-      the state of `rest`.
+      An optimizer whose `update` needs `params` if `constrained`. Its state is the
+      average, and the state of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

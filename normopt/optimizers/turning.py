@@ -53,16 +53,17 @@ def hyperball(
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
       learning_rate: the norm of a step over that of the weights, a number of at least 0
         or a schedule.
-      channel_axes: the axes that index a leaf's blocks, per leaf; by default
-        `whole_leaves()`, which makes one block of each leaf of two or more dimensions.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); by default `whole_leaves()`, which makes one block of each
+        leaf of two or more dimensions.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, and a `HyperballState`: a count, and one float R per block.
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is that
+      of `inner`, and a `HyperballState`: a count, and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
@@ -138,19 +139,20 @@ def rotational(
       inner: a complete optimizer, such as `optax.adam(1e-3)`.
       learning_rate: the angle in radians that a block turns in a step, a number of at
         least 0 or a schedule.
-      channel_axes: the axes that index a leaf's blocks, per leaf; by default
-        `output_channels()` of all leaves of two or more dimensions.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); by default `output_channels()` of all leaves of two or more
+        dimensions.
       b2: decay of s, the average of squared norms, in [0, 1).
       eps: added to the root of s, in the unit of inner's steps; at least 0.
       center: whether to subtract the mean of each block from its step.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, and a `RotationalState`: a count, and two floats s and R per block.
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is that
+      of `inner`, and a `RotationalState`: a count, and two floats s and R per block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong

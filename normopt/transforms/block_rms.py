@@ -43,15 +43,17 @@ def scale_by_block_rms(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of the gradient's norm; at least 0. A block
         that never had a gradient is not moved, even with 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf: () for one number per
-        layer, which is the default, (-1,) for one per channel, (0,) for one per layer
-        of a stack, None for one per element. Blocks of one element are allowed.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`): () for one number per layer, which is the default, (-1,)
+        for one per channel, (0,) for one per layer of a stack, None for one per
+        element. Blocks of one element are allowed.
       amsgrad: whether to divide by the root of the largest v so far.
 
     Returns:
       A link. Its state is a `ScaleByBlockRmsState`: one real number per block, in
       float32 or wider. The numbers are exact for norms from 1e-15 to 1e15, and finite
-      beyond. Updates keep structure and shapes, in the wider dtype of update and param.
+      beyond. Updates keep their structure and shapes, and get the wider dtype of update
+      and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

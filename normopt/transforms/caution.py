@@ -35,14 +35,14 @@ def cautious(
 
     Args:
       inner: an optimizer, learning rate included.
-      channel_axes: the axes that index a leaf's blocks, per leaf, over which the share
-        is taken: `()` for the whole leaf, as in the paper. Leaves without blocks get
-        inner's step unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`), over which the share is taken: `()` for the whole leaf, as
+        in the paper. Leaves without blocks get inner's step unchanged.
       floor: a smaller share counts as this number, above 0.
 
     Returns:
-      An optimizer whose state is that of `inner`. Updates keep structure and shapes, in
-      the dtype of inner's step.
+      An optimizer whose state is that of `inner`. Updates keep their structure and
+      shapes, and get the dtype of inner's step.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong

@@ -18,12 +18,13 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
     under this link. `centered` makes it zero.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if the axes have the wrong type.

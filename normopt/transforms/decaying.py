@@ -31,9 +31,9 @@ def add_decay(
         is w/|w|.
 
     Returns:
-      A link without state that needs `params` where a leaf decays. Updates keep
-      structure and shapes, in the wider dtype of update and param. The sum is taken in
-      float32 or wider.
+      A link without state. Its `update` needs `params` if a leaf has a weight decay.
+      Updates keep their structure and shapes, and get the wider dtype of update and
+      parameter. The sum is taken in float32 or wider.
 
     Raises:
       TypeError: when built, if a decay is not a number.
@@ -108,10 +108,11 @@ def decay_weights(
         does not change: those with :math:`\mathrm{Re}(\bar u w) \le 0`.
 
     Returns:
-      A link that needs `params` where a leaf decays. It has a state if `schedule` is a
-      schedule. Updates keep structure and shapes, in the wider dtype of update and
-      param. The sum is taken in float32 or wider. With weights of low precision
-      a small decay is still lost in rounding: see `compensate_rounding`.
+      A link whose `update` needs `params` if a leaf has a weight decay. It has a state
+      if `schedule` is a schedule. Updates keep their structure and shapes, and get the
+      wider dtype of update and parameter. The sum is taken in float32 or wider. With
+      weights of low precision a small decay is still lost in rounding: see
+      `compensate_rounding`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

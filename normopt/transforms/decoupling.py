@@ -57,14 +57,15 @@ def decouple_length(
         lengths, with keys of path and axes (`kernel@1`) and one number per block.
         Patterns are matched with these keys. Leaves without blocks are not in it. A
         weight decay here shrinks the lengths.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, are trained by `direction` alone.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, are
+        trained by `direction` alone.
 
     Returns:
-      An optimizer that needs `params`. Its state is a `DecoupleLengthState`: two
-      numbers per block, and the states of the two optimizers. The lengths in the state
-      are the ones that count. If other code rescales the weights, the next step undoes
-      that. Updates keep structure and shapes.
+      An optimizer whose `update` needs `params`. Its state is a `DecoupleLengthState`:
+      two numbers per block, and the states of the two optimizers. The lengths in the
+      state are the ones that count. If other code rescales the weights, the next step
+      undoes that. Updates keep their structure and shapes.
 
     Raises:
       TypeError: when built, if one of the two is not an optimizer, or the axes have the

@@ -44,15 +44,15 @@ def steepest(
       norm: per leaf, one of: the name of a norm; a norm such as `spectral(...)`; a pair
         of one of these and its channel axes, such as ("avg_l2", (0,)); or None, which
         leaves the leaf unchanged.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`. The spectral norm uses its `matrices` instead.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). The spectral norm uses its `matrices` instead.
       eps: added to the divisor, as in the table; at least 0.
       spread: mesh axes over which matrices of the spectral norm are divided; see
         `orthogonalize`.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -86,8 +86,9 @@ def scale_by_block_adam(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of a sum over the block, in the unit of the gradient; at
         least 0. A block that never had a gradient is not moved, even with 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Blocks of one element
-        count as None, which is element-wise Adam.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Blocks of one element count as None, which is element-wise
+        Adam.
       tangent: whether the moments of a block follow its weights, by P and r above. It
         has no effect on leaves without blocks.
       eps_hat: whether to add eps to the root of the uncorrected v, as Keras does:
@@ -95,15 +96,16 @@ def scale_by_block_adam(
       amsgrad: whether to divide by the root of the largest v so far (when tangent, of
         the largest :math:`v \|w\|^2`). The bias is corrected after taking the largest
         one; optax corrects it before.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
       nesterov: whether to replace m in the last line by :math:`b_1 m + (1 - b_1) g`.
 
     Returns:
-      A link that needs `params` when tangent. Its state is a `ScaleByBlockAdamState`.
-      Its second moments are real, and in float32 or wider, because in bfloat16 they
-      could not decay if b2 is near 1. When tangent it also stores |w| of each block,
-      for the next r. Updates keep structure and shapes, in the wider dtype of update
-      and param.
+      A link whose `update` needs `params` if `tangent`. Its state is a
+      `ScaleByBlockAdamState`. Its second moments are real, and in float32 or wider,
+      because in bfloat16 they could not decay if b2 is near 1. When tangent it also
+      stores |w| of each block, for the next r. Updates keep their structure and shapes,
+      and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

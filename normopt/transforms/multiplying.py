@@ -28,8 +28,8 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
         matches.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if a multiplier is not a number.
@@ -77,14 +77,14 @@ def scale_by_param_norm(
     moves by that fraction of its own norm.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       min_norm: weights with a smaller norm count as having this one, in the unit of the
         weights, at least 0. Above 0 it lets blocks leave zero.
 
     Returns:
-      A link without state that needs `params` where a leaf has blocks. Updates keep
-      structure and shapes, in the wider dtype of update and param.
+      A link without state. Its `update` needs `params` if a leaf has blocks. Updates
+      keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -136,13 +136,14 @@ def scale_by_block_size(
     of 1/2 makes up for the difference, so that Adam's learning rate can be used.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
       power: the exponent p, any finite number.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -195,8 +196,8 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
       b1: the decay of the momentum that follows, in [0, 1).
 
     Returns:
-      A link whose state is a count. Updates keep structure and shapes, in the wider
-      dtype of update and param.
+      A link whose state is a count. Updates keep their structure and shapes, and get
+      the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `b1` is not a number.

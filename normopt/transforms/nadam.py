@@ -50,11 +50,13 @@ def scale_by_nadam(
         default of 1e-7 acts like 3e-4 outside the root.
       momentum_decay: :math:`\psi`, how fast :math:`\mu_t` grows, at least 0; at 0 it
         stays :math:`b_1 / 2`.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
       A link. Its state is a `ScaleByNadamState`: Adam's two moments and a number.
-      Updates keep structure and shapes, in the wider dtype of update and param.
+      Updates keep their structure and shapes, and get the wider dtype of update and
+      parameter.
 
     Raises:
       TypeError: when built, if an option is not a number.

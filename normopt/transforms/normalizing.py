@@ -40,8 +40,8 @@ def normalize_blocks(
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -102,13 +102,13 @@ def clip_blocks(
       max_norm: the largest norm a block keeps, in the unit of the gradient, above 0;
         per leaf, infinity (no clipping) for leaves that no pattern matches.
       norm: a name of `norm_names()`; see `block_norms` for the formulas.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       eps: added to the norm; at least 0.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -77,15 +77,16 @@ def observe(
 
     Args:
       inner: an optimizer, learning rate included.
-      channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
-        Leaves whose axes are None are not recorded.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `()` for one block. Leaves whose axes are None are not
+        recorded.
       every: record only the steps n, 2n, 3n, ... for this n, an integer of at least 1.
         The other steps then cost almost nothing, except under `jax.vmap`, which
         computes both cases. At a recorded step under `jax.jit`, `inner` runs twice with
         the same state, so its side effects, such as a print, happen twice.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is an
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
       `ObserveState`: five numbers per block, and the state of `inner`. Updates are
       those of `inner`, bit for bit (but XLA may round differently in a compiled step).
 

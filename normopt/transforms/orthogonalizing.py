@@ -74,9 +74,9 @@ def orthogonalize(
         results are to be sharded.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param. Matrices of leaves of equal shape and axes are multiplied as one
-      batch.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter. Matrices of leaves of equal shape and axes are
+      multiplied as one batch.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

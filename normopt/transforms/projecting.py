@@ -76,8 +76,9 @@ def project_if_invariant(
       delta: the threshold of the test, at least 0. For random vectors, the cosine times
         sqrt(d) is about 1.
       wd_ratio: factor of the decay of a leaf that passes the test, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and those of fewer than two dimensions, are not tested.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, and those of fewer than two
+        dimensions, are not tested.
       layer_axes: those of the channel axes that index layers, per leaf. Each layer of a
         stack is then tested by itself: `channel_axes=(0, -1), layer_axes=(0,)` does to
         a stack what (-1,) does to each of its layers.
@@ -85,9 +86,9 @@ def project_if_invariant(
         gradient, as above, in all leaves. Shares below 1e-3 count as 1e-3.
 
     Returns:
-      A link that needs `params` where a leaf is tested or decays. Its state is the
-      state of `inner`. Updates keep structure and shapes, in the wider dtype of update
-      and param.
+      A link whose `update` needs `params` if a leaf is tested or has a weight decay.
+      Its state is the state of `inner`. Updates keep their structure and shapes, and
+      get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not a transformation or an option has the

@@ -45,12 +45,13 @@ def compensate_rounding(
         Other leaves are treated as without the wrapper.
 
     Returns:
-      An optimizer that needs `params`. It must be the outermost one, since anything
-      after it would change or round its updates. In particular, `optax.apply_if_finite`
-      goes inside: around it, it raises an error because of the dtype. Updates keep
-      structure and shapes. For low-precision leaves they are float32: the exact
-      difference to the next weights. The state is a `CompensateRoundingState`: the
-      state of `inner`, and 4 bytes for each element of a low-precision leaf.
+      An optimizer whose `update` needs `params`. It must be the outermost one, since
+      anything after it would change or round its updates. In particular,
+      `optax.apply_if_finite` goes inside: around it, it raises an error because of the
+      dtype. Updates keep their structure and shapes. For low-precision leaves they are
+      float32: the exact difference to the next weights. The state is a
+      `CompensateRoundingState`: the state of `inner`, and 4 bytes for each element of a
+      low-precision leaf.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer.

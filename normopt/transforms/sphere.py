@@ -68,8 +68,9 @@ def retract_to_sphere(
 
     Args:
       inner: an optimizer, learning rate included.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, get inner's step unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, get
+        inner's step unchanged.
       radius: the radius of the sphere, per leaf. A number above 0, in the unit of the
         weights; `"initial"` for the length that a block has at init (the state stores
         it, so it does not drift in low precision); `"present"` for the length before
@@ -83,10 +84,10 @@ def retract_to_sphere(
       stretch: whether to multiply the moment by :math:`\|w'\| / \|w\|` as well.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is the state
-      of `inner`, in a `RetractToSphereState` if a radius is `"initial"` or `radius` is
-      a callable. Updates keep structure and shapes, in the wider dtype of update and
-      param.
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is the
+      state of `inner`, in a `RetractToSphereState` if a radius is `"initial"` or
+      `radius` is a callable. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
@@ -167,16 +168,17 @@ def brake_radial(
 
     Args:
       inner: an optimizer, learning rate included.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, get inner's step unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, get
+        inner's step unchanged.
       outward: the factor of a growth in length, at least 0.
       inward: the factor of a decrease in length, at least 0. A block cannot shrink
         below zero.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is the state
-      of `inner`. Updates keep structure and shapes, in the wider dtype of update and
-      param.
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is the
+      state of `inner`. Updates keep their structure and shapes, and get the wider dtype
+      of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong

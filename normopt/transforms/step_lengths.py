@@ -38,8 +38,8 @@ def bound_relative_step(
     floor is above the ceiling, the ceiling holds.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       floor: the smallest norm of a step relative to the weights, at least 0: a number
         or a schedule of the step count.
       ceiling: the largest norm of a step relative to the weights, at least 0, a number
@@ -48,9 +48,9 @@ def bound_relative_step(
         weights, at least 0. Above 0 it lets blocks leave zero.
 
     Returns:
-      A link that needs `params` where a leaf has blocks. Its state is a
+      A link whose `update` needs `params` if a leaf has blocks. Its state is a
       `BoundRelativeStepState` if a bound is a schedule; otherwise it has none. Updates
-      keep structure and shapes, in the wider dtype of update and param.
+      keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -124,12 +124,12 @@ def keep_norm(
 
     Args:
       inner: an optimizer or a link.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`. Leaves without blocks get the output of `inner` unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks get the output of `inner` unchanged.
 
     Returns:
-      A transformation whose state is that of `inner`. Updates keep structure and
-      shapes, in the dtype of inner's output.
+      A transformation whose state is that of `inner`. Updates keep their structure and
+      shapes, and get the dtype of inner's output.
 
     Raises:
       TypeError: when built, if `inner` is not a transformation or the axes have the

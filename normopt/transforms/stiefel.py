@@ -49,9 +49,9 @@ def retract_to_stiefel(
       spread: mesh axes over which matrices are divided; see `orthogonalize`.
 
     Returns:
-      An optimizer that needs `params` where a leaf has matrices. Its state is the state
-      of `inner`. Updates keep structure and shapes, in the wider dtype of update and
-      param.
+      An optimizer whose `update` needs `params` if a leaf has matrices. Its state is
+      the state of `inner`. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong

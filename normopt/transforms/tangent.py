@@ -21,12 +21,13 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraA
     direction, and their update stays unchanged.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
 
     Returns:
-      A link without state that needs `params` where a leaf has blocks. Updates keep
-      structure and shapes, in the wider dtype of update and param.
+      A link without state. Its `update` needs `params` if a leaf has blocks. Updates
+      keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if the axes have the wrong type.
@@ -86,15 +87,17 @@ def trace_on_tangent(
     Args:
       decay: the decay of the momentum, :math:`\beta`, in [0, 1).
       dampening: :math:`\delta`, in [0, 1), from the first step on.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, have plain momentum.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, have
+        plain momentum.
       nesterov: whether the update is :math:`g + \beta m` instead of m.
-      accumulator_dtype: dtype of the momentum of real leaves; None for the leaf's.
+      accumulator_dtype: dtype of the momentum of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
-      A link that needs `params` where a leaf has blocks. Its state is a
-      `TraceOnTangentState`. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link whose `update` needs `params` if a leaf has blocks. Its state is a
+      `TraceOnTangentState`. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.

@@ -177,7 +177,8 @@ def behind(
       optimizer: the name of the whole, for messages.
       inner: the optimizer.
       link: one of the links here.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
     """
     return around(
         optimizer,
