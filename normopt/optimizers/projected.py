@@ -28,17 +28,17 @@ def adamp(
     cautious: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam without its radial part on leaves that look scale-invariant.
+    r"""Adam whose steps have no radial part on leaves that look scale-invariant.
 
-    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights.
-    `project_if_invariant` has the test. The radial part of a step is the one along the
-    weights.
+    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights;
+    for the exact test see `project_if_invariant`. The radial part of a step is its part
+    along the weights.
 
     The weight decay is decoupled from the gradient and multiplied by the learning rate.
     For leaves that pass the test it is also multiplied by `wd_ratio`.
 
-    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`, which is
-    Algorithm 2 of the paper. The moments are those of plain, element-wise Adam.
+    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`, Algorithm
+    2 of the paper. The moments are those of plain, element-wise Adam.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -61,7 +61,7 @@ def adamp(
 
     Returns:
       An optimizer. Its `update` needs `params` if a leaf is tested or has a weight
-      decay. Its state is that of Adam.
+      decay. Its state is the same as Adam's.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
@@ -108,21 +108,24 @@ def sgdp(
     layer_axes: PerLeaf = (),
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum SGD without its radial part on leaves that look scale-invariant.
+    r"""Momentum SGD whose steps have no radial part on scale-invariant leaves.
 
-    See `adamp` for what that means. The weight decay is decoupled from the gradient. It
-    is multiplied by the learning rate and divided by 1 - momentum, since momentum makes
-    the steps of SGD 1 / (1 - momentum) times as long. For leaves that pass the test it
-    is also multiplied by `wd_ratio`.
+    A leaf counts as scale-invariant if it passes the test of `project_if_invariant`.
+    The radial part of a step is its part along the weights.
 
-    The chain is `project_if_invariant(trace) -> learning rate`, which is Algorithm 1 of
-    the paper. The trace is plain momentum; the stored momentum is not projected.
+    The weight decay is decoupled from the gradient. It is multiplied by the learning
+    rate and divided by 1 - momentum, because momentum makes the steps of SGD
+    1 / (1 - momentum) times as long. For leaves that pass the test it is also
+    multiplied by `wd_ratio`.
+
+    The chain is `project_if_invariant(trace) -> learning rate`, Algorithm 1 of the
+    paper. The projection changes the step, but not the momentum in the state.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
       momentum: the decay of the momentum, in [0, 1).
-      dampening: the share of each gradient that does not enter the momentum, in [0, 1),
-        from the first step on.
+      dampening: the fraction of each gradient that does not enter the momentum, in
+        [0, 1); also at the first step.
       weight_decay: the decay, at least 0, per leaf. It is multiplied by the learning
         rate and divided by 1 - momentum.
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
@@ -146,7 +149,7 @@ def sgdp(
         does not exist or a pattern that matches no path; at update, without `params`.
 
     Examples:
-      The part of the old momentum that is radial now is left out of the step:
+      The step leaves out that part of the old momentum which is now radial:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.sgdp(0.1, momentum=0.9)
