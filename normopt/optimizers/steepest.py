@@ -47,7 +47,7 @@ def scion(
       learning_rate: a number of at least 0, or a schedule.
       momentum: :math:`\beta`, in [0, 1). In the authors' code, `momentum` means
         :math:`1 - \beta` instead.
-      norms: the norm of each leaf, per leaf, as `steepest` takes it. The authors take
+      norms: the norm of each leaf, as `steepest` takes it, per leaf. The authors take
         "spectral" for hidden layers, "avg_l2" for biases, and "max" for the first and
         last layer of a language model.
       radii: r, any factor of at least 0, per leaf. The authors take

@@ -45,10 +45,10 @@ def hyperball(
     would stay zero.
 
     For blocks, the steps are the same as those of the chain `inner ->
-    normalize_blocks(eps=0) -> scale_by_param_norm -> learning
-    rate` inside `retract_to_sphere` with `radius="initial"`. If you write this chain
-    yourself, **do not pass a number as the radius**: `radius=1.0` gives every block the
-    norm 1, which is another optimizer.
+    normalize_blocks(eps=0) -> scale_by_param_norm -> learning rate` inside
+    `retract_to_sphere` with `radius="initial"`. If you write this chain yourself, **do
+    not pass a number as the radius**: `radius=1.0` gives every block the norm 1, which
+    is another optimizer.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
@@ -131,10 +131,10 @@ def rotational(
 
     For blocks, the steps are the same as those of the chain `inner -> center_blocks ->
     project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning
-    rate` inside `retract_to_sphere` with `radius="initial"`. With `center`, call `centered`
-    on the weights before training. If the norm of d is less than about a thousandth of
-    the norm of u, the block does not turn, because the direction of d would be rounding
-    error.
+    rate` inside `retract_to_sphere` with `radius="initial"`. With `center`, call
+    `centered` on the weights before training. If the norm of d is less than about a
+    thousandth of the norm of u, the block does not turn, because the direction of d
+    would be rounding error.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.
