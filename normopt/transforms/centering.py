@@ -13,9 +13,9 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
 
     .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
 
-    If the inputs of a layer sum to about zero, adding a constant to all weights of a
-    channel changes almost nothing. Weights that start with a mean of zero keep it
-    under this link. `centered` makes it zero.
+    If the inputs of a layer sum to about zero, a constant that is added to all weights
+    of a channel changes the output very little. With this link, weights that start with
+    a mean of zero keep this mean. To start so, call `centered`.
 
     Args:
       channel_axes: the axes that index the blocks of a leaf, per leaf (see

@@ -38,9 +38,9 @@ def scale_by_nadam(
       g &\leftarrow \frac{1}{\sqrt{v / (1 - b_2^t) + \epsilon}} \left(
         (1 - \mu_t) \frac{g}{1 - \Pi_t} + \mu_t \frac{m}{1 - \Pi_t \mu_{t+1}} \right)
 
-    This is the form of keras-adamw: m is a plain average with decay b1, eps stands
-    inside the root, and the momentum term has the factor :math:`\mu_t`. Dozat's
-    paper and the Nadam of Keras have :math:`\mu_{t+1}` there.
+    This is the form of keras-adamw: m is a plain average with decay b1, eps is added
+    inside the root, and the momentum term has the factor :math:`\mu_t`. In Dozat's
+    paper and in the Nadam of Keras this factor is :math:`\mu_{t+1}`.
 
     Args:
       b1: decay of the first moment, in [0, 1), and the value that :math:`\mu_t` grows
@@ -64,8 +64,8 @@ def scale_by_nadam(
         another shape.
 
     Examples:
-      The elements of the first step have about size 1, as in Adam, and a little more
-      from Nesterov momentum:
+      In the first step of Adam all elements have size 1. Nesterov momentum makes them a
+      little larger:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_nadam(eps=0.0)

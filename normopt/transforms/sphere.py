@@ -42,29 +42,30 @@ def retract_to_sphere(
     moment: str | Callable[[Any], Any] | None = None,
     stretch: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Brings each block of the weights back to a sphere after a whole step of `inner`.
+    r"""Brings each block of the weights back to a sphere after each step of `inner`.
 
     .. math::
       w' &= w + u, \qquad u \leftarrow \mathrm{radius} \frac{w'}{\|w'\|} - w \\
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    If `moment` names the first moment m of `inner`, m follows the weights: its part
-    along the new weights is removed, and with `stretch` it is multiplied by the factor
-    by which the step had changed their length.
+    The second line is for the first moment m of `inner`, if the argument `moment` names
+    it. Then m follows the weights: its part along the new weights is removed. With
+    `stretch`, m is also multiplied by :math:`\|w'\| / \|w\|`.
 
-    This must be the last link of a chain, with the learning rate inside, since any link
-    after it would move the weights off the sphere. A block of zeros that does not move
-    stays at zero. With the radius `"initial"` or `"present"`, a block of length zero
+    This must be the last link of a chain, with the learning rate inside, because a
+    later link would move the weights off the sphere. A block of zeros stays zero if its
+    step is zero. With the radius `"initial"` or `"present"`, a block of length zero
     gets inner's step unchanged.
 
     Weights are on the sphere from the first step on, up to rounding. The rounding error
-    is large if weights start far from the sphere. The first step from a length L is off
-    by up to L / radius times the machine epsilon of the dtype. From a length of 30
-    radii in bfloat16, the new length is off by 1 %, which the second step corrects, and
-    the direction by 2 degrees, which no step corrects. To avoid this, put the weights
-    on the sphere before training, with `on_sphere`. For weights of less than 32 bits
-    you can also put `compensate_rounding` around this link.
+    of the first step is large if weights start far from the sphere: from a length L,
+    the relative error is up to L / radius times the machine epsilon of the dtype.
+    Example: in bfloat16, from a length of 30 radii, the new length has an error of 1 %,
+    and the direction an error of 2 degrees. The second step corrects the length, but
+    not the direction. To avoid this, call `on_sphere` on the weights before training.
+    For weights of less than 32 bits you can also put `compensate_rounding` around this
+    link.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -76,18 +77,18 @@ def retract_to_sphere(
         it, so it does not drift in low precision); `"present"` for the length before
         the step; or None, which leaves inner's step unchanged. Leaves that no pattern
         of a mapping matches have None.
-      moment: where the first moment is in the state of `inner`. Either the name of a
-        field, such as `mu` in Adam or `trace` in momentum SGD. Or a function from that
-        state to a pair: the moment (a tree like the params, or a part of it), and a
-        function that puts a new moment into the state. With None the moment is not
-        changed.
+      moment: the place of the first moment in the state of `inner`: the name of a
+        field, such as `mu` in Adam or `trace` in momentum SGD; or None, to leave the
+        moment unchanged; or a function from this state to a pair. The first of the pair
+        is the moment (a tree like the params, or a part of it), the second a function
+        that puts a new moment into the state.
       stretch: whether to multiply the moment by :math:`\|w'\| / \|w\|` as well.
 
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is the
-      state of `inner`, in a `RetractToSphereState` if a radius is `"initial"` or
-      `radius` is a callable. Updates keep their structure and shapes, and get the wider
-      dtype of update and parameter.
+      state of `inner`. If a radius is `"initial"`, or `radius` is a callable, this
+      state is inside a `RetractToSphereState`. Updates keep their structure and shapes,
+      and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
@@ -151,7 +152,7 @@ def brake_radial(
     outward: float = 0.5,
     inward: float = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes only a part of the change of length that a step of `inner` makes.
+    r"""Scales the change of length that each step of `inner` makes.
 
     .. math::
       w' = w + u, \qquad
@@ -161,17 +162,18 @@ def brake_radial(
         \mathrm{inward} & \|w'\| < \|w\|
       \end{cases}
 
-    The direction after the step is the same as without this link. With factors 1 and 1
-    nothing is changed. With 0 and 0 the length is fixed, as by
-    `retract_to_sphere(..., radius="present")`. A block of length zero gets inner's step
-    unchanged. This must be the last link of a chain, with the learning rate inside.
+    The direction after the step is the same as without this link. If `outward` and
+    `inward` are 1, the step stays unchanged. If both are 0, the length is fixed, as
+    with `retract_to_sphere` and `radius="present"`. A block of length zero gets inner's
+    step unchanged. This must be the last link of a chain, with the learning rate
+    inside.
 
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`). Leaves without blocks, or with blocks of one element, get
         inner's step unchanged.
-      outward: the factor of a growth in length, at least 0.
+      outward: the factor of an increase in length, at least 0.
       inward: the factor of a decrease in length, at least 0. A block cannot shrink
         below zero.
 
@@ -188,7 +190,8 @@ def brake_radial(
         params of another shape.
 
     Examples:
-      Half of the growth from 3 to 5 is taken:
+      The step of `inner` would increase the length from 3 to 5. Half of this increase
+      is taken:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -33,8 +33,8 @@ def bound_relative_step(
       u_b \leftarrow \frac{u_b}{\|u_b\|} \min(\max(\|u_b\|, \mathrm{floor} \, n_b),
         \mathrm{ceiling} \, n_b), \qquad n_b = \max(\|w_b\|, \mathrm{min\_norm})
 
-    Put it after the learning rate. With floor = ceiling every step has that norm,
-    relative to its weights. A step of zero has no direction and stays zero. If the
+    Put this link after the learning rate. If floor = ceiling, this number is the
+    relative norm of every step. A step of zero has no direction and stays zero. If the
     floor is above the ceiling, the ceiling holds.
 
     Args:
@@ -44,12 +44,12 @@ def bound_relative_step(
         or a schedule of the step count.
       ceiling: the largest norm of a step relative to the weights, at least 0, a number
         or a schedule; infinity for no bound.
-      min_norm: weights with a smaller norm count as having this one, in the unit of the
-        weights, at least 0. Above 0 it lets blocks leave zero.
+      min_norm: replaces the norm of the weights if that is smaller, in the unit of the
+        weights, at least 0. With a `min_norm` of 0, weights of zero stay zero.
 
     Returns:
       A link whose `update` needs `params` if a leaf has blocks. Its state is a
-      `BoundRelativeStepState` if a bound is a schedule; otherwise it has none. Updates
+      `BoundRelativeStepState` if a bound is a schedule; otherwise it is empty. Updates
       keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
@@ -119,8 +119,8 @@ def keep_norm(
     .. math:: u_b = \mathrm{inner}(g)_b, \qquad
       u_b \leftarrow \frac{\|g_b\|}{\|u_b\|} u_b
 
-    So a link that rescales parts of a block against each other does not change the norm
-    of the block. What `inner` sets to zero stays zero.
+    Use it around a link that should only change the ratios between the elements of a
+    block. Elements that `inner` sets to zero stay zero.
 
     Args:
       inner: an optimizer or a link.
@@ -138,7 +138,7 @@ def keep_norm(
         path; at update, with params of another shape.
 
     Examples:
-      Both columns get the same norm, and the matrix keeps its norm of 5:
+      `inner` gives both columns the same norm, and the matrix keeps its norm of 5:
 
       >>> import jax.numpy as jnp
       >>> columns = normopt.normalize_blocks(channel_axes=(-1,), eps=0.0)
