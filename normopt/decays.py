@@ -9,14 +9,14 @@ from normopt.checks import check_number
 
 
 class DecayForms(NamedTuple):
-    """One weight decay, at the largest learning rate, in each of its forms."""
+    """One weight decay in all forms, as `decay_from` returns it."""
 
-    independent: float  # the share that a step takes off the weights
-    times_learning_rate: float  # that share over the learning rate
-    following: float  # the share where the schedule lr_t / lr_max is 1
-    corrected: float  # that share over lr_max, where the schedule is lr_t^2 / lr_max
-    memory: float  # in steps: the weights are an average over about as many updates
-    angle: float  # radians per step by which a scale-invariant block turns in the end
+    independent: float  # the fraction of the weights that each step removes
+    times_learning_rate: float  # `independent` divided by the learning rate
+    following: float  # the factor of a schedule lr_t / lr_max
+    corrected: float  # the factor of a schedule lr_t^2 / lr_max
+    memory: float  # the number of updates over which weights are averaged
+    angle: float  # the final angle per step of a scale-invariant block, in radians
 
 
 def decay_from(

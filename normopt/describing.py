@@ -47,7 +47,7 @@ def describe(
     only: str = "",
     observations: Mapping[str, Observation] | None = None,
 ) -> str:
-    r"""Shows what per-leaf options mean for each leaf.
+    r"""Makes a table of the options that each leaf gets.
 
     Leaves share a row if they have equal shapes and options, and their paths differ
     only in numbers: `stages/{0..2}/conv{1,2}/kernel` stands for six leaves. If a column

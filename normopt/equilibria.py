@@ -12,8 +12,8 @@ from normopt.registry import completed, make
 class Equilibrium(NamedTuple):
     """The steady state of a scale-invariant block under steps and weight decay."""
 
-    length: float | None  # of the block, in the unit of the weights; None without size
-    angle: float  # radians that it turns in a step, root of the mean square
+    length: float | None  # the norm of the block; None without `size`
+    angle: float  # radians per step, the root of the mean square
 
 
 def equilibrium(
@@ -97,7 +97,7 @@ def equilibrium(
       size: d, the number of elements of the block, at least 2; None if no result
         depends on it. For NovoGrad the block is a whole layer, because a layer shares
         one second moment. All channels of the layer reach the angle of the layer. The
-        squares of their lengths add up to the square of the layer's length.
+        squared lengths of the channels add up to the squared length of the layer.
       gradient: s, above 0: the RMS of the elements of the gradient of the block, times
         the length of the block. Only results for SGD and for L2 depend on it.
       step: the count of updates at which schedules in `config` are read, at least 0;
@@ -109,10 +109,10 @@ def equilibrium(
     Raises:
       TypeError: if an option is not a number where it must be one (a mapping, or a
         schedule without `step`), or if `config` is not a mapping.
-      ValueError: for an optimizer whose equilibrium is not known; without a decay or a
-        learning rate; without a `size` if the angle depends on it; for a decay of 1 per
-        step or more; for links that ascend the loss, or whose decay increases the
-        weights; and for whatever `config` refuses.
+      ValueError: for an optimizer whose equilibrium is not known, or that has no decay
+        or no learning rate. Without `size`, if the angle depends on it. For a decay of
+        1 per step or more. For links that ascend the loss, or whose decay increases the
+        weights. For whatever `config` refuses.
 
     Examples:
       Compute the length and the angle of `optax.adamw(1e-3, weight_decay=0.1)`. Pass

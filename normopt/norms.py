@@ -167,7 +167,7 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> Non
         method `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
 
     Raises:
-      TypeError: if `name` is not a string, or `fn` is neither callable nor a norm; at
+      TypeError: if `name` is not a string, or `fn` is neither callable nor a norm. At
         the first use, if `fn` does not return one real number.
       ValueError: if `name` is the name of a built-in norm.
 
@@ -341,7 +341,7 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
 
 def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
-    r"""Measures the angle by which every block turned between two trees.
+    r"""Measures the angle between the old and the new weights of every block.
 
     If u and v are the old and the new block, each divided by its norm, the angle is 2
     atan2(|u - v|, |u + v|). Unlike arccos, this formula is accurate for the small

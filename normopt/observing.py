@@ -21,7 +21,7 @@ from normopt.transforms.observing import ObserveState, bounded, unstacked
 
 
 class Observation(NamedTuple):
-    """What the blocks of one leaf did at a step, one number for each of them."""
+    """What one step did to the blocks of a leaf: arrays of one number per block."""
 
     gradient: jax.Array  # |g|, in the unit of the gradient
     update: jax.Array  # |u|, in the unit of the weights
@@ -30,16 +30,16 @@ class Observation(NamedTuple):
     angle: jax.Array  # radians from w to w + u, in [0, pi]
     radial_gradient: jax.Array  # the cosine of g and w, in [-1, 1]
     radial_update: jax.Array  # the cosine of u and w, in [-1, 1]
-    step: jax.Array  # int32 scalar: the count of this update, from 1; 0 before any
+    step: jax.Array  # int32 scalar: which update it was, from 1; 0 before any
 
 
 class Spike(NamedTuple):
-    """A number in a log that is much larger than those before it."""
+    """A number in a log that is much larger than the earlier ones."""
 
-    step: int  # of the summary
-    path: str  # of the leaf
-    quantity: str  # a field of `Observation`; with `_max` that of the largest block
-    ratio: float  # to the running median
+    step: int  # the step of the summary
+    path: str  # the path of the leaf
+    quantity: str  # a field of `Observation`; with `_max`, its largest number
+    ratio: float  # the number divided by the running median
 
 
 _QUANTITIES = Observation._fields[:-1]

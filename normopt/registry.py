@@ -41,7 +41,7 @@ def names() -> list[str]:
     - optimizers, transformations and schedules of optax, such as `sgd`,
       `clip_by_global_norm`, `scale_by_adam`, `exponential_decay` or `join_schedules`.
 
-    If normopt and optax both have a name, it means that of normopt. A mask for a
+    If normopt and optax both have a name, it refers to normopt. A mask for a
     transformation of optax is a mapping `{pattern: True or False}`; leaves that no
     pattern matches get False.
 
@@ -58,7 +58,8 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
     """Describes an optimizer as a dictionary for JSON, with all defaults filled in.
 
     Args:
-      name: one of `names()`, or one of the other names in its documentation.
+      name: one of `names()`, or one of the other names that the documentation of
+        `names` lists.
       **hyperparameters: numbers, strings, axes, dtypes, and `{pattern: value}`
         mappings. Inner optimizers, links and schedules are dictionaries of the same
         form; they may leave out defaults. Scalar arrays are converted to numbers,

@@ -88,7 +88,7 @@ def find_scale_invariance(
       *args: the other arguments of the loss, such as a batch. A batch of a few dozen
         examples is enough.
       has_aux: whether `loss_fn` returns a pair.
-      key: a key of `jax.random` for the random moves; None for a fixed one.
+      key: a key of `jax.random` for the random moves; None for a fixed key.
 
     Returns:
       A mapping `{pattern: axes}` to pass as `channel_axes`; it can be stored as JSON.

@@ -79,8 +79,8 @@ def adamw(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for a pattern that
-        matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       The schedule scales the whole step. The learning rate scales only the part from
@@ -162,8 +162,8 @@ def sgdw(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for a pattern that
-        matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       Without gradients, each step removes the same fraction of the weights:
@@ -247,8 +247,8 @@ def nadamw(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for a pattern that
-        matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       If eta_t is zero, neither update nor decay changes the weights:

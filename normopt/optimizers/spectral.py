@@ -70,9 +70,10 @@ def muon(
       eps: added to the norm of the momentum, at least 0. The momentum here is a sum. If
         your eps was tuned for a momentum that is an average, divide it by
         :math:`1 - \beta`.
-      scale: c, per leaf: "shape" for :math:`\sqrt{\max(1, k / n)}`, "rms" for
-        :math:`0.2 \sqrt{\max(n, k)}`, with which elements change about as much as under
-        Adam, "spectral" for :math:`\sqrt{k / n}`, None for 1, or a number.
+      scale: c, per leaf: a number, None for 1, or a name: "shape" for
+        :math:`\sqrt{\max(1, k / n)}`, "spectral" for :math:`\sqrt{k / n}`, "rms" for
+        :math:`0.2 \sqrt{\max(n, k)}`. With "rms", elements change about as much as with
+        Adam.
       spread: the name of a mesh axis, such as "data", or several names. The devices of
         these axes share the work on matrices of equal shape; see `orthogonalize`.
       rest: the optimizer for all leaves without matrices, such as `optax.adamw(3e-4)`.
@@ -83,9 +84,9 @@ def muon(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, and, without `rest`, for leaves
-        without matrices.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, for a pattern that matches no path, or for leaves without
+        matrices if there is no `rest`.
 
     Examples:
       The gradient is 90 times larger along one axis; the step is the same along both:
@@ -169,9 +170,9 @@ def normuon(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, and, without `rest`, for leaves
-        without matrices.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, for a pattern that matches no path, or for leaves without
+        matrices if there is no `rest`.
 
     Examples:
       In the first step, the changes of all outputs have the same norm:

@@ -68,7 +68,7 @@ def adams(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
+      ValueError: when built, for a number out of its range. At init, for an axis that
         does not exist or a pattern that matches no path.
 
     Examples:
@@ -106,7 +106,7 @@ def adamsrt(
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdamS with moments that follow the weights around the sphere.
+    r"""AdamS whose moments are corrected when the weights turn or change their norm.
 
     The weight decay is added to the gradient (L2), as in the paper. So the moments
     include the decay, and the learning rate multiplies it.
@@ -139,8 +139,8 @@ def adamsrt(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       This loss depends on the direction of w alone. If w is twice as large, its
@@ -184,7 +184,7 @@ def sgdmrt(
     weight_decay: PerLeaf = 0.0,
     channel_axes: PerLeaf = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""SGD with momentum that follows the weights around the sphere.
+    r"""SGD with momentum that stays orthogonal to scale-invariant weights.
 
     The weight decay is added to the gradient (L2), as in the paper. So the momentum
     includes the decay, and the learning rate multiplies it.
@@ -212,8 +212,8 @@ def sgdmrt(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       If the gradient becomes zero, the momentum continues, but only its part orthogonal
@@ -283,8 +283,8 @@ def adamg(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -28,7 +28,7 @@ def scion(
     r"""Steps of a fixed size in a chosen norm, along an average of the gradients.
 
     With `constrained` the weight decay is 1, multiplied by the learning rate. It keeps
-    the weights inside a ball, whose radius `radii` gives. Otherwise there is no weight
+    the weights inside a ball with a radius from `radii`. Otherwise there is no weight
     decay.
 
     The chain is `trace_on_tangent -> steepest -> radii -> add_decay(1) if constrained
@@ -47,13 +47,13 @@ def scion(
       learning_rate: a number of at least 0, or a schedule.
       momentum: :math:`\beta`, in [0, 1). In the authors' code, `momentum` means
         :math:`1 - \beta` instead.
-      norms: the norm of each leaf, as `steepest` takes it, per leaf. The authors take
-        "spectral" for hidden layers, "avg_l2" for biases, and "max" for the first and
-        last layer of a language model.
+      norms: per leaf, the norm of the leaf, in a form that `steepest` accepts. The
+        authors take "spectral" for hidden layers, "avg_l2" for biases, and "max" for
+        the first and last layer of a language model.
       radii: r, any factor of at least 0, per leaf. The authors take
         :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / columns
         for "max".
-      eps: added to the norm that a block is divided by; at least 0. See `steepest`.
+      eps: added to the divisor, at least 0; see `steepest`.
       constrained: whether to keep the norm of the weights within the radius.
       spread: the mesh axes whose devices share the matrices of the spectral norm; see
         `orthogonalize`.
@@ -65,9 +65,9 @@ def scion(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range or a norm without a dual; at
-        init, for an axis that does not exist, a pattern that matches no path, and,
-        without `rest`, for leaves without a norm.
+      ValueError: when built, for a number out of its range or a norm without a dual. At
+        init, for an axis that does not exist, for a pattern that matches no path, or
+        for leaves without a norm if there is no `rest`.
 
     Examples:
       With `constrained`, the weights never leave the ball of radius 2:

@@ -69,8 +69,8 @@ def hyperball(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative learning rate; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a negative learning rate. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       A step of a tenth of the norm turns the weights by atan(0.1), and keeps the norm:
@@ -107,7 +107,7 @@ def rotational(
     eps: float = 1e-8,
     center: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Turns each block by the learning rate in radians, on average over the steps.
+    r"""Turns each block, on average, by the learning rate in radians per step.
 
     A weight decay in `inner` has almost no effect, because `rotational` sets the norm
     and the angle per step directly. To find the angle that a run with weight decay
@@ -159,8 +159,8 @@ def rotational(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       The radial part of this gradient changes neither angle nor norm:

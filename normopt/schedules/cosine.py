@@ -52,7 +52,7 @@ def cosine_restarts(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for fewer than 2 steps, for `eta_min` above `eta_max`, for
-        a `t_cur` outside the first cycle; without `autorestart`, for a `t_mult` other
+        a `t_cur` outside the first cycle. Without `autorestart`, for a `t_mult` other
         than 1 or several lengths.
 
     Examples:

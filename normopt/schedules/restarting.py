@@ -22,9 +22,9 @@ def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
 
     Args:
       opt_state: a state with at least one `WarmRestartsState`.
-      t_cur: the new position in the cycle, at least 0, which is the beginning. It may
-        be past the end of the cycle, where the cosine rises again. With `autorestart`,
-        the next cycle then begins after one update.
+      t_cur: the new position in the cycle, at least 0; 0 is the beginning. It may be
+        past the end of the cycle, where the cosine rises again. With `autorestart`, the
+        next cycle then begins after one update.
       cycle_steps: if given, the length of the cycle from now on, at least 2. The
         lengths of later cycles follow from `t_mult`, or from the sequence of lengths.
 

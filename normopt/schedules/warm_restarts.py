@@ -24,9 +24,9 @@ class WarmRestartsState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     t_cur: jax.Array  # int32 scalar: position of the next update in its cycle
-    cycle_steps: jax.Array  # int32 scalar: the length of that cycle
-    cycle: jax.Array  # int32 scalar: how many cycles ended by themselves
-    eta: jax.Array  # float scalar of the last update; before the first, of that one
+    cycle_steps: jax.Array  # int32 scalar: the length of this cycle
+    cycle: jax.Array  # int32 scalar: number of cycles that ended by themselves
+    eta: jax.Array  # float scalar: eta_t of the last update (at first, of the next)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from normopt.rules import PerLeaf
 class ScaleByBlockRmsState(NamedTuple):
     """State of `scale_by_block_rms`."""
 
-    nu: BlockNumbers  # v, of each block or element, float32 at least
-    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v so far
+    nu: BlockNumbers  # v of each block or element, float32 or wider
+    nu_max: BlockNumbers | None = None  # with `amsgrad`: the largest v so far
 
 
 def scale_by_block_rms(
@@ -57,9 +57,9 @@ def scale_by_block_rms(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path;
-        at update, with params of another shape.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, a pattern that matches no path, or two leaves of the same path.
+        At update, with params of another shape.
 
     Examples:
       The steps of all layers have the same norm, for any size of the layer and any

@@ -28,7 +28,7 @@ def cautious(
     Here u is the step of the complete optimizer `inner` (its sign included), and g the
     present gradient. An element of the step becomes zero if u and g have the same sign,
     or if one of them is zero. To make up for this, the other elements are divided by
-    their share of the block.
+    the share of the block that is not zero.
 
     A weight decay inside `inner` is a part of the step, so parts of the decay become
     zero as well. To avoid this, put `decay_weights` after this link.
@@ -36,9 +36,9 @@ def cautious(
     Args:
       inner: an optimizer, learning rate included.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
-        `normalize_blocks`). The share is that of the block; `()` is the whole leaf, as
-        in the paper. Leaves without blocks get inner's step unchanged.
-      floor: the smallest divisor, above 0; it replaces a share that is smaller.
+        `normalize_blocks`). Each block has a share of its own. With `()` a leaf has one
+        share, as in the paper. Leaves without blocks get inner's step unchanged.
+      floor: the smallest divisor, above 0; it replaces smaller shares.
 
     Returns:
       An optimizer whose state is that of `inner`. Updates keep their structure and
@@ -47,8 +47,8 @@ def cautious(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a floor that is not positive; at init, for an axis
-        that does not exist or a pattern that matches no path; at update, with params of
+      ValueError: when built, for a floor that is not positive. At init, for an axis
+        that does not exist or a pattern that matches no path. At update, with params of
         another shape.
 
     Examples:

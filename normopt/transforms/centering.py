@@ -13,9 +13,9 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
 
     .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
 
-    If the inputs of a layer sum to about zero, a constant that is added to all weights
-    of a channel changes the output very little. With this link, weights that start with
-    a mean of zero keep this mean. To start so, call `centered`.
+    If the inputs of a layer sum to about zero, its output hardly changes when a
+    constant is added to all weights of a channel. With this link, weights that start
+    with a mean of zero keep this mean. `centered` makes such weights before training.
 
     Args:
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
@@ -29,7 +29,7 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
     Raises:
       TypeError: when built, if the axes have the wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, with params of another shape.
+        path. At update, with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp

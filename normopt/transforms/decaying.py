@@ -37,8 +37,8 @@ def add_decay(
 
     Raises:
       TypeError: when built, if a decay is not a number.
-      ValueError: when built, for a negative decay; at init, for a pattern that matches
-        no path; at update, without `params` or with params of another shape.
+      ValueError: when built, for a negative decay. At init, for a pattern that matches
+        no path. At update, without `params` or with params of another shape.
 
     Examples:
       With zero gradients, the updates are the decay alone:
@@ -117,8 +117,8 @@ def decay_weights(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative decay; at init, for a pattern that matches
-        no path; at update, without `params` or with params of another shape.
+      ValueError: when built, for a negative decay. At init, for a pattern that matches
+        no path. At update, without `params` or with params of another shape.
 
     Examples:
       A weight without gradient decays by the same factor, for every learning rate:

@@ -24,10 +24,10 @@ from normopt.rules import PerLeaf
 class DecoupleLengthState(NamedTuple):
     """State of `decouple_length`."""
 
-    lengths: Any  # {"path@axes": g of each block, which can turn negative}
+    lengths: Any  # {"path@axes": g of each block; it can become negative}
     radii: Any  # {"path@axes": |v| of each block}
-    direction: Any  # the state of `direction`, for v
-    length: Any  # the state of `length`, for {"path@axes": g}
+    direction: Any  # the state of the optimizer `direction`
+    length: Any  # the state of the optimizer `length`
 
 
 def decouple_length(
@@ -70,7 +70,7 @@ def decouple_length(
       TypeError: when built, if one of the two is not an optimizer, or the axes have the
         wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, without `params` or with params of another shape.
+        path. At update, without `params` or with params of another shape.
 
     Examples:
       Here the learning rate of the length is zero:

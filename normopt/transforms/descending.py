@@ -41,9 +41,9 @@ def steepest(
     they raise an error.
 
     Args:
-      norm: per leaf, one of: the name of a norm; a norm such as `spectral(...)`; a pair
-        of one of these and its channel axes, such as ("avg_l2", (0,)); or None, which
-        leaves the leaf unchanged.
+      norm: per leaf, the name of a norm, or a norm object such as `spectral(...)`, or a
+        pair of a norm and its channel axes, such as ("avg_l2", (0,)). None leaves the
+        leaf unchanged.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`). The spectral norm uses its `matrices` instead.
       eps: added to the divisor, as in the table; at least 0.
@@ -56,7 +56,7 @@ def steepest(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a norm that is not known or has no dual; at init, for
+      ValueError: when built, for a norm that is not known or has no dual. At init, for
         an axis that does not exist or a pattern that matches no path.
 
     Examples:

@@ -38,10 +38,10 @@ class ScaleByBlockAdamState(NamedTuple):
     """State of `scale_by_block_adam`."""
 
     count: jax.Array  # int32 scalar: updates done
-    mu: Any  # params' structure and shapes, in `mu_dtype`; None where b1 is a plain 0
-    nu: BlockNumbers  # v, of each block or element, float32 at least
-    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v, at that |w|
-    length: Any = None  # when tangent: {"path@axes": |w| at the last update, 0 if lost}
+    mu: Any  # params' structure and shapes, in `mu_dtype`; None if b1 is a plain 0
+    nu: BlockNumbers  # v of each block or element, float32 or wider
+    nu_max: BlockNumbers | None = None  # with `amsgrad`: the largest v
+    length: Any = None  # with `tangent`: {"path@axes": |w| of the last update}
 
 
 def scale_by_block_adam(
@@ -113,9 +113,9 @@ def scale_by_block_adam(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path;
-        at update, with params of another shape, or without `params` if `tangent`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, a pattern that matches no path, or two leaves of the same path.
+        At update, with params of another shape, or without `params` if `tangent`.
 
     Examples:
       The first step of each column has norm 1, and the state has one second moment for

@@ -33,8 +33,8 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
 
     Raises:
       TypeError: when built, if a multiplier is not a number.
-      ValueError: when built, for a negative multiplier; at init, for a pattern that
-        matches no path; at update, with params of another shape.
+      ValueError: when built, for a negative multiplier. At init, for a pattern that
+        matches no path. At update, with params of another shape.
 
     Examples:
       The first pattern that matches a path wins:
@@ -88,8 +88,8 @@ def scale_by_param_norm(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative `min_norm`; at init, for an axis that does
-        not exist or a pattern that matches no path; at update, without `params` or
+      ValueError: when built, for a negative `min_norm`. At init, for an axis that does
+        not exist or a pattern that matches no path. At update, without `params` or
         with params of another shape.
 
     Examples:
@@ -147,8 +147,8 @@ def scale_by_block_size(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a power that is not finite; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, with params of
+      ValueError: when built, for a power that is not finite. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, with params of
         another shape.
 
     Examples:
@@ -202,7 +202,7 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
 
     Raises:
       TypeError: when built, if `b1` is not a number.
-      ValueError: when built, if it is out of its range; at update, with params of
+      ValueError: when built, if it is out of its range. At update, with params of
         another shape.
 
     Examples:

@@ -18,7 +18,7 @@ class ScaleByNadamState(NamedTuple):
     count: jax.Array  # int32 scalar: updates done
     mu_product: jax.Array  # float scalar: the product of all mu_t so far
     mu: Any  # params' structure and shapes, in `mu_dtype`
-    nu: Any  # params' structure and shapes, real and float32 at least
+    nu: Any  # params' structure and shapes, real, float32 or wider
 
 
 def scale_by_nadam(
@@ -60,7 +60,7 @@ def scale_by_nadam(
 
     Raises:
       TypeError: when built, if an option is not a number.
-      ValueError: when built, for a number out of its range; at update, with params of
+      ValueError: when built, for a number out of its range. At update, with params of
         another shape.
 
     Examples:

@@ -50,8 +50,8 @@ def normalize_blocks(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for an unknown norm or a negative `eps`; at init, for an
-        axis that does not exist or a pattern that matches no path; at update, with
+      ValueError: when built, for an unknown norm or a negative `eps`. At init, for an
+        axis that does not exist or a pattern that matches no path. At update, with
         params of another shape.
 
     Examples:
@@ -119,8 +119,8 @@ def clip_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`; at init, for an axis that does not exist or a pattern that
-        matches no path; at update, with params of another shape.
+        a negative `eps`. At init, for an axis that does not exist or a pattern that
+        matches no path. At update, with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

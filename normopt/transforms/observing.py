@@ -19,11 +19,11 @@ from normopt.rules import PerLeaf
 
 
 class ObserveState(NamedTuple):
-    """State of `observe`: sums over the blocks at the last step that was observed."""
+    """State of `observe`: sums over each block at the last recorded step."""
 
     count: jax.Array  # int32 scalar: updates done
-    step: jax.Array  # int32 scalar: the count of the last observation; 0 before any
-    sums: Any  # {"path@axes": the `Sums` of each block, (*channel axes, 5)}
+    step: jax.Array  # int32 scalar: the last recorded step; 0 before it
+    sums: Any  # {"path@axes": five sums per block, (*channel axes, 5)}
     inner: Any  # the state of the optimizer
 
 
@@ -84,9 +84,10 @@ def observe(
         `normalize_blocks`); `()` for one block. Leaves whose axes are None are not
         recorded.
       every: an integer n of at least 1: only the steps n, 2n, 3n, ... are recorded. At
-        the other steps `observe` costs almost nothing, except under `jax.vmap`, which
-        computes both cases. Under `jax.jit` `inner` runs twice at a recorded step, with
-        the same state. So its side effects, such as a print, happen twice.
+        the other steps `observe` costs almost nothing, except under `jax.vmap`: there
+        the numbers are computed at every step. Under `jax.jit` `inner` runs twice at a
+        recorded step, with the same state. So its side effects, such as a print, happen
+        twice.
 
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
@@ -96,8 +97,8 @@ def observe(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params`, with
+      ValueError: when built, if `every` is below 1. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params`, with
         params of another shape, or for a gradient of None (pass zeros instead).
 
     Examples:

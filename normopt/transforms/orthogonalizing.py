@@ -62,19 +62,20 @@ def orthogonalize(
         simple choice. Instead of a pair, you can pass a `MuonDimensionNumbers` of
         optax. Leaves without matrices stay unchanged.
       steps: the number of iterations, at least 1.
-      coefficients: "simple", the one triple of the original Muon; "quintic", five
-        triples, then again from the first; "polar_express", eight triples, the last one
-        repeated; or your own triples (a, b, c), one per step, the last one repeated.
+      coefficients: "simple" (the one triple of the original Muon), "quintic" (five
+        triples, repeated from the first one), "polar_express" (eight triples, the last
+        one repeated), or your own triples (a, b, c), one per step, the last one
+        repeated.
       eps: added to the Frobenius norm, in the unit of the updates; at least 0.
       dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
         is the dtype of the leaf, or float32 if that is wider, in full precision.
       spread: the name of a mesh axis, such as "data", or several names in any order.
         The devices of these axes share the matrices of leaves of equal shape and axes.
         If a shape has only one matrix, this matrix is not sent: it is multiplied with
-        the sharding that it has. Name every mesh axis that shards inputs or outputs.
-        Better do not shard axes that index matrices, because these are gathered first.
-        The mesh is that of the arrays. Without a mesh, or on one device, `spread` has
-        no effect. Apply the updates under the same `jax.jit`, or set the
+        the sharding that it has. Name every mesh axis that shards inputs or outputs. If
+        axes that index matrices are sharded, the matrices are gathered first, so avoid
+        this. The mesh is that of the arrays. Without a mesh, or on one device, `spread`
+        has no effect. Apply the updates under the same `jax.jit`, or set the
         `out_shardings` of the `jax.jit` that returns them. Otherwise the compiler does
         not know the sharding of the results.
 
@@ -86,8 +87,8 @@ def orthogonalize(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown name of coefficients or a number out of its
-        range; at init, for an axis that a leaf or the mesh does not have or a pattern
-        that matches no path; at update, inside `jax.shard_map` over an axis of
+        range. At init, for an axis that the leaf or the mesh does not have, or for a
+        pattern that matches no path. At update, inside `jax.shard_map` over an axis of
         `spread`.
 
     Examples:

@@ -93,8 +93,8 @@ def project_if_invariant(
     Raises:
       TypeError: when built, if `inner` is not a transformation or an option has the
         wrong type.
-      ValueError: when built, for a negative number; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params` or with
+      ValueError: when built, for a negative number. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params` or with
         params of another shape.
 
     Examples:

@@ -15,8 +15,8 @@ from normopt.numerics import widened
 class CompensateRoundingState(NamedTuple):
     """State of `compensate_rounding`."""
 
-    residue: Any  # params' structure and shapes, float32; MaskedNode where not needed
-    inner: Any  # inner's state, for weights in float32
+    residue: Any  # params' structure and shapes, float32; MaskedNode if not needed
+    inner: Any  # the state of `inner`, for weights in float32
 
 
 def compensate_rounding(

@@ -28,9 +28,9 @@ from normopt.transforms.tangent import tangent_part
 
 
 class RetractToSphereState(NamedTuple):
-    """State of `retract_to_sphere` where a radius may be the initial length."""
+    """State of `retract_to_sphere` if a radius can be the initial length."""
 
-    radius: Any  # {"path@axes": |w| of each block before the first step}
+    radius: Any  # {"path@axes": |w| of each block at init}
     inner: Any  # the state of the optimizer
 
 
@@ -49,8 +49,8 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    The second line is for the first moment m of `inner`, if the argument `moment` names
-    it. Then m follows the weights: its part along the new weights is removed. With
+    The second line of the formula is for the first moment m of `inner`. If you pass
+    `moment`, m is corrected for the new weights: its part along them is removed. With
     `stretch`, m is also multiplied by :math:`\|w'\| / \|w\|`.
 
     This must be the last link of a chain, with the learning rate inside, because a
@@ -58,14 +58,14 @@ def retract_to_sphere(
     step is zero. With the radius `"initial"` or `"present"`, a block of length zero
     gets inner's step unchanged.
 
-    Weights are on the sphere from the first step on, up to rounding. The rounding error
-    of the first step is large if weights start far from the sphere: from a length L,
+    Weights are on the sphere from the first step on, up to rounding. The first step has
+    a large rounding error if weights start far from the sphere. If their length is L,
     the relative error is up to L / radius times the machine epsilon of the dtype.
-    Example: in bfloat16, from a length of 30 radii, the new length has an error of 1 %,
-    and the direction an error of 2 degrees. The second step corrects the length, but
-    not the direction. To avoid this, call `on_sphere` on the weights before training.
-    For weights of less than 32 bits you can also put `compensate_rounding` around this
-    link.
+    Example: weights in bfloat16 start at a length of 30 radii. After the first step,
+    the length has an error of 1 %, and the direction an error of 2 degrees. The second
+    step corrects the length, but not the direction. To avoid this, call `on_sphere` on
+    the weights before training. For weights of less than 32 bits you can also put
+    `compensate_rounding` around this link.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -77,11 +77,11 @@ def retract_to_sphere(
         it, so it does not drift in low precision); `"present"` for the length before
         the step; or None, which leaves inner's step unchanged. Leaves that no pattern
         of a mapping matches have None.
-      moment: the place of the first moment in the state of `inner`: the name of a
-        field, such as `mu` in Adam or `trace` in momentum SGD; or None, to leave the
-        moment unchanged; or a function from this state to a pair. The first of the pair
-        is the moment (a tree like the params, or a part of it), the second a function
-        that puts a new moment into the state.
+      moment: where the first moment is in the state of `inner`. Pass the name of a
+        field, such as `mu` for Adam or `trace` for momentum SGD. Or pass a function
+        from this state to a pair: the moment (a tree like the params, or a part of it),
+        and a function that puts a new moment into the state. With None the moment stays
+        unchanged.
       stretch: whether to multiply the moment by :math:`\|w'\| / \|w\|` as well.
 
     Returns:
@@ -93,10 +93,10 @@ def retract_to_sphere(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a radius that is not positive or an unknown word; at
+      ValueError: when built, for a radius that is not positive or an unknown word. At
         init, if the state of `inner` has no field or several fields with the name
         `moment`, or this field does not hold a tree like the params, and for an axis
-        that does not exist or a pattern that matches no path; at update, without
+        that does not exist or a pattern that matches no path. At update, without
         `params` or with params of another shape.
 
     Examples:
@@ -185,8 +185,8 @@ def brake_radial(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative number; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params` or with
+      ValueError: when built, for a negative number. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params` or with
         params of another shape.
 
     Examples:

@@ -15,7 +15,7 @@ from normopt.rules import PerLeaf
 
 
 class BoundRelativeStepState(NamedTuple):
-    """State of `bound_relative_step` where a bound is a schedule."""
+    """State of `bound_relative_step` if a bound is a schedule."""
 
     count: jax.Array  # int32 scalar: updates done
 
@@ -44,8 +44,8 @@ def bound_relative_step(
         or a schedule of the step count.
       ceiling: the largest norm of a step relative to the weights, at least 0, a number
         or a schedule; infinity for no bound.
-      min_norm: replaces the norm of the weights if that is smaller, in the unit of the
-        weights, at least 0. With a `min_norm` of 0, weights of zero stay zero.
+      min_norm: the smallest :math:`n_b`, in the unit of the weights, at least 0; it
+        replaces smaller norms. With a `min_norm` of 0, weights of zero stay zero.
 
     Returns:
       A link whose `update` needs `params` if a leaf has blocks. Its state is a
@@ -54,8 +54,8 @@ def bound_relative_step(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative number; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params` or with
+      ValueError: when built, for a negative number. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params` or with
         params of another shape.
 
     Examples:
@@ -135,7 +135,7 @@ def keep_norm(
       TypeError: when built, if `inner` is not a transformation or the axes have the
         wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, with params of another shape.
+        path. At update, with params of another shape.
 
     Examples:
       `inner` gives both columns the same norm, and the matrix keeps its norm of 5:

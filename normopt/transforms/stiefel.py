@@ -56,8 +56,8 @@ def retract_to_stiefel(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a number out of its range or an unknown name; at init,
-        for an axis that does not exist or a pattern that matches no path; at update,
+      ValueError: when built, for a number out of its range or an unknown name. At init,
+        for an axis that does not exist or a pattern that matches no path. At update,
         without `params` or with params of another shape.
 
     Examples:

@@ -32,7 +32,7 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraA
     Raises:
       TypeError: when built, if the axes have the wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, without `params` or with params of another shape.
+        path. At update, without `params` or with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -74,7 +74,7 @@ def trace_on_tangent(
     nesterov: bool = False,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Accumulates momentum that follows the weights of a block around the sphere.
+    r"""Accumulates momentum, and removes its past part along the present weights.
 
     .. math::
       m \leftarrow \beta P(m) + (1 - \delta) g, \qquad
@@ -102,8 +102,8 @@ def trace_on_tangent(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`
         or with params of another shape.
 
     Examples:
