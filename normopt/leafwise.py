@@ -113,8 +113,8 @@ class Work:
       static: keywords of the step that are no numbers, hashable.
       batched: whether leaves of one kind are stacked, and the step mapped over them by
         `jax.vmap`: small matrices are multiplied faster in one batch.
-      stores: whether sums read what the step sees of an inner optimizer, several times;
-        see `copies.stored`.
+      stores: whether several sums of a step read what an inner optimizer made of the
+        leaf; see `copies.stored`.
       spread: the axes of the mesh over whose devices the step spreads matrices; it
         keeps nothing then, and the axes of leaves are `Matrices` or have their `alone`.
       also_integers: whether integer updates are stepped, too, and become real numbers;
