@@ -112,7 +112,8 @@ class Work:
       share: from the state after that to the numbers that all leaves share.
       static: keywords of the step that are no numbers, hashable.
       batched: whether leaves of one kind are stacked, and the step mapped over them by
-        `jax.vmap`: small matrices are multiplied faster in one batch.
+        `jax.vmap`. So Muon steps a hundred matrices, from 16 x 16 to 64 x 64, in half
+        of the time that it takes one by one (experiments muon_time --smaller 4).
       stores: whether several sums of a step read what an inner optimizer made of the
         leaf; see `copies.stored`.
       spread: the axes of the mesh over whose devices the step spreads matrices; it
