@@ -209,8 +209,8 @@ def warn_of_half_life(optimizer: str, weight_decay: Any) -> None:
         steps = math.log(0.5) / math.log1p(-min(weight_decay, 0.5))
         warnings.warn(
             f"`{optimizer}(weight_decay={weight_decay:g})` halves every weight in "
-            f"{max(steps, 1):.0f} steps, for any learning rate. optax.adamw and AdamW of "
-            "torch multiply the decay by the learning rate. If your number comes from "
+            f"{max(steps, 1):.0f} steps, for any learning rate. optax.adamw and torch "
+            "multiply the decay by the learning rate. If your number comes from "
             f"there, write weight_decay=learning_rate * {weight_decay:g}; otherwise "
             'write {"": ' + f"{weight_decay:g}" + "}, which does not warn",
             LargeDecayWarning,
