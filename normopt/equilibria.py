@@ -112,7 +112,7 @@ def equilibrium(
       ValueError: for an optimizer whose equilibrium is not known, or that has no decay
         or no learning rate. Without `size`, if the angle depends on it. For a decay of
         1 per step or more. For links that ascend the loss, or whose decay increases the
-        weights. For whatever `config` refuses.
+        weights. Also for every configuration that `normopt.config` refuses.
 
     Examples:
       Compute the length and the angle of `optax.adamw(1e-3, weight_decay=0.1)`. Pass

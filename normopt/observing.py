@@ -172,7 +172,7 @@ def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str
     `name, x`.
 
     Args:
-      observations: what `normopt.observations` returns.
+      observations: the result of `normopt.observations`.
       only: a regular expression; only leaves whose path it matches are in the result.
 
     Returns:

@@ -74,8 +74,8 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or one that JSON cannot
         hold, such as a callable or a built optimizer.
-      ValueError: for an unknown name, for a number that is not finite, and for whatever
-        the optimizer itself refuses.
+      ValueError: for an unknown name, for a number that is not finite, or if the
+        optimizer itself raises a ValueError.
 
     Examples:
       >>> c = normopt.config("normalized", inner={"name": "sgd", "learning_rate": 0.1})
@@ -120,7 +120,7 @@ def make(**config: Any) -> optax.GradientTransformation:
 
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or no `name`.
-      ValueError: for an unknown name, and for whatever the optimizer itself refuses.
+      ValueError: for an unknown name, or if the optimizer itself raises a ValueError.
 
     Examples:
       >>> import json

@@ -21,7 +21,7 @@ def normalize_blocks(
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
 
     A *leaf* is one parameter array, and a *block* is a slice of a leaf, such as the
-    weights of one output channel. `channel_axes` says what the blocks are.
+    weights of one output channel. The option `channel_axes` selects the blocks.
 
     A block of norm 0 becomes zero, for every `eps`. With the norm `std` this happens if
     all elements of the block are equal, up to rounding. A block of one element has no
