@@ -76,10 +76,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
       of its channel axes, in float32 or wider. All are 0 before the first observation,
       and a quotient is 0 where a block of zeros is the divisor; there is no eps.
 
-      The numbers are right for elements from 1e-15 to 1e15. Beyond that, elements below
-      about 1e-19 count as 0, because their squares do. Norms above 1.8e19 count as
-      1.8e19, and cosines of such blocks as 0. If elements are not finite, or products
-      with the weights overflow, norms are infinite or NaN.
+      The numbers are right for elements of at least 1e-17 and norms of at most 1e19.
+      Elements below about 1e-19 count as 0, because their squares do. Norms above
+      1.8e19 count as 1.8e19, and cosines of such blocks as 0, as long as no element is
+      above 1e30. If elements are not finite, norms are infinite or NaN.
 
     Raises:
       TypeError: for a state of shapes alone.
