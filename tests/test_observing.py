@@ -134,6 +134,18 @@ def test_blocks_of_zeros_give_0():
         )
 
 
+def test_numbers_can_be_differentiated_where_blocks_are_zero():
+    w, g = W.at[:, 0].set(0), G.at[:, 1].set(0)
+
+    def numbers(scale):
+        ours = seen(scale * g, scale * G, w, (-1,), jit=False)
+        return sum(x.sum() for x in (ours.gradient, ours.update, ours.radial_gradient))
+
+    # Lengths are of degree 1, and cosines of degree 0.
+    lengths = float(jnp.linalg.norm(g, axis=0).sum() + jnp.linalg.norm(G, axis=0).sum())
+    assert float(jax.grad(numbers)(1.0)) == pytest.approx(lengths, rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_numbers_of_small_and_large_blocks(dtype):
     """Every column has sizes of its own for gradient, update and weights."""

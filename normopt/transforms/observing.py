@@ -14,6 +14,7 @@ from normopt.checks import check_inner, check_integer
 from normopt.copies import LARGE, apart
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Leaf, Work
+from normopt.mapping import sharded_by_compiler
 from normopt.numerics import saturated, widened
 from normopt.rules import PerLeaf
 
@@ -223,7 +224,12 @@ def _summed(g, u, w, old, axes):
     kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
     # The old sums are read at every step, so that their memory can be taken for it.
     is_old = jnp.expand_dims(per_block(never, axes), -1)
-    return jnp.where(is_old, old, kept.astype(old.dtype)), never
+    kept = sharded_by_compiler(_or_old, is_old, kept, old)
+    return kept, never
+
+
+def _or_old(is_old: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(is_old, old, new.astype(old.dtype))
 
 
 def _inverse_length(square: jax.Array) -> jax.Array:
@@ -233,7 +239,9 @@ def _inverse_length(square: jax.Array) -> jax.Array:
     no elements up to 1e30.
     """
     info = jnp.finfo(square.dtype)
-    inverse = jnp.clip(jax.lax.rsqrt(square), info.tiny, 1)
+    # It is divided out again, and contributes nothing to a derivative.
+    inverse = jax.lax.rsqrt(jax.lax.stop_gradient(square))
+    inverse = jnp.clip(inverse, info.tiny, 1)
     return jax.lax.reduce_precision(inverse, info.nexp, 0)
 
 
