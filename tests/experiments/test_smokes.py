@@ -90,6 +90,13 @@ SMOKES = [
         others=("convex.json", "convex.png"),
     ),
     of_network("deep_mlp"),
+    Smoke(
+        "block_normalized_2017.deep_mlp_tuned",
+        "block_normalized_2017.deep_mlp_tuned.ends_of",
+        put(9.0, "arms", "SGD", "fresh_losses", 0, 1),
+        said=methods.SMOKE,
+        parts=methods.SMOKE,
+    ),
     of_network("cifar_cnn"),
     Smoke(
         "block_normalized_2017.recurrent",

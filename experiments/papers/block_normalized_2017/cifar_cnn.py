@@ -34,6 +34,7 @@ from experiments.models.cnn import CNN
 from experiments.papers.block_normalized_2017.curve_figures import (
     ACCURACY,
     Published,
+    claims_of,
     exhibit,
     lacking,
 )
@@ -46,6 +47,7 @@ from experiments.papers.block_normalized_2017.curves import (
 from experiments.report.judging import Check, Claim
 
 NAME = "cifar_cnn"
+NETWORK = "the convolutional network"
 RATES = {"SGD": (1e-2,), "Adam": (1e-3,)}
 PUBLISHED = Published(
     "printed in the notebook, test accuracy after 60 epochs at falling rates",
@@ -82,12 +84,14 @@ def load(config: CurvesOptions) -> Task:
 
 EXHIBIT = exhibit(
     NAME,
-    "the convolutional network",
-    PUBLISHED,
-    Claim(
-        "On a convolutional network, the normalized gradient does better with SGD than "
-        "with Adam.",
-        (Check(ACCURACY, "normalized SGD", "normalized Adam"),),
-        lacking,
+    NETWORK,
+    (
+        *claims_of(NETWORK, PUBLISHED),
+        Claim(
+            "On a convolutional network, the normalized gradient does better with SGD "
+            "than with Adam.",
+            (Check(ACCURACY, "normalized SGD", "normalized Adam"),),
+            lacking,
+        ),
     ),
 )

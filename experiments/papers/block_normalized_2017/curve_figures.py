@@ -219,20 +219,14 @@ ACCURACY = Metric(
 )
 
 
-def exhibit(
-    name: str, network: str, published: Published, *more: Claim, marks: str = ""
-) -> Exhibit:
-    """Return what a report shows of a network.
+def claims_of(network: str, published: Published) -> tuple[Claim, ...]:
+    """Return what the abstract says, of one network.
 
     Args:
-        name: of its records.
         network: what it is.
         published: what the notebook printed.
-        more: claims of it alone.
-        marks: what its figures show besides.
     """
-    at_edge = {"train": "", "test": "; at the right edge what the notebook printed"}
-    claims = (
+    return tuple(
         Claim(text, (Check(metric, f"normalized {kind}", kind),), lacking, words)
         for kind in ("SGD", "Adam")
         for text, metric, words in (
@@ -248,8 +242,28 @@ def exhibit(
             ),
         )
     )
+
+
+def exhibit(
+    name: str,
+    network: str,
+    claims: tuple[Claim, ...] = (),
+    *,
+    marks: str = "",
+    note: str = "",
+) -> Exhibit:
+    """Return what a report shows of a network.
+
+    Args:
+        name: of its records.
+        network: what it is.
+        claims: that its records decide.
+        marks: what its figures show besides.
+        note: what a reader must know.
+    """
+    at_edge = {"train": "", "test": "; at the right edge what the notebook printed"}
     return Exhibit(
-        claims=(*claims, *more),
+        claims=claims,
         extent=_extent,
         tables=(table,),
         pictures=tuple(
@@ -263,6 +277,7 @@ def exhibit(
             )
             for split, images in SPLITS.items()
         ),
+        note=note,
         stored_by=_commands,
     )
 
