@@ -85,8 +85,8 @@ def muon(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, for a pattern that matches no path, or for leaves without
-        matrices if there is no `rest`.
+        no leaf has (in a mapping or callable: that its leaf lacks), for a pattern that
+        matches no path, or for leaves without matrices if there is no `rest`.
 
     Examples:
       The gradient is 90 times larger along one axis; the step is the same along both:
@@ -171,8 +171,8 @@ def normuon(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, for a pattern that matches no path, or for leaves without
-        matrices if there is no `rest`.
+        no leaf has (in a mapping or callable: that its leaf lacks), for a pattern that
+        matches no path, or for leaves without matrices if there is no `rest`.
 
     Examples:
       In the first step, the changes of all outputs have the same norm:

@@ -63,14 +63,15 @@ def hyperball(
       state of `inner`, and a `HyperballState` with a count and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative learning rate. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a negative learning rate. At init, for an axis that no
+        leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       A step of a tenth of the norm turns the weights by atan(0.1), and keeps the norm:
@@ -153,14 +154,15 @@ def rotational(
       block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       The radial part of this gradient changes neither angle nor norm:

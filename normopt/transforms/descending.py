@@ -57,7 +57,8 @@ def steepest(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a norm that is not known or has no dual. At init, for
-        an axis that does not exist or a pattern that matches no path.
+        an axis that no leaf has (in a mapping or callable: that its leaf lacks), or a
+        pattern that matches no path.
 
     Examples:
       The inner product of gradient and direction is the dual norm of the gradient. For

@@ -51,8 +51,8 @@ def normalize_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm or a negative `eps`. At init, for an
-        axis that does not exist or a pattern that matches no path. At update, with
-        params of another shape.
+        axis that no leaf has (in a mapping or callable: that its leaf lacks), or a
+        pattern that matches no path. At update, with params of another shape.
 
     Examples:
       Every block becomes a block of norm 1:
@@ -119,8 +119,9 @@ def clip_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`. At init, for an axis that does not exist or a pattern that
-        matches no path. At update, with params of another shape.
+        a negative `eps`. At init, for an axis that no leaf has (in a mapping or
+        callable: that its leaf lacks), or a pattern that matches no path. At update,
+        with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

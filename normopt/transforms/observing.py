@@ -97,9 +97,10 @@ def observe(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params`, with
-        params of another shape, or for a gradient of None (pass zeros instead).
+      ValueError: when built, if `every` is below 1. At init, for an axis that no leaf
+        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
+        no path. At update, without `params`, with params of another shape, or for a
+        gradient of None (pass zeros instead).
 
     Examples:
       >>> import jax.numpy as jnp

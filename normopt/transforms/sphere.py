@@ -97,8 +97,9 @@ def retract_to_sphere(
       ValueError: when built, for a radius that is not positive or an unknown word. At
         init, if the state of `inner` has no field or several fields with the name
         `moment`, or this field does not hold a tree like the params, and for an axis
-        that does not exist or a pattern that matches no path. At update, without
-        `params` or with params of another shape.
+        that no leaf has (in a mapping or callable: that its leaf lacks), or a pattern
+        that matches no path. At update, without `params` or with params of another
+        shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -191,9 +192,9 @@ def brake_radial(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative number. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params` or with
-        params of another shape.
+      ValueError: when built, for a negative number. At init, for an axis that no leaf
+        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
+        no path. At update, without `params` or with params of another shape.
 
     Examples:
       The step of `inner` would increase the length from 3 to 5. Half of this increase

@@ -57,8 +57,9 @@ def retract_to_stiefel(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a number out of its range or an unknown name. At init,
-        for an axis that does not exist or a pattern that matches no path. At update,
-        without `params` or with params of another shape.
+        for an axis that no leaf has (in a mapping or callable: that its leaf lacks), or
+        a pattern that matches no path. At update, without `params` or with params of
+        another shape.
 
     Examples:
       After any step, rows and columns are orthogonal again:
