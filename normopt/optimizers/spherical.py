@@ -59,7 +59,7 @@ def adams(
       mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      An optimizer. Its `update` needs `params` if a leaf has a weight decay.
       For leaves with blocks the state is half as large as Adam's.
 
     Warns:
@@ -70,7 +70,7 @@ def adams(
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range. At init, for an axis that
         no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path.
+        matches no path. At update, without `params`.
 
     Examples:
       The first step of a block is along the gradient. Its norm is sqrt(d) times the

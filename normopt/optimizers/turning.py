@@ -126,9 +126,12 @@ def rotational(
     turns by a larger angle.
 
     Leaves without blocks, and blocks that are zero at init, get the step of `inner`
-    unchanged, with the learning rate of `inner`. Make this learning rate a constant. If
-    it rises, all other blocks turn by too large an angle for some steps, because the
-    average s follows with a delay. If it falls, they turn by too small an angle.
+    unchanged, with the learning rate of `inner`.
+
+    Give `inner` a constant learning rate. If the learning rate of `inner` rises, its
+    step u becomes longer, and the average s follows with a delay. So for some steps the
+    blocks turn by too large an angle. If the learning rate of `inner` falls, the blocks
+    turn by too small an angle.
 
     For blocks, the steps are the same as those of the chain `inner -> center_blocks ->
     project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning

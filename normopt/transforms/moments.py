@@ -75,9 +75,10 @@ def scale_by_block_adam(
       r = \frac{\|w_\mathrm{last}\|^2}{\|w\|^2}
 
     Here `w_last` are the weights at the previous update. P removes the part of m along
-    the present weights. With the factor r, :math:`v \|w\|^2` is averaged over the steps
-    instead of v. With both, the norm of scale-invariant weights changes nothing but the
-    effective learning rate :math:`\eta / \|w\|`.
+    the present weights. With the factor r, :math:`v \|w\|^2` is the average of
+    :math:`\|g\|^2 \|w\|^2`, as v without `tangent` is the average of :math:`\|g\|^2`.
+    With P and r, the norm of scale-invariant weights changes nothing but the effective
+    learning rate :math:`\eta / \|w\|`.
 
     With `tangent`, the moments have no meaning for a block whose weights are all zero.
     So such a block forgets its moments at each step: :math:`m \leftarrow (1 - b_1) g`,

@@ -74,7 +74,7 @@ def scale_by_param_norm(
     .. math:: u_b \leftarrow \max(\|w_b\|_2, \mathrm{min\_norm}) \, u_b
 
     Put this link after `normalize_blocks`. Then the learning rate is a relative step
-    size: the step of each block has that fraction of the norm of its weights.
+    size: the norm of each block's step is this fraction of the norm of its weights.
 
     Args:
       channel_axes: the axes that index the blocks of a leaf, per leaf (see

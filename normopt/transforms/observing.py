@@ -92,7 +92,8 @@ def observe(
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
       `ObserveState`: five numbers per block, and the state of `inner`. The updates are
-      those of `inner`, bit for bit. Only in a compiled step may XLA round differently.
+      those of `inner`. In a compiled step, XLA may round them differently; otherwise
+      they are equal bit for bit.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong

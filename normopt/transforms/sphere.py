@@ -50,9 +50,10 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    The second line of the formula is for the first moment m of `inner`. If you pass
-    `moment`, m is corrected for the new weights: its part along them is removed. With
-    `stretch`, m is also multiplied by :math:`\|w'\| / \|w\|`.
+    where u is first the step of `inner`. The second line of the formula is for the
+    first moment m of `inner`. If you pass `moment`, m is corrected for the new weights:
+    its part along them is removed. With `stretch`, m is also multiplied by
+    :math:`\|w'\| / \|w\|`.
 
     This must be the last link of a chain, with the learning rate inside, because a
     later link would move the weights off the sphere. A block of zeros stays zero if its
@@ -169,11 +170,11 @@ def brake_radial(
         \mathrm{inward} & \|w'\| < \|w\|
       \end{cases}
 
-    The direction after the step is the same as without this link. If `outward` and
-    `inward` are 1, the step stays unchanged. If both are 0, the length is fixed, as
-    with `retract_to_sphere` and `radius="present"`. A block of length zero gets inner's
-    step unchanged. This must be the last link of a chain, with the learning rate
-    inside.
+    where u is first the step of `inner`. The direction after the step is the same as
+    without this link. If `outward` and `inward` are 1, the step stays unchanged. If
+    both are 0, the length is fixed, as with `retract_to_sphere` and `radius="present"`.
+    A block of length zero gets inner's step unchanged. This must be the last link of a
+    chain, with the learning rate inside.
 
     Args:
       inner: an optimizer, learning rate included.

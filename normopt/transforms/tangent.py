@@ -75,7 +75,7 @@ def trace_on_tangent(
     nesterov: bool = False,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Accumulates momentum, and removes its past part along the present weights.
+    r"""Accumulates momentum; the old momentum loses its part along the weights.
 
     .. math::
       m \leftarrow \beta P(m) + (1 - \delta) g, \qquad
