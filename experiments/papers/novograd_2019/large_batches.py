@@ -56,12 +56,12 @@ from experiments.training.measuring import measure_parts
 NAME = "novograd_2019.large_batches"
 ARMS = (PAPERS, *BASELINES)
 SMOKE = ARMS[:2]
-BATCHES = (20, 100, TRAIN_IMAGES)
-# Exponents of 10, about which the rates lie for each of these sizes.
+# Exponents of 10, about which the rates lie; a size of a batch that is not named has
+# those of the next one below.
 MIDDLES = {
-    PAPERS: (-2.0, -1.5, -1.5),
-    "AdamW": (-2.5, -2.5, -2.5),
-    "SGD": (-2.0, -1.5, -1.5),
+    PAPERS: {1: -2.0, 100: -1.5},
+    "AdamW": {1: -2.5},
+    "SGD": {1: -2.0, 100: -1.5},
 }
 SPREAD = np.linspace(-1.5, 1.5, 7)
 WARM_UP = 0.05
@@ -80,12 +80,14 @@ class LargeBatchesOptions(Options):
     """Other seeds, which choose that rate."""
     epochs: int = 500
     """Passes over the training images, and so steps of the largest batch."""
+    batches: tuple[int, ...] = (20, 100, TRAIN_IMAGES)
+    """Images in a step, divisors of 400, the largest last."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
     least = {"seeds": 2, "tuning_seeds": 1, "epochs": 1}
-    small = {"seeds": 2, "tuning_seeds": 1, "epochs": 2}
+    small = {"seeds": 2, "tuning_seeds": 1, "epochs": 2, "batches": (100, 400)}
     run(args, NAME, LargeBatchesOptions, measure, draw, table, least=least, small=small)
 
 
@@ -101,12 +103,12 @@ def measure(config: LargeBatchesOptions, console: Console) -> dict[str, Any]:
         the errors of the tuning seeds, seeds x rates, the exponent that is best, and
         the errors of the fresh seeds there.
     """
+    _check(config.batches)
     task = load_task()
     spread = SPREAD[::3] if config.smoke else SPREAD
     names = SMOKE if config.smoke else ARMS
-    batches = BATCHES[1:] if config.smoke else BATCHES
     # The largest batch, which is judged, first.
-    each = [(name, batch) for batch in reversed(batches) for name in names]
+    each = [(name, batch) for batch in reversed(config.batches) for name in names]
     jobs = {part(*one): one for one in each}
 
     def starts(first: int, seeds: int, batch: int) -> list[Start]:
@@ -116,7 +118,8 @@ def measure(config: LargeBatchesOptions, console: Console) -> dict[str, Any]:
     def study(job: str) -> dict[str, Any]:
         name, batch = jobs[job]
         make = METHODS[name].make
-        exponents = MIDDLES[name][BATCHES.index(batch)] + spread
+        middles = MIDDLES[name]
+        exponents = middles[max(size for size in middles if size <= batch)] + spread
         some = starts(FIRST_TUNING, config.tuning_seeds, batch)
         tuning, _ = errors_at(make, 10.0**exponents, some, task)
         best = exponents[tuning.mean(axis=0).argmin()]
@@ -133,14 +136,24 @@ def measure(config: LargeBatchesOptions, console: Console) -> dict[str, Any]:
         "epochs": config.epochs,
         "training_images": TRAIN_IMAGES,
         "tuning_images": TUNING_IMAGES,
-        "batches": list(batches),
         "warm_up": WARM_UP,
         "tuning_seeds": config.tuning_seeds,
         "seeds": config.seeds,
     }
-    settings = {**told, "middles": MIDDLES, "spread": spread.tolist()}
+    # Sizes that are left out may be added later.
+    settings = {**told, "spread": spread.tolist()}
     found = measure_parts(config, "large_batches", settings, jobs, study, console)
-    return {"device": devices.describe(), **told, "found": found}
+    sizes = {"batches": list(config.batches)}
+    return {"device": devices.describe(), **told, **sizes, "found": found}
+
+
+def _check(batches: Sequence[int]) -> None:
+    """Raise ValueError at sizes of a batch that cannot be trained or told apart."""
+    for batch in batches:
+        if batch < 1 or TRAIN_IMAGES % batch:
+            raise ValueError(f"`batches` must divide {TRAIN_IMAGES}, got {batch}")
+    if not batches or list(batches) != sorted(set(batches)):
+        raise ValueError(f"`batches` must rise, the largest last, got {batches}")
 
 
 def part(name: str, batch: int) -> str:
