@@ -161,7 +161,7 @@ def pretrained_layers():
     return [
         {**told, "lengths": dict(zip(names, lengths, strict=True))}
         for names in [[of_length(epochs) for epochs in LENGTHS]]
-        for lengths in ((few, few, good), (many, many, bad))
+        for lengths in ((few, dict(few), good), (many, dict(many), bad))
     ]
 
 

@@ -109,7 +109,7 @@ def test_rates_are_chosen_by_some_seeds_and_images_and_judged_on_others(
     stored = pretrained_layers.measure(config, quiet())
     assert [seeds for seeds, _ in seen] == [3, 4] * 3
     for _, settings in seen[1::2]:
-        assert settings == pytest.approx([(c, 0.01) for c in FRACTIONS])
+        np.testing.assert_allclose(settings, [(c, 0.01) for c in FRACTIONS])
     for found in stored["lengths"].values():
         assert np.shape(found["tuning"]) == (6, 6)
         assert found["best"] == pytest.approx([-2.0] * 6)
