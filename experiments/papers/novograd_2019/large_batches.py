@@ -74,7 +74,7 @@ FIRST_TUNING, FIRST_FRESH = 100, 200
 class LargeBatchesOptions(Options):
     """Where to write, and how much to compute."""
 
-    seeds: int = 16
+    seeds: int = 10
     """Fresh seeds, from which the best rate is judged, at least 2."""
     tuning_seeds: int = 2
     """Other seeds, which choose that rate."""
