@@ -335,8 +335,8 @@ EXHIBIT = Exhibit(
     note="Each arm has the rate and decay that are best for it. `same cell` "
     "in the table is one cosine with those of the restarts: what it gains over "
     "one cosine, restarts do not gain; it decides nothing. Without noise, in 60 epochs "
-    "of 200 digits, one cosine is within a point of its end after eight, and which ends "
-    "better is inconclusive.",
+    "of 200 digits, one cosine is within a point of its end after eight, and which "
+    "ends better is inconclusive.",
     tables=(table,),
     pictures=(
         Picture(
