@@ -203,8 +203,14 @@ def errors_of(
         The errors on the images that tune and on those that judge, seeds x settings x
         2.
     """
+    found = _all_errors(many_runs.stacked(starts), jnp.asarray(settings), images)
+    return np.asarray(found, float)
 
-    def ends(start: Start, settings: jax.Array) -> jax.Array:
+
+# Compiled once for lengths of pretraining that are the same, as in a smoke run.
+@jax.jit
+def _all_errors(starts: Start, settings: jax.Array, images: jax.Array) -> jax.Array:
+    def ends(start: Start) -> jax.Array:
         params = train(start.params, start.pretraining, start, images)
         params = [*params[:-1], start.new]
 
@@ -216,9 +222,7 @@ def errors_of(
 
         return jax.vmap(end)(settings)
 
-    over_starts = jax.jit(jax.vmap(ends, (0, None)))
-    found = over_starts(many_runs.stacked(starts), jnp.asarray(settings))
-    return np.asarray(found, float)
+    return jax.vmap(ends)(starts)
 
 
 def train(
