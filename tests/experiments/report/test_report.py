@@ -114,6 +114,7 @@ NUMBERS = {
     "decoupled_decay_2019.anytime": (48, 657.03),
     "decoupled_decay_2019.decay_grid": (40, 1.54),
     "decoupled_decay_2019.warm_restarts": (30, 477.627),
+    "novograd_2019.large_batches": (15, 2718.1264),
     "novograd_2019.memory": (60, 140.56),
     "novograd_2019.modes": (48, 60.27505),
     "novograd_2019.robustness": (48, 578.4101),
