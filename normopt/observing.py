@@ -77,10 +77,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
       record all are 0. If the divisor of a quotient is 0, the quotient is 0; there is
       no eps.
 
-      The numbers are right for elements from 1e-15 to 1e15. Elements below about 1e-19
-      count as 0, because their squares underflow. A norm above 1.8e19 counts as 1.8e19,
-      and the cosines of its block count as 0. If elements are not finite, or products
-      with the weights overflow, norms are infinite or NaN.
+      The numbers are right if elements are at least 1e-17 and norms at most 1e19.
+      Elements below about 1e-19 count as 0, because their squares underflow. A norm
+      above 1.8e19 counts as 1.8e19, and the cosines of its block count as 0, if no
+      element is above 1e30. If elements are not finite, norms are infinite or NaN.
 
     Raises:
       TypeError: for a state of shapes alone.

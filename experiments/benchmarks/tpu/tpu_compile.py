@@ -45,6 +45,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from rich.console import Console
 
+from experiments.benchmarks import observe_time
 from experiments.benchmarks.step_time import CASES
 from experiments.benchmarks.tpu import hlo
 from experiments.benchmarks.tpu.placed_steps import (
@@ -75,7 +76,11 @@ from experiments.training.runs import write_json
 IMAGES_PER_CHIP = {"v5e:2x2": 32, "v5e:16x16": 4}
 OPTIMIZERS = (BASELINE, "adamsrt", "adams", "novograd")
 WAYS = {"data-parallel": replicated, "FSDP": fully_sharded}
-PROGRAMS = (*OPTIMIZERS, STEP)
+# AdamW, of which each step is observed, or some are.
+OBSERVED = {
+    f"observed, {name}": case for name, case in observe_time.CASES.items() if case.step
+}
+PROGRAMS = (*OPTIMIZERS, *OBSERVED, STEP)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +223,8 @@ def compile_program(program: Program) -> Row:
             network, params, model_state, adamsrt, mesh, batch
         )
     else:
-        lowered = lower_optimizer_step(CASES[program.program].make(), params)
+        case = (CASES | OBSERVED)[program.program]
+        lowered = lower_optimizer_step(case.make(), params)
     return {**program._asdict(), **row_of(lowered, params, mesh, program.program)}
 
 
