@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from normopt.blocks import block_dot, per_block, radial_quotient
 from normopt.checks import check_inner, check_integer
-from normopt.copies import LARGE, apart
+from normopt.copies import LARGE, apart, stored
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Leaf, Work
 from normopt.mapping import sharded_by_compiler
@@ -166,6 +166,11 @@ def observe(
         is_time = count % every == 0
         if is_always or not isinstance(is_time, Tracer):
             steps, inner_state = stepped(updates)
+            made, treedef = jax.tree.flatten(steps)
+            steps = treedef.unflatten(
+                stored(u, w) if leaf.has_blocks else u
+                for u, w, leaf in zip(made, weights, leaves, strict=True)
+            )
             found = seen(steps) if is_always or is_time else kept
             if is_always:
                 steps = _after([one[-1] for one in found], steps, leaves)
