@@ -23,6 +23,7 @@ geometric mean of measured over predicted is to be from 0.9 to 1.1 for angles an
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from flax import nnx
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.console import Console
@@ -41,6 +43,7 @@ from experiments import data
 from experiments.config import Options, Stored, run
 from experiments.data import stdlib
 from experiments.data.augment import AUGMENTATIONS
+from experiments.models import LANGUAGE_MODELS
 from experiments.report import figures
 from experiments.report.claims import Exhibit, Picture
 from experiments.report.judging import Check, Claim, Metric
@@ -49,7 +52,13 @@ from experiments.training import devices
 from experiments.training.images import on_device
 from experiments.training.measuring import measure_parts
 from experiments.training.preparation import TrainConfig, initial_weights, prepare
-from experiments.training.steps import Sums, initial_state, make_train_step, repeat
+from experiments.training.steps import (
+    Sums,
+    arrays_of,
+    initial_state,
+    make_train_step,
+    repeat,
+)
 
 NAME = "transformers.lengths_and_angles"
 MODEL, BATCH, STRETCHES = "nano", 4, 40
@@ -137,14 +146,15 @@ def predicted() -> dict[str, dict[str, float]]:
     A step is then at a right angle, nearly, and so as long, over the length, as the
     angle.
     """
-    params, _ = initial_weights(MODEL, data.load("stdlib", None), 0)
+    build = functools.partial(LANGUAGE_MODELS[MODEL], num_classes=256)
+    params, _ = jax.eval_shape(lambda: arrays_of(lambda: build(rngs=nnx.Rngs(0))))
     leaves = dict(zip(normopt.leaf_paths(params), jax.tree.leaves(params), strict=True))
     axes = jax.tree.structure(params).flatten_up_to(normopt.by_path(AXES)(params))
     found = {}
     for (path, leaf), own in zip(leaves.items(), axes, strict=True):
         if own is None:
             continue
-        size = leaf.size // normopt.block_norms(leaf, own).size
+        size = leaf.size // math.prod(leaf.shape[axis] for axis in own)
         balance = normopt.equilibrium({**ADAMW, "weight_decay": DECAY}, size=size)
         found[path] = {
             "size": size,
