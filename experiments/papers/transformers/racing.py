@@ -90,8 +90,10 @@ def _collection() -> Any:
 def _few(by_name: Mapping[str, Any]) -> Iterator[Problem]:
     found = 0
     for name, one in sorted(by_name.items()):
+        if found == MOST_PROBLEMS:
+            return
         start, unravel = ravel_pytree(one.y0)
-        if start.size > MOST_VARIABLES or found == MOST_PROBLEMS:
+        if start.size > MOST_VARIABLES:
             continue
         found += 1
 
