@@ -229,7 +229,7 @@ def profile(times: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """Return the shares of problems that each solves within factors of the fastest.
 
     Dolan and Moré, "Benchmarking Optimization Software with Performance Profiles",
-    2002, equation 2.1.
+    2002, section 2.
 
     Args:
         times: optimizers x problems, infinity where unsolved.
