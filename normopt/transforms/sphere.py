@@ -14,17 +14,18 @@ import optax
 from normopt.blocks import (
     Axes,
     across_block,
+    block_dot,
     block_length,
     per_block,
+    radial_quotient,
     resolve_proper_axes,
 )
 from normopt.checks import check_flag, check_number, check_radius
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Lens, Option, around
-from normopt.numerics import safe_quotient, select, widened
+from normopt.numerics import safe_quotient, select, squared, widened
 from normopt.paths import check_distinct, named_leaves
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
-from normopt.transforms.tangent import tangent_part
 
 
 class RetractToSphereState(NamedTuple):
@@ -130,18 +131,23 @@ def retract_to_sphere(
 
 def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     axes, wanted = sphere.axes, _wanted(sphere, option, kept, w.ndim)
-    if carries and kept[-1] is not None:
-        m, new = kept[-1], w + u
-        growth = jnp.ones([])
-        if stretch:
-            growth = safe_quotient(block_length(new, axes), block_length(w, axes))
-        carried = _stretched(tangent_part(widened(m), new, axes), growth, m.dtype)
-        if sphere.kind:
-            # A block without a radius keeps inner's step, and its moment, too.
-            radius = wanted(block_length(w, axes), jnp.zeros([]))
-            carried = jnp.where(radius > 0, carried, m)
-        kept = (*kept[:-1], carried)
-    return resized(u, w, axes, wanted), kept
+    before, after = block_length(w, axes), block_length(w + u, axes)
+    factor = _factor(before, after, wanted)
+    if not carries or kept[-1] is None:
+        return (w + u) * factor - w, kept
+    # AdamG's step takes 0.81 of the time (step_time --optimizers adamg) because XLA's
+    # CPU need not copy w: the new weights, which take its place, wait for |w|, as XLA
+    # does not know that no length is below 0; and the moment reads them, not w + u.
+    step = (w + u) * select(before >= 0, factor, 1) - w
+    along = factor * block_dot(kept[-1], w + u, axes)
+    m = widened(kept[-1]) - radial_quotient(along, squared(factor * after)) * (w + step)
+    growth = safe_quotient(after, before) if stretch else jnp.ones([])
+    carried = _stretched(m, growth, kept[-1].dtype)
+    if sphere.kind:
+        # A block without a radius keeps inner's step, and its moment, too.
+        radius = wanted(before, jnp.zeros([]))
+        carried = jnp.where(radius > 0, carried, kept[-1])
+    return step, (*kept[:-1], carried)
 
 
 def brake_radial(
@@ -221,32 +227,27 @@ def _brake(g, u, w, axes, option, kept, shared):
         length = jnp.maximum(before + part * (after - before), 0)
         return select(before > 0, length, after)
 
-    return resized(u, w, axes, braked), kept
+    before, after = block_length(w, axes), block_length(w + u, axes)
+    return (w + u) * _factor(before, after, braked) - w, kept
 
 
-def resized(
-    u: jax.Array,
-    w: jax.Array,
-    axes: tuple[int, ...],
+def _factor(
+    before: jax.Array,
+    after: jax.Array,
     wanted: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> jax.Array:
-    """Changes a step so that each block is as long after it as wanted.
+    """Gives what w + u is multiplied by, so that blocks are as long as wanted.
 
-    The new weights keep the direction that the step gives them; where that has no
-    length the step stays as it is.
+    It is 1 where w + u has no length.
 
     Args:
-      u: the step of a leaf.
-      w: its weights.
-      axes: its channel axes.
-      wanted: from the lengths of the blocks before and after the step to others.
+      before: the lengths of the blocks of w.
+      after: those of w + u.
+      wanted: from both to the lengths after the step.
     """
-    new = w + u
-    before, after = block_length(w, axes), block_length(new, axes)
-    # The division stands last, as in `safe_quotient`.
     moves = after > 0
-    length = select(moves, wanted(before, after), 1)
-    return new * (length / select(moves, after, 1)) - w
+    # The division stands last, as in `safe_quotient`.
+    return select(moves, wanted(before, after), 1) / select(moves, after, 1)
 
 
 class _Sphere(NamedTuple):

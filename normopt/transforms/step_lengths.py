@@ -96,6 +96,7 @@ def bound_relative_step(
         state=BoundRelativeStepState if follows else optax.EmptyState,
         start=lambda: {"count": jnp.zeros([], jnp.int32)} if follows else {},
         share=share,
+        stores=True,
     )
 
 
@@ -159,6 +160,7 @@ def keep_norm(
         inner,
         _keep_norm,
         channel_axes=channel_axes,
+        stores=True,
         acts=lambda leaf: leaf.has_blocks,
     )
 

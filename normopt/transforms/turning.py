@@ -155,6 +155,7 @@ def _held(state: Any, share: Callable[[Any], Any], **keeps: OfBlocks) -> dict[st
         "start": lambda: {"count": jnp.zeros([], jnp.int32)},
         "keeps": {"radius": InitialLengths(), **keeps},
         "share": share,
+        "stores": True,
     }
 
 
