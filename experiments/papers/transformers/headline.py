@@ -66,7 +66,7 @@ SMOKE = ("adamw", "hyperball")
 class HeadlineOptions(Options):
     """Where to write, and how much to compute."""
 
-    steps: int = 480
+    steps: int = 240
     """Of each run, a multiple of 20."""
 
 
