@@ -9,7 +9,7 @@ them at each step.
 
     python -m experiments transformers.lengths_and_angles
 
-takes some minutes on two CPU cores. It writes `lengths_and_angles.json`,
+takes about two minutes on two CPU cores. It writes `lengths_and_angles.json`,
 `lengths_and_angles.png` and what is finished, from where the same command goes on;
 `--redraw` draws the records again.
 
@@ -19,6 +19,11 @@ decay of 0.004 a step on kernels, independent of the rate, so that a length forg
 within 250 steps. Of 1,200 steps the last half counts. Over queries and keys the
 geometric mean of measured over predicted is to be from 0.9 to 1.1 for angles and from
 0.8 to 1.25 for lengths, as in `rotational_2024.equilibrium`, for convolutions.
+
+Seen: queries and keys come to 1.06 times the angle that is predicted and 0.90 times the
+length, which is still falling: 0.88 in the last 150 steps. Values, outputs and dense
+kernels, of which nothing is predicted, are not far from it, with 0.90 to 1.00 times the
+angle. The kernel of the logits is: 2.9 times as long, and a quarter of the angle.
 """
 
 import dataclasses
