@@ -2,9 +2,8 @@
 
 The network is `micro`, 3 layers with 96 numbers a place, and reads 64 bytes of the
 sources of Python's standard library at once. Each optimizer has the rate that
-`transformers.language_model` found and stored for a network of 32 numbers, a warm-up of
-5 % of the steps, and one seed, the same for all: nothing is tuned here, and nothing
-judged.
+`transformers.language_model` had stored as best for a smaller network, a warm-up of 5 %
+of the steps, and one seed, the same for all: nothing is tuned here, and nothing judged.
 
     python -m experiments transformers.headline
 

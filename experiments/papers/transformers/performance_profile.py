@@ -9,7 +9,7 @@ keep or ignore matter. Muon is left out, for there is no matrix.
 
     python -m experiments transformers.performance_profile
 
-takes about fifteen minutes on two CPU cores. It needs `pip install 'normopt[sif]'`. It
+takes about five minutes on two CPU cores. It needs `pip install 'normopt[sif]'`. It
 writes `performance_profile.json` and `performance_profile.png`, and what is finished,
 from where the same command goes on; `--redraw` draws the records again.
 
@@ -19,6 +19,14 @@ within 1e-5 of the way from the value at the start to the least that any run or 
 finds (Moré and Wild, 2009); 0.1 and 0.001 are stored as well. Once each problem has its
 own best rate; once an optimizer has one, which is chosen, for each problem, by the
 others.
+
+Seen, of sif2jax 0.0.8: hyperballs solve 37 % and rotational Adam 27 %, Adam 87 %. Where
+the least point has another length than the start they cannot solve it. AdamSRT and
+NovoGrad solve 67 %, too, less than Adam, AdamS 73 %. AdamP does what Adam does.
+Normalized Adam solves as many as Adam and is the fastest most often, on 12 of 30;
+before the runs that was not claimed. At one rate for all, 60 % are solved by Adam and
+70 % by normalized Adam, and the difference, 10 points (95 %: -5 to 25), is none. BFGS
+solves 26 of 30, half of them within 16 evaluations.
 """
 
 import dataclasses
@@ -140,7 +148,7 @@ def draw(path: Path, stored: Stored) -> None:
             shares = racing.profile(found, factors)
             for name, share in zip(names(stored), shares, strict=True):
                 axes.plot(factors, share, **LINES[name], label=name, lw=1.6)
-            axes.set(title=way, xscale="log", ylim=(0, 1))
+            axes.set(title=way, xscale="log", xlim=(1, factors[-1]), ylim=(0, 1))
             axes.set(xlabel="steps over those of the fastest, at most")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[0].set(ylabel="problems solved")
@@ -194,7 +202,8 @@ def _of_bfgs(stored: Stored) -> str:
     known = [step for step in steps if step is not None]
     if not known:
         return "none of them"
-    return f"{len(known)} of {len(steps)},\nhalf of them in {np.median(known):.0f}"
+    middle = f"half of them within {np.median(known):.0f} evaluations"
+    return f"{len(known)} of {len(steps)},\n{middle}"
 
 
 def _every(stored: Stored, tolerance: int) -> list[np.ndarray]:
