@@ -20,13 +20,13 @@ finds (Moré and Wild, 2009); 0.1 and 0.001 are stored as well. Once each proble
 own best rate; once an optimizer has one, which is chosen, for each problem, by the
 others.
 
-Seen, of sif2jax 0.0.8: hyperballs solve 37 % and rotational Adam 27 %, Adam 87 %. Where
-the least point has another length than the start they cannot solve it. AdamSRT and
-NovoGrad solve 67 %, too, less than Adam, AdamS 73 %. AdamP does what Adam does.
-Normalized Adam solves as many as Adam and is the fastest most often, on 12 of 30;
-before the runs that was not claimed. At one rate for all, 60 % are solved by Adam and
-70 % by normalized Adam, and the difference, 10 points (95 %: -5 to 25), is none. BFGS
-solves 26 of 30, half of them within 16 evaluations.
+Seen, of sif2jax 0.0.8: hyperballs solve 37 % and rotational Adam 27 %, Adam 87 %. What
+lies at another length than the start they cannot reach. NovoGrad solves 67 %, 20 points
+less than Adam (95 %: 5 to 35), AdamSRT as many (-1 to 41), AdamS 73 %. AdamP does what
+Adam does. Normalized Adam solves as many as Adam and is the fastest most often, on 12
+of 30; before the runs that was not claimed. At one rate for all, 60 % are solved by
+Adam and 70 % by normalized Adam, 10 points more (-5 to 25). BFGS solves 26 of 30, half
+of them within 16 evaluations.
 """
 
 import dataclasses
