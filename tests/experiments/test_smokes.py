@@ -191,7 +191,7 @@ SMOKES = [
     Smoke(
         "transformers.performance_profile",
         "transformers.racing.race",
-        put([1] * 6, "problems", "AKIVA", "steps", "adam", 2),
+        put("1 1 1 1 1 1", "problems", "AKIVA", "steps", "adam", 2),
         said=tuple(racing.OPTIMIZERS),
         parts=("AKIVA", "ALLINITU"),
         package="sif2jax",

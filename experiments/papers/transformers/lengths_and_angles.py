@@ -359,7 +359,7 @@ EXHIBIT = Exhibit(
             (Check(ANGLE, IGNORED, low=0.9, high=1.1),),
         ),
         Claim(
-            "They come to the length that is predicted.",
+            "Heads of queries and keys come to the length that is predicted.",
             (Check(LENGTH, IGNORED, low=0.8, high=1.25),),
         ),
     ),

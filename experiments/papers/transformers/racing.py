@@ -120,8 +120,9 @@ def race(
 
     Returns:
         The number of variables, the value at the start and the least one, who found
-        that; the evaluations that BFGS takes, one a tolerance; and for each optimizer,
-        tolerances x rates, the steps it takes; None where it does not come so near.
+        that; the evaluations that BFGS takes, one a tolerance; and for each optimizer
+        and tolerance the steps it takes at each rate, a line of them; None and `-`
+        where it does not come so near.
     """
     with jax.enable_x64(True):
         least = {
@@ -142,7 +143,7 @@ def race(
         "found_by": finder,
         "bfgs": [_first(seen, goal) for goal in goals],
         "steps": {
-            name: [[_first(run, goal) for run in values] for goal in goals]
+            name: [_in_line([_first(run, goal) for run in values]) for goal in goals]
             for name, values in least.items()
         },
     }
@@ -195,6 +196,15 @@ def _seen_by_bfgs(problem: Problem) -> np.ndarray:
 def _first(run: np.ndarray, goal: float) -> int | None:
     near = run <= goal
     return int(near.argmax()) if near.any() else None
+
+
+def _in_line(steps: Sequence[int | None]) -> str:
+    return " ".join("-" if step is None else str(step) for step in steps)
+
+
+def read_line(steps: str) -> np.ndarray:
+    """Return the steps that a line has, infinity for `-`."""
+    return np.array([math.inf if one == "-" else float(one) for one in steps.split()])
 
 
 def best_of_rates(steps: np.ndarray) -> np.ndarray:

@@ -261,11 +261,11 @@ def lengths_and_angles():
 
 def performance_profile():
     def stored(**steps):
-        of = {name: [[None], [None], [one]] for name, one in steps.items()}
+        of = {name: ["-", "-", one] for name, one in steps.items()}
         problems = {str(number): {"steps": of} for number in range(5)}
         return {"steps": 10, "problems": problems}
 
-    return [stored(adam=3, hyperball=None), stored(adam=None, hyperball=3)]
+    return [stored(adam="3", hyperball="-"), stored(adam="-", hyperball="3")]
 
 
 # Those of the other experiments are decided in tests of their own.

@@ -27,7 +27,8 @@ def test_a_run_is_as_near_as_it_has_ever_been():
     # At a rate of r it is (1 - 2 r)^2 of it that a step leaves; BFGS finds 0.
     assert (found["variables"], found["start"]) == (1, 1.0)
     assert found["found_by"] == "BFGS" and found["least"] == pytest.approx(0, abs=1e-9)
-    assert found["steps"]["sgd"] == [[2, None], [5, None], [None, None]]
+    assert found["steps"]["sgd"] == ["2 -", "5 -", "- -"]
+    assert racing.read_line("2 -").tolist() == [2.0, INF]
     assert None not in found["bfgs"]
     with jax.enable_x64(True):
         least = racing.least_so_far(square, optax.sgd, rates, 2)
