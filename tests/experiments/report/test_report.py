@@ -117,7 +117,7 @@ NUMBERS = {
     "novograd_2019.large_batches": (15, 2718.1264),
     "novograd_2019.memory": (60, 140.56),
     "novograd_2019.modes": (48, 60.27505),
-    "novograd_2019.robustness": (60, 736.9101),
+    "novograd_2019.robustness": (48, 578.4101),
     "rotational_2024.equilibrium": (36, 33.653),
     "spherical_2020.effective_learning_rate": (24, 14.127512),
     "spherical_2020.table1": (168, 5491.99),
