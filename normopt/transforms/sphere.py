@@ -97,10 +97,10 @@ def retract_to_sphere(
         type.
       ValueError: when built, for a radius that is not positive or an unknown word. At
         init, if the state of `inner` does not have exactly one field of the name that
-        you pass as `moment`, or if this field does not hold a tree like the params.
-        At init, for an axis that no leaf has (in a mapping or callable: that its leaf
-        lacks), or a pattern that matches no path. At update, without `params` or with params of another
-        shape.
+        you pass as `moment`, or if this field does not hold a tree like the params. At
+        init, for an axis that no leaf has (in a mapping or callable: that its leaf
+        lacks), or a pattern that matches no path. At update, without `params` or with
+        params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp
