@@ -264,7 +264,8 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
 
     Args:
       summaries: dictionaries as `summary` returns them, each with its `"step"`, in any
-        order. Other entries in them are ignored, and so is None. Several dictionaries
+        order. Other entries in them are ignored. An element of
+        `summaries` may also be None. Several dictionaries
         may contain numbers of the same step. Step 0 is ignored, because nothing was
         recorded yet.
       factor: the ratio from which a number is a spike, above 1. The median is taken

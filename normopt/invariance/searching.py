@@ -60,11 +60,12 @@ def find_scale_invariance(
     further back are reported, too, if only linear layers and ReLUs are in between.
     Weights before a GELU, a SiLU or a softmax are not reported, even if a normalization
     follows, because the output of these functions does not scale with the input. A
-    dense kernel before a BatchNorm is reported. A dense kernel before a LayerNorm is
-    reported only if its layer has no bias. In a transformer that normalizes queries and
-    keys, the kernels of queries and keys are reported, and no others. They have one
-    block per head if each head is normalized separately. If the loss is invariant only
-    when several leaves are scaled together, none of them is reported.
+    dense kernel before a BatchNorm is reported, with or without a bias. Before a
+    LayerNorm it is reported only if the dense layer has no bias. In a transformer that
+    normalizes queries and keys, the kernels of queries and keys are reported, and no
+    others. They have one block per head if each head is normalized separately. If the
+    loss is invariant only when several leaves are scaled together, none of them is
+    reported.
 
     **What is not reported.** The attribute `left_out` of the result has the reason for
     each leaf that is not reported. Three reasons may surprise you. The gradient of the

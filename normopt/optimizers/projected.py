@@ -66,9 +66,9 @@ def adamp(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The step of a scale-invariant weight stays orthogonal to it:
@@ -148,9 +148,9 @@ def sgdp(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The step leaves out that part of the old momentum which is now radial:

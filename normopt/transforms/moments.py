@@ -114,10 +114,10 @@ def scale_by_block_adam(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), a pattern that
-        matches no path, or two leaves of the same path. At update, with params of
-        another shape, or without `params` if `tangent`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), a pattern that matches no path, or two leaves
+        of the same path. At update, with params of another shape, or without `params`
+        if `tangent`.
 
     Examples:
       The first step of each column has norm 1, and the state has one second moment for

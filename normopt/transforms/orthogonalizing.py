@@ -92,9 +92,9 @@ def orthogonalize(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown name of coefficients or a number out of its
-        range. At init, for an axis that no leaf has (in a mapping or callable: that its
-        leaf lacks), for an axis of `spread` that the mesh lacks, or for a pattern that
-        matches no path. At update, inside `jax.shard_map` over an axis of `spread`.
+        range. At init, for axes that do not fit (see `normalize_blocks`), for an axis
+        of `spread` that the mesh lacks, or for a pattern that matches no path. At
+        update, inside `jax.shard_map` over an axis of `spread`.
 
     Examples:
       All singular values become about 1:

@@ -97,9 +97,9 @@ def project_if_invariant(
     Raises:
       TypeError: when built, if `inner` is not a transformation or an option has the
         wrong type.
-      ValueError: when built, for a negative number. At init, for an axis that no leaf
-        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
-        no path. At update, without `params` or with params of another shape.
+      ValueError: when built, for a negative number. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params` or with params of another shape.
 
     Examples:
       The second gradient is orthogonal to the weights, so the second step loses the
