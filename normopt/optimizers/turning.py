@@ -134,13 +134,13 @@ def rotational(
     blocks turn by too large an angle. If the learning rate of `inner` falls, the blocks
     turn by too small an angle.
 
-    For blocks, the steps are the same as those of the chain
-    `inner -> center_blocks -> project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm -> optax.scale(learning_rate)`
-    inside `retract_to_sphere` with `radius="initial"`. The last factor is positive,
-    because the steps of `inner` descend already. With `center`, call `centered` on the
-    weights before training. If the norm of d is less than about a thousandth of the
-    norm of u, the block does not turn, because the direction of d would be rounding
-    error.
+    For blocks, the steps are the same as those of the chain `inner -> center_blocks ->
+    project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm ->
+    optax.scale(learning_rate)` inside `retract_to_sphere` with `radius="initial"`. The
+    last factor is positive, because the steps of `inner` descend already. With
+    `center`, call `centered` on the weights before training. If the norm of d is less
+    than about a thousandth of the norm of u, the block does not turn, because the
+    direction of d would be rounding error.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.

@@ -42,8 +42,9 @@ def normalize_blocks(
         tree of axes, such as `output_channels()`. If you pass one value, a leaf that
         lacks one of the axes has no blocks. The axes do not fit, which is an error, if
         every leaf lacks one of them. In a mapping or a callable they do not fit if the
-        leaf that they are given for lacks one. A leaf that no pattern matches has no blocks, and neither has an integer or empty
-        leaf. Leaves without blocks stay unchanged.
+        leaf that they are given for lacks one. A leaf that no pattern matches has no
+        blocks, and neither has an integer or empty leaf. Leaves without blocks stay
+        unchanged.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
