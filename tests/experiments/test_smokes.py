@@ -11,8 +11,12 @@ import pytest
 
 from experiments.__main__ import discover
 from experiments.papers.block_normalized_2017 import convex, methods
-from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
-from experiments.papers.novograd_2019 import modes, robustness
+from experiments.papers.decoupled_decay_2019 import (
+    anytime,
+    decay_grid,
+    pretrained_layers,
+)
+from experiments.papers.novograd_2019 import large_batches, modes, robustness
 from experiments.papers.rotational_2024.arms import ARMS
 from experiments.papers.spherical_2020 import sphere
 from experiments.papers.transformers import (
@@ -109,23 +113,40 @@ SMOKES = [
     ),
     Smoke(
         "decoupled_decay_2019.anytime",
-        "decoupled_decay_2019.anytime.grid_errors",
+        "decoupled_decay_2019.anytime.grid_wrong",
         put("900 1 900", "arms", "SGDWR", "wrong", 1),
         said=anytime.SMOKE,
         parts=anytime.SMOKE,
     ),
     Smoke(
         "decoupled_decay_2019.decay_grid",
-        "decoupled_decay_2019.decay_grid.grid_errors",
+        "decoupled_decay_2019.decay_grid.grid_wrong",
         put(0.0, "grids", "AdamW", "errors", 0, 1, 1),
         said=tuple(decay_grid.METHODS),
         parts=tuple(decay_grid.METHODS),
+    ),
+    Smoke(
+        "decoupled_decay_2019.pretrained_layers",
+        "decoupled_decay_2019.pretrained_layers.errors_of",
+        put(0.5, "lengths", "8 epochs", "errors", 0, 2),
+        said=("frozen", "0.3", "1"),
+        parts=tuple(map(pretrained_layers.of_length, pretrained_layers.LENGTHS)),
     ),
     Smoke(
         "decoupled_decay_2019.warm_restarts",
         "decoupled_decay_2019.warm_restarts.train",
         put(0.0, "by_hand", 30, "eta"),
         parts=("automatic", "by_hand"),
+    ),
+    Smoke(
+        "novograd_2019.large_batches",
+        "novograd_2019.large_batches.errors_at",
+        put(0.01, "found", "AdamW, 400 images", "errors", 0),
+        parts=tuple(
+            large_batches.part(name, batch)
+            for name in large_batches.SMOKE
+            for batch in (100, 400)
+        ),
     ),
     Smoke(
         "novograd_2019.modes",
