@@ -127,7 +127,8 @@ def equilibrium(
       (1.6, 0.00324)
 
       Here the cosine has halved the learning rate. Only with the corrected decay is the
-      length still the same:
+      length still the same. A real run would follow with a delay, because these 10,000
+      steps are no longer than 1 / lambda:
 
       >>> cosine = {"name": "cosine_decay_schedule", "decay_steps": 10_000}
       >>> def after(exponent):
