@@ -7,8 +7,8 @@ of the steps, and one seed, the same for all: nothing is tuned here, and nothing
 
     python -m experiments transformers.headline
 
-takes about three minutes on two CPU cores. It writes `headline.json`, `headline.png` and
-what is finished, from where the same command goes on; `--redraw` draws the records
+takes about three minutes on two CPU cores. It writes `headline.json`, `headline.png`
+and what is finished, from where the same command goes on; `--redraw` draws the records
 again. `--steps` makes it shorter or longer.
 
 Seen: NorMuon 2.80 bits per byte of the test text, Muon 2.86, rotational Adam 2.96,
