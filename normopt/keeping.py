@@ -25,8 +25,8 @@ MADE_FOR_OTHERS = "the state was made for other params or options"
 class BlockNumbers(NamedTuple):
     """Real numbers, float32 or wider: one for each block or each element.
 
-    It has two fields: `elements`, which `optax.tree.map_params` treats like params, and
-    `blocks`, a dictionary, which it treats like all that is not like params.
+    `optax.tree.map_params` treats the field `elements` as params, and the field
+    `blocks`, a dictionary, as non-params.
     """
 
     elements: Any  # params' structure and shapes; MaskedNode for leaves with blocks

@@ -61,10 +61,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         \|w\| + \tfrac{\langle u, w \rangle}{\|w\|}\right), \quad
       \mathrm{radial\ update} = \frac{\langle u, w \rangle}{\|u\| \|w\|}
 
-    and the radial gradient, which has g in place of u. These two are cosines. Here
-    :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that between
-    w and w + u. It is accurate even for relative steps of 1e-7, and for nearly radial
-    steps.
+    The radial gradient is the same as the radial update, with g in place of u. Both are
+    cosines. Here :math:`u^\perp` is the part of u that is orthogonal to w. The angle is
+    that between w and w + u. It is accurate even for relative steps of 1e-7, and for
+    nearly radial steps.
 
     Args:
       opt_state: the state of an optimizer or wrapper with `observe` in it. It may be
