@@ -7,9 +7,13 @@ of the steps, and one seed, the same for all: nothing is tuned here, and nothing
 
     python -m experiments transformers.headline
 
-takes about ten minutes on two CPU cores. It writes `headline.json`, `headline.png` and
-what is finished, from where the same command goes on; `--redraw` draws the records
+takes about three minutes on two CPU cores. It writes `headline.json`, `headline.png`
+and what is finished, from where the same command goes on; `--redraw` draws the records
 again. `--steps` makes it shorter or longer.
+
+Seen: NorMuon 2.80 bits per byte of the test text, Muon 2.86, rotational Adam 2.96,
+hyperballs 3.00, normalized Adam 3.05, AdamSRT 3.12, NovoGrad 3.17 and AdamW 3.18. SGD
+diverges: its rate does not carry over.
 """
 
 import dataclasses
@@ -169,15 +173,23 @@ def draw(path: Path, stored: Stored) -> None:
     with matplotlib.rc_context(figures.STYLE):
         figure = Figure(figsize=(11, 5), layout="constrained")
         panels = figure.subplots(1, 2)
+        seen = np.array([found["curve"] for found in stored["runs"].values()])
         for name, found in stored["runs"].items():
             curve = np.array(found["curve"])
             steps = np.arange(1, len(curve) + 1) / len(curve) * stored["steps"]
             late = steps >= stored["steps"] / 2
-            line = LINES[name] | {"label": name, "linewidth": 1.5}
+            label = name if found["end"] < LOST else f"{name} (diverged)"
+            line = LINES[name] | {"label": label, "linewidth": 1.5}
             for axes, shown in zip(panels, (steps > 0, late), strict=True):
                 axes.plot(steps[shown], curve[shown], **line)
-        for axes, title in zip(panels, ("all steps", "the last half"), strict=True):
+        titles = {"all steps": seen, "the last half": seen[:, seen.shape[1] // 2 :]}
+        for axes, (title, bits) in zip(panels, titles.items(), strict=True):
+            # A run that diverged is far above.
+            kept = bits[bits < LOST]
+            low, high = (kept.min(), kept.max()) if kept.size else (0, LOST)
+            room = 0.03 * (high - low)
             axes.set(xlabel="step", ylabel="bits per byte, held out", title=title)
+            axes.set(ylim=(low - room, high + room))
         legend = {"loc": "outside lower center", "ncols": 5, "frameon": False}
         figure.legend(*panels[0].get_legend_handles_labels(), **legend)
         figure.suptitle(
@@ -191,14 +203,16 @@ def table(stored: Stored) -> Table:
     """Return the ends, the best one first."""
     runs = sorted(stored["runs"].items(), key=lambda one: one[1]["end"])
     return Table(
-        f"bits per byte of the test text, {stored['model']}",
-        ("optimizer", "rate", "end", "held out, half-way"),
+        f"bits per byte at the end, {stored['model']}",
+        ("optimizer", "rate", "test", "held out"),
         (
             (
                 name,
                 f"{found['rate']:.2g}",
-                f"{found['end']:.3f}",
-                f"{found['curve'][len(found['curve']) // 2 - 1]:.3f}",
+                *(
+                    f"{bits:.3f}" if bits < LOST else "diverged"
+                    for bits in (found["end"], found["curve"][-1])
+                ),
             )
             for name, found in runs
         ),

@@ -7,14 +7,16 @@ from experiments.papers.transformers import headline, lengths_and_angles
 from experiments.papers.transformers.language_training import METHODS
 from experiments.papers.transformers.lengths_and_angles import DECAY, GROUPS, RATE
 
-QUERY, KEY = (f"layers/0/attention/{name}/kernel" for name in ("query", "key"))
+QUERY, KEY, OUT = (
+    f"layers/0/attention/{name}/kernel" for name in ("query", "key", "out")
+)
 
 
 def test_every_kernel_has_a_group_and_a_prediction():
     found = lengths_and_angles.predicted()
     assert {lengths_and_angles.group_of(path) for path in found} == set(GROUPS)
-    # A head of nano maps 64 numbers to 32.
-    assert found[QUERY]["size"] == found[KEY]["size"] == 64 * 32
+    # A head of nano maps 64 numbers to 32, and back.
+    assert all(found[path]["size"] == 64 * 32 for path in (QUERY, KEY, OUT))
     for one in found.values():
         length = RATE * np.sqrt(one["size"] / (2 * DECAY))
         assert one["weight"] == pytest.approx(length)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import textwrap
 from types import SimpleNamespace
 
 import jax
@@ -81,16 +82,32 @@ def test_what_is_not_installed_is_named_with_the_extra(monkeypatch):
         performance_profile.main(["--smoke", "--out", "absent"])
 
 
+def test_the_collection_leaves_the_precision_alone(monkeypatch, tmp_path):
+    module = """
+        import jax
+        jax.config.update("jax_enable_x64", True)
+        unconstrained_minimisation_problems = ()
+    """
+    (tmp_path / "sif2jax.py").write_text(textwrap.dedent(module))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sif2jax", raising=False)
+    before = jax.config.jax_enable_x64
+    try:
+        assert racing.load() == []
+        assert jax.config.jax_enable_x64 == before
+    finally:
+        jax.config.update("jax_enable_x64", before)
+        del sys.modules["sif2jax"]
+
+
 @pytest.mark.slow("imports the collection, which takes most of a minute")
 @pytest.mark.skipif(
     importlib.util.find_spec("sif2jax") is None,
     reason="sif2jax is not installed: pip install 'normopt[sif]'",
 )
 @pytest.mark.filterwarnings("default")
-def test_the_collection_is_read_and_leaves_the_precision_alone():
-    before = jax.config.jax_enable_x64
+def test_the_collection_is_read():
     found = racing.load()
-    assert jax.config.jax_enable_x64 == before
     assert len(found) == racing.MOST_PROBLEMS and found[0].name == "AKIVA"
     with jax.enable_x64(True):
         for problem in found[:3]:
