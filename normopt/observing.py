@@ -61,9 +61,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         \|w\| + \tfrac{\langle u, w \rangle}{\|w\|}\right), \quad
       \mathrm{radial\ update} = \frac{\langle u, w \rangle}{\|u\| \|w\|}
 
-    where :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that
-    between w and w + u. It is accurate even for relative steps of 1e-7, and for nearly
-    radial steps.
+    and the radial gradient, which has g in place of u. These two are cosines. Here
+    :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that between
+    w and w + u. It is accurate even for relative steps of 1e-7, and for nearly radial
+    steps.
 
     Args:
       opt_state: the state of an optimizer or wrapper with `observe` in it. It may be

@@ -93,14 +93,16 @@ def observe(
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
       `ObserveState`: five numbers per block, and the state of `inner`. The updates are
-      those of `inner`, bit for bit. Only in a compiled step may XLA round differently.
+      those of `inner`. In a compiled step, XLA may round them differently; otherwise
+      they are equal bit for bit.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params`, with
-        params of another shape, or for a gradient of None (pass zeros instead).
+      ValueError: when built, if `every` is below 1. At init, for an axis that no leaf
+        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
+        no path. At update, without `params`, with params of another shape, or for a
+        gradient of None (pass zeros instead).
 
     Examples:
       >>> import jax.numpy as jnp

@@ -1,7 +1,7 @@
 """A smoke run of every experiment that draws: what it leaves, and how it is redrawn."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,14 @@ from experiments.papers.decoupled_decay_2019 import (
 from experiments.papers.novograd_2019 import large_batches, modes, robustness
 from experiments.papers.rotational_2024.arms import ARMS
 from experiments.papers.spherical_2020 import sphere
-from experiments.papers.transformers import best_rates, language_model, toys
+from experiments.papers.transformers import (
+    best_rates,
+    headline,
+    language_model,
+    lengths_and_angles,
+    racing,
+    toys,
+)
 from tests.experiments.drawings import figure_of
 
 
@@ -44,6 +51,8 @@ class Smoke:
     """What follows the records' name; the change shows in the last one alone."""
     others: tuple[str, ...] = ()
     """Files of another experiment that it needs."""
+    package: str = "jax"
+    """What has to be installed, of some extra."""
 
     @property
     def records(self):
@@ -187,6 +196,28 @@ SMOKES = [
         parts=tuple(f"{form}, width 16" for form in best_rates.FORMS),
     ),
     Smoke(
+        "transformers.headline",
+        "transformers.headline.train",
+        put(4.0, "runs", "adamw", "curve", 3),
+        said=headline.SMOKE,
+        parts=headline.SMOKE,
+    ),
+    Smoke(
+        "transformers.lengths_and_angles",
+        "transformers.lengths_and_angles.follow",
+        put(0.5, "seeds", 0, "layers/0/attention/query/kernel", "angle", 1),
+        said=tuple(lengths_and_angles.GROUPS),
+        parts=("seed 0", "seed 1"),
+    ),
+    Smoke(
+        "transformers.performance_profile",
+        "transformers.racing.race",
+        put("1 1 1 1 1 1", "problems", "AKIVA", "steps", "adam", 2),
+        said=tuple(racing.OPTIMIZERS),
+        parts=("AKIVA", "ALLINITU"),
+        package="sif2jax",
+    ),
+    Smoke(
         "transformers.toy_problems",
         "transformers.toys._over",
         put(4.0, "layer", "adamw", "losses", 0, 1, 0),
@@ -221,6 +252,8 @@ def test_it_leaves_its_files_and_is_redrawn_from_its_records(
     smoke, smoke_folder, tmp_path, monkeypatch, capsys
 ):
     assert smoke.name in discover()
+    if importlib.util.find_spec(smoke.package) is None:
+        pytest.skip(f"{smoke.package} is not installed, which its extra brings")
     main = importlib.import_module(discover()[smoke.name].module).main
     folder = shutil.copytree(smoke_folder(main), tmp_path / "smoke")
     records = folder / f"{smoke.records}.json"

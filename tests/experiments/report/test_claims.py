@@ -302,6 +302,26 @@ def toy_problems():
     return [stored(0.0, 1.0, good, good, 0.101), stored(1.0, 0.0, bad, bad, 0.2)]
 
 
+def lengths_and_angles():
+    path = "layers/0/attention/query/kernel"
+
+    def stored(ratio):
+        seed = {path: dict.fromkeys(("weight", "angle"), [ratio, ratio])}
+        expected = {path: {"weight": 1.0, "angle": 1.0}}
+        return {"predicted": expected, "seeds": [seed] * SEEDS}
+
+    return [stored(1.0), stored(2.0)]
+
+
+def performance_profile():
+    def stored(**steps):
+        of = {name: ["-", "-", one] for name, one in steps.items()}
+        problems = {str(number): {"steps": of} for number in range(5)}
+        return {"steps": 10, "problems": problems}
+
+    return [stored(adam="3", hyperball="-"), stored(adam="-", hyperball="3")]
+
+
 # Those of the other experiments are decided in tests of their own.
 GOOD_AND_BAD = {
     "block_normalized_2017.deep_mlp": curves,
@@ -313,6 +333,8 @@ GOOD_AND_BAD = {
     "novograd_2019.modes": modes,
     "transformers.best_rates": best_rates,
     "transformers.language_model": language_model,
+    "transformers.lengths_and_angles": lengths_and_angles,
+    "transformers.performance_profile": performance_profile,
     "transformers.toy_problems": toy_problems,
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),

@@ -118,7 +118,7 @@ NUMBERS = {
     "novograd_2019.memory": (60, 140.56),
     "novograd_2019.modes": (48, 60.27505),
     "novograd_2019.robustness": (48, 578.4101),
-    "rotational_2024.equilibrium": (30, 29.579),
+    "rotational_2024.equilibrium": (36, 33.653),
     "spherical_2020.effective_learning_rate": (24, 14.127512),
     "spherical_2020.table1": (168, 5491.99),
 }
