@@ -49,8 +49,8 @@ def find_scale_invariance(
     random factor of its own, around 1/2 or 2. In a second trial, each block is divided
     by its factor instead. The loss must not change in either trial. If it changes,
     bisection finds the leaf that is responsible. For comparison, the same blocks are
-    also moved equally far in random directions. A leaf is reported if the factors
-    change the loss by at most 1.5 % of the change from these moves.
+    also moved equally far in random directions, which changes the loss by some amount.
+    A leaf is reported if rescaling changes the loss by at most 1.5 % of this amount.
 
     So the result holds for the given weights, and for the epsilons of the normalization
     layers. A leaf can be invariant if the epsilon is 1e-6, but not if it is 1e-2, or if

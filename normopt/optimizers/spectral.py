@@ -54,7 +54,8 @@ def muon(
         + \lambda w \right)
 
     Without `nesterov`, m replaces :math:`g + \beta m`. For the place of eps see the
-    formula of `orthogonalize`. All singular values of a step are near :math:`\eta c`.
+    formula of `orthogonalize`. Most singular values of a step are near :math:`\eta c`;
+    see `orthogonalize` for the exceptions.
 
     Args:
       learning_rate: a number of at least 0, or a schedule. With `scale="rms"` Adam's
@@ -148,7 +149,8 @@ def normuon(
       v &\leftarrow b_2 v + (1 - b_2) \|O\|^2 \\
       O &\leftarrow \frac{O}{\sqrt{v}}, \text{ rescaled to its old Frobenius norm.}
 
-    So no output moves further than the others. No eps is added to the root.
+    So all outputs move equally far, on average over the steps. No eps is added to the
+    root.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.

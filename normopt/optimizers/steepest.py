@@ -51,8 +51,8 @@ def scion(
         authors take "spectral" for hidden layers, "avg_l2" for biases, and "max" for
         the first and last layer of a language model.
       radii: r, any factor of at least 0, per leaf. The authors take
-        :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / columns
-        for "max".
+        :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / in for
+        "max", where a kernel has `in` inputs and `out` outputs.
       eps: added to the divisor, at least 0; see `steepest`.
       constrained: whether to keep the norm of the weights within the radius.
       spread: the mesh axes whose devices share the matrices of the spectral norm; see

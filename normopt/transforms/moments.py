@@ -75,8 +75,8 @@ def scale_by_block_adam(
       r = \frac{\|w_\mathrm{last}\|^2}{\|w\|^2}
 
     Here `w_last` are the weights at the previous update. P removes the part of m along
-    the present weights. With the factor r, :math:`v \|w\|^2` is the average of
-    :math:`\|g\|^2 \|w\|^2`, as v without `tangent` is the average of :math:`\|g\|^2`.
+    the present weights. Without `tangent`, v is the average of :math:`\|g\|^2`. With
+    the factor r, :math:`v \|w\|^2` is the average of :math:`\|g\|^2 \|w\|^2`.
     With P and r, the norm of scale-invariant weights changes nothing but the effective
     learning rate :math:`\eta / \|w\|`.
 

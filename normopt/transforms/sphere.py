@@ -96,11 +96,11 @@ def retract_to_sphere(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a radius that is not positive or an unknown word. At
-        init, if the state of `inner` has no field or several fields with the name
-        `moment`, or this field does not hold a tree like the params, and for an axis
-        that no leaf has (in a mapping or callable: that its leaf lacks), or a pattern
-        that matches no path. At update, without `params` or with params of another
-        shape.
+        init, if the state of `inner` does not have exactly one field of the name that
+        you pass as `moment`, or if this field does not hold a tree like the params. At
+        init, for an axis that no leaf has (in a mapping or callable: that its leaf
+        lacks), or a pattern that matches no path. At update, without `params` or with
+        params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -34,7 +34,8 @@ def retract_to_stiefel(
 
     where u is first the step of `inner`. The new weights are c times the orthogonal
     matrix that is nearest to w' (its polar factor). `orthogonalize` approximates this
-    matrix, so all singular values are near c. This must be the last link of a chain,
+    matrix. The singular values of w' are nearly equal already, so those of the new
+    weights are near c. This must be the last link of a chain,
     with the learning rate inside. A matrix of zeros stays zero if its step is zero.
 
     Args:
