@@ -41,6 +41,7 @@ import matplotlib
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 from rich.console import Console
 
 import normopt
@@ -320,6 +321,7 @@ def draw(path: Path, stored: Stored) -> None:
             np.mean(f["errors"], axis=0).max() for f in stored["lengths"].values()
         )
         ends.set_ylim(0, 2 * top)
+        ends.yaxis.set_major_locator(MultipleLocator(0.05))
         ends.yaxis.set_major_formatter("{x:.0%}")
         figure.suptitle(
             f"five new digits from {TRAINING} images, on layers that know five others"
