@@ -10,7 +10,7 @@ them, and all learn the other five digits from 50 images for 40 epochs.
 
     python -m experiments decoupled_decay_2019.pretrained_layers
 
-takes about a minute on two CPU cores. It writes `pretrained_layers.json`,
+takes two minutes on two CPU cores. It writes `pretrained_layers.json`,
 `pretrained_layers.png` and what is finished, from where the same command goes on;
 `--redraw` draws the records again.
 
@@ -21,6 +21,13 @@ or none. For each fraction and length, 8 seeds choose one of 6 rates by the erro
 300 images, and of the fractions between none and 1 the one that is judged; 60 other
 seeds judge, on 400 other images. The range of rates was chosen after a look at four
 seeds more.
+
+Seen: at each length the seeds chose a fraction of 0.3. After 32 epochs it ends at an
+error of 6.62 %, as one rate for all does; frozen layers end at 6.91 %, 0.29 points
+above (0.09 to 0.49). So here nothing is overfitted with one rate for all, and a
+fraction is better than freezing. Neither the best fraction nor the error depends on the
+length of pretraining by more than sixty seeds can tell. With 0.03 after 32 epochs the
+seeds chose too high a rate; that decides nothing.
 """
 
 import dataclasses
@@ -34,6 +41,7 @@ import matplotlib
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from matplotlib.ticker import MultipleLocator
 from rich.console import Console
 
 import normopt
@@ -313,6 +321,7 @@ def draw(path: Path, stored: Stored) -> None:
             np.mean(f["errors"], axis=0).max() for f in stored["lengths"].values()
         )
         ends.set_ylim(0, 2 * top)
+        ends.yaxis.set_major_locator(MultipleLocator(0.05))
         ends.yaxis.set_major_formatter("{x:.0%}")
         figure.suptitle(
             f"five new digits from {TRAINING} images, on layers that know five others"
@@ -338,7 +347,7 @@ def table(stored: Stored) -> Table:
 
     return Table(
         "test error by epochs of pretraining, and the rate of the new layer",
-        ("fraction", *stored["lengths"], *(f"{n}" for n in LENGTHS)),
+        ("fraction", *stored["lengths"], *(f"rate, {n}" for n in LENGTHS)),
         (row_of(*one) for one in enumerate(stored["fractions"])),
         f"{stored['seeds']} fresh seeds; ± half of the 95 % interval of their mean",
     )
