@@ -121,7 +121,7 @@ SMOKES = [
     Smoke(
         "decoupled_decay_2019.decay_grid",
         "decoupled_decay_2019.decay_grid.grid_wrong",
-        put(0.0, "grids", "AdamW", "errors", 0, 1, 1),
+        put("900 0 900", "grids", "AdamW", "wrong_judging", 0, 1),
         said=tuple(decay_grid.METHODS),
         parts=tuple(decay_grid.METHODS),
     ),

@@ -6,6 +6,7 @@ import pytest
 from experiments.benchmarks import bars, compile_time, muon_time, step_time
 from experiments.papers.block_normalized_2017.curve_figures import WHOLE
 from experiments.papers.decoupled_decay_2019.decay_grid import MARGIN
+from experiments.papers.decoupled_decay_2019.grid_training import as_text
 from experiments.papers.decoupled_decay_2019.pretrained_layers import (
     FRACTIONS,
     LENGTHS,
@@ -81,12 +82,19 @@ def decay_grid():
         False: 0.05 + MARGIN / 2 * abs(decays - 4) + 1e-5 * abs(rates - 4),
     }
     axes = {"learning_rates": list(range(9)), "decays": list(range(9))}
+    kinds = ("wrong_tuning", "wrong_judging")
+
+    def wrong(errors):
+        return as_text(np.rint([1e7 * errors] * SEEDS).astype(int))
+
     forms = {"SGD, L2": True, "SGDW": False, "Adam, L2": True, "AdamW": False}
     return [
         {
             "batch_norm": True,
+            "tuning_images": 10**7,
+            "judging_images": 10**7,
             "grids": {
-                name: {**axes, "errors": [shapes[coupled is right]] * SEEDS}
+                name: {**axes, **dict.fromkeys(kinds, wrong(shapes[coupled is right]))}
                 for name, coupled in forms.items()
             },
         }

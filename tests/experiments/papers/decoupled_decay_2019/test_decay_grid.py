@@ -65,23 +65,25 @@ def test_every_cell_of_every_method_is_stored(stored):
     for name, grid in stored["grids"].items():
         assert grid["learning_rates"] == list(METHODS[name].learning_rates[::5])
         assert grid["decays"] == list(METHODS[name].decays[::5])
-        errors = np.array(grid["errors"])
-        assert errors.shape == (2, 3, 3)
-        assert (errors > 0).all() and (errors <= 1).all()
+        for errors in decay_grid.errors_of(stored, name):
+            assert errors.shape == (2, 3, 3)
+            assert (errors > 0).all() and (errors <= 1).all()
 
 
 @pytest.mark.parametrize("name", ["SGDW", "Adam, L2"])
 def test_a_cell_of_the_grid_is_that_run_alone(stored, task, name):
     grid = stored["grids"][name]
-    wrong = np.rint(HELD_OUT * np.array(grid["errors"])).astype(int)
+    wrong = from_text(grid["wrong_judging"])
     # The cell differs from its mirror image and between seeds: a swap would show.
     seed, row, column = 1, 2, 0
     others = [wrong[0, row, column], wrong[seed, column, row]]
     assert np.abs(wrong[seed, row, column] - others).min() > 10
     rate, decay = 2.0 ** grid["learning_rates"][row], 2.0 ** grid["decays"][column]
-    alone = wrong_answers(trained(name, rate, decay, seed, task), task).sum()
+    params = trained(name, rate, decay, decay_grid.FIRST_SEED + seed, task)
+    alone = wrong_answers(params, task)
     # Batched sums round differently, which can turn an answer that was close.
-    assert abs(wrong[seed, row, column] - int(alone)) <= 3
+    assert abs(wrong[seed, row, column] - int(alone[1])) <= 3
+    assert abs(from_text(grid["wrong_tuning"])[seed, row, column] - int(alone[0])) <= 3
 
 
 @pytest.mark.parametrize(
@@ -157,6 +159,21 @@ def test_counts_are_lists_of_texts():
     counts = np.arange(12).reshape(2, 2, 3)
     assert as_text(counts)[1] == ["6 7 8", "9 10 11"]
     np.testing.assert_array_equal(from_text(as_text(counts)), counts)
+
+
+def test_a_cell_is_chosen_by_other_seeds_on_other_images():
+    tuning, judging = np.full((2, 3, 1, 2), 100)
+    # Two seeds are a little better at the first cell, one at the second.
+    tuning[:, 0] = [[50, 100], [50, 100], [100, 70]]
+    judging[:, 0] = [[11, 12], [21, 22], [31, 32]]
+    grid = {"wrong_tuning": as_text(tuning), "wrong_judging": as_text(judging)}
+    stored = {"grids": {"AdamW": grid}, "tuning_images": 1000, "judging_images": 100}
+    assert decay_grid._errors(stored, "AdamW").tolist() == [0.11, 0.21, 0.31]
+    tuning[1, 0, 1] = 10
+    grid["wrong_tuning"] = as_text(tuning)
+    assert decay_grid._errors(stored, "AdamW").tolist() == [0.12, 0.21, 0.31]
+    of_all = decay_grid.errors_of(stored, "AdamW").all
+    assert of_all[0, 0].tolist() == [61 / 1100, 112 / 1100]
 
 
 def bowl(of):
