@@ -1,17 +1,17 @@
 """Follow the best learning rate over the width of a language model and over batches.
 
-The network, the text and the rule are those of `language_model`, but for its fresh
-seeds: an optimizer is tried from 2 seeds. Adam has three forms of decay:
-coupled to the rate, as in optax; independent of it; and none on hyperballs, which keep
-the length of weights. They are held against each other in networks of 32 to 128 numbers
-a place, as it is said of the last that the best rate moves least there. AdamW and Muon
-are also tried in batches of 8 to 64 windows, at equal numbers of bytes.
+The text, and the rule by which rates are tried, are those of `language_model`, each
+from 3 seeds. Adam has three forms of decay: coupled to the rate, as in optax;
+independent of it; and none on hyperballs, which keep the length of weights. They are
+held against each other in networks of 32 to 128 numbers a place, as it is said of the
+last that the best rate moves least there. AdamW and Muon are also tried in batches of 8
+to 64 windows, at equal numbers of bytes.
 
     python -m experiments transformers.best_rates
 
-takes some hours on two CPU cores. It writes `best_rates.json` and
-`best_rates.png`, and what is finished, from where the same command goes on; `--redraw`
-draws the records again. `--widths` and `--batches` name fewer.
+takes some hours on two CPU cores. It writes `best_rates.json` and `best_rates.png`,
+and what is finished, from where the same command goes on; `--redraw` draws the records
+again. `--widths` and `--batches` name fewer.
 
 Where a best rate lies is read off a parabola through the best three of each seed. The
 claim and its margin were written down before the runs.
@@ -62,7 +62,7 @@ FORMS: Mapping[str, Method] = {
     HYPERBALL: METHODS["hyperball"],
 }
 IN_BATCHES = ("adamw", "muon")
-SEEDS = (0, 1)
+SEEDS = (0, 1, 2)
 _FIRST = 8  # windows in the batch of which `steps` are told
 
 

@@ -373,7 +373,7 @@ STEPS = Metric("share of the steps to the target", steps_to_target, "less")
 def _extent(stored: Stored) -> str:
     return (
         f"n = {stored['fresh_seeds']} fresh seeds at the best of rates a factor of 2 "
-        f"apart, of which the best was chosen on {stored['tuning_seeds']} other; "
+        f"apart, tuned on {stored['tuning_seeds']} other; "
         f"{stored['steps']} steps of {stored['batch']} x {stored['context']} bytes of "
         f"the sources of Python {stored['text']['python']}, {stored['width']} wide"
     )
