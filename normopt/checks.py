@@ -200,8 +200,8 @@ class LargeDecayWarning(UserWarning):
 def warn_of_half_life(optimizer: str, weight_decay: Any) -> None:
     """Warns of a plain decay that halves a weight within 34 steps.
 
-    Who comes from optax or torch writes such numbers, which are times the learning rate
-    there. One in a mapping or an array was chosen with more thought, or is not known.
+    Users of optax or torch write such numbers, because there the learning rate
+    multiplies them. A number in a mapping was chosen on purpose.
     """
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, int | float):
         return
@@ -209,10 +209,10 @@ def warn_of_half_life(optimizer: str, weight_decay: Any) -> None:
         steps = math.log(0.5) / math.log1p(-min(weight_decay, 0.5))
         warnings.warn(
             f"`{optimizer}(weight_decay={weight_decay:g})` halves every weight in "
-            f"{max(steps, 1):.0f} steps, whatever the learning rate. The decay of "
-            "optax.adamw and torch's AdamW is times the learning rate: write "
-            f"weight_decay=learning_rate * {weight_decay:g} for it, or "
-            '{"": ' + f"{weight_decay:g}" + "} if you mean it",
+            f"{max(steps, 1):.0f} steps, for any learning rate. optax.adamw and torch "
+            "multiply the decay by the learning rate. If your number comes from "
+            f"there, write weight_decay=learning_rate * {weight_decay:g}; otherwise "
+            'write {"": ' + f"{weight_decay:g}" + "}, which does not warn",
             LargeDecayWarning,
             stacklevel=3,
         )

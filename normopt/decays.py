@@ -9,14 +9,14 @@ from normopt.checks import check_number
 
 
 class DecayForms(NamedTuple):
-    """One weight decay, at the largest learning rate, in each of its forms."""
+    """One weight decay in all forms, as `decay_from` returns it."""
 
-    independent: float  # the share that a step takes off the weights
-    times_learning_rate: float  # that share over the learning rate
-    following: float  # the share where the schedule lr_t / lr_max is 1
-    corrected: float  # that share over lr_max, where the schedule is lr_t^2 / lr_max
-    memory: float  # in steps: the weights are an average over about as many updates
-    angle: float  # radians per step by which a scale-invariant block turns in the end
+    independent: float  # the fraction of the weights that each step removes
+    times_learning_rate: float  # `independent` divided by the learning rate
+    following: float  # the factor of a schedule lr_t / lr_max
+    corrected: float  # the factor of a schedule lr_t^2 / lr_max
+    memory: float  # the number of updates over which weights are averaged
+    angle: float  # the final angle per step of a scale-invariant block, in radians
 
 
 def decay_from(
@@ -30,43 +30,45 @@ def decay_from(
     angle: float | None = None,
     b1: float = 0.9,
 ) -> DecayForms:
-    r"""Turns a weight decay in one form into all others.
+    r"""Converts a weight decay from one form to all others.
 
-    Each step shrinks the weights by the share :math:`\lambda`. Optimizers define
-    `weight_decay` in different ways, so each needs another number wd for the same
-    :math:`\lambda`. The table shows how :math:`\lambda` follows from wd. All forms
-    agree while the learning rate lr_t is at its largest, lr_max. When it is below that,
-    they differ as the table shows:
+    Let :math:`\lambda` be the fraction of the weights that a decay removes in each
+    step. Optimizers compute :math:`\lambda` from their option `weight_decay` (wd) in
+    different ways, so the same :math:`\lambda` needs different numbers wd. In the
+    table, lr_t is the learning rate of a step, and lr_max the largest one. The results
+    of this function give the same :math:`\lambda` when lr_t is lr_max. When lr_t is
+    smaller, they differ as in the table:
 
     ===================  ====================  =========================================
-    form                 lambda                read by
+    form                 lambda                used by
     ===================  ====================  =========================================
     independent          wd                    ``adamw``, ``sgdw``, ``nadamw``,
                                                ``decay_weights(wd)``
     times_learning_rate  lr_t wd               ``optax.adamw``, torch's AdamW, optax's
                                                ``lion``, ``muon``, ``adamp``,
-                                               ``add_decay(wd)`` behind the moments
+                                               ``add_decay(wd)`` after the moments
     following            lr_t / lr_max wd      ``adamw(lr_max, weight_decay=wd,
                                                schedule=lambda t: lr(t) / lr_max)``
     corrected            lr_t² / lr_max wd     ``decay_weights(wd,
                                                schedule=lambda t: lr(t)**2 / lr_max)``
     ===================  ====================  =========================================
 
-    Two more forms name an effect of the decay. The memory is the number of steps over
-    which the weights are an exponential average of past updates:
+    Two more forms describe an effect of the decay. The weights are an exponential
+    average of past updates. The memory is the number of steps over which they are
+    averaged:
 
     .. math:: \mathrm{memory} = 1 / \lambda
 
-    The angle, in radians, is the one by which a scale-invariant block turns per step in
-    the end (after about :math:`1 / \lambda` steps), if gradients are mostly noise:
+    In the end (after about :math:`1 / \lambda` steps), a scale-invariant block turns by
+    the same angle in each step. If gradients are mostly noise, this angle in radians is
 
     .. math:: \mathrm{angle} = \sqrt{2 \lambda \frac{1 - b_1}{1 + b_1}}
 
-    This holds for the families of Adam and SGD, if the decay does not enter the
-    moments. For other optimizers see `equilibrium`.
+    This formula holds for Adam, SGD and similar optimizers, if the decay does not enter
+    the moments. For other optimizers see `equilibrium`.
 
     Args:
-      learning_rate: lr_max, the largest one of the run, above 0.
+      learning_rate: lr_max, the largest learning rate of the run, above 0.
       independent: the decay as `normopt.adamw` takes it, in (0, 1).
       times_learning_rate: the decay as `optax.adamw` takes it, above 0.
       following: the decay that is multiplied by a schedule lr_t / lr_max, in (0, 1).
@@ -77,23 +79,24 @@ def decay_from(
         depends on it.
 
     Returns:
-      `DecayForms`, each form by its name.
+      A `DecayForms`, which has all forms by name.
 
     Raises:
-      TypeError: for a value that is not a number or is traced, and unless exactly one
-        form is given.
-      ValueError: for a number out of its range, for a form that would remove all of
-        the weights or more in one step, or if another form would overflow, or
-        underflow to 0.
+      TypeError: for a value that is traced or not a number, and if not exactly one form
+        is given.
+      ValueError: for a number out of its range, for a decay that would remove all of
+        the weights or more in one step, or if another form would overflow or underflow
+        to 0.
 
     Examples:
-      The same decay as in `optax.adamw(1e-3, weight_decay=0.1)`, for `normopt.adamw`:
+      Convert the decay of `optax.adamw(1e-3, weight_decay=0.1)` for `normopt.adamw`:
 
       >>> now = normopt.decay_from(learning_rate=1e-3, times_learning_rate=0.1)
       >>> round(now.independent, 7), round(now.memory), round(now.angle, 5)
       (0.0001, 10000, 0.00324)
 
-      With twice the learning rate, the same memory needs half of optax's decay:
+      With twice the learning rate, half of the decay of `optax.adamw` gives the same
+      memory:
 
       >>> then = normopt.decay_from(learning_rate=2e-3, memory=now.memory)
       >>> round(then.times_learning_rate, 7)

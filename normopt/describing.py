@@ -47,51 +47,53 @@ def describe(
     only: str = "",
     observations: Mapping[str, Observation] | None = None,
 ) -> str:
-    r"""Shows what per-leaf options mean for each leaf.
+    r"""Makes a table of the options that each leaf gets.
 
-    Leaves whose shapes and options are equal, and whose paths differ only in numbers,
-    share a row: `stages/{0..2}/conv{1,2}/kernel` is six leaves. If a column is the same
-    for all leaves, it is left out of the table, and the line below the rows has its
-    value.
+    Leaves share a row if they have equal shapes and options, and their paths differ
+    only in numbers: `stages/{0..2}/conv{1,2}/kernel` stands for six leaves. If a column
+    has the same value for all leaves, this value is in the line below the table
+    instead.
 
     Args:
       params: a pytree of arrays, or of `jax.ShapeDtypeStruct`s from `jax.eval_shape`,
-        or a whole module. Anything in it that is not an array has no row.
+        or a whole module. Only arrays have a row.
       config: the configuration of the optimizer, as `normopt.config` takes and returns
-        it. Options are read from there. If a chain or a wrapper has several values of
-        an option, the first one that has an effect counts. (None, a decay of 0 and a
-        multiplier of 1 have none.) Keyword arguments take precedence. A decay that
-        depends on the gradient or the learning rate has no half-life, and a line below
-        the table says so.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
-      weight_decay: a decay per step that is decoupled from the learning rate, at least
-        0, per leaf; its half-life is :math:`\ln 2 / -\ln(1 - \lambda)` steps.
+        it. The options come from there, unless you also pass them as arguments. If a
+        chain or a wrapper has several values of an option, the first one that has an
+        effect counts. (None, a decay of 0 and a multiplier of 1 have no effect.) A
+        decay that depends on the gradient or the learning rate has no half-life; then a
+        line below the table says so.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
+      weight_decay: the decay :math:`\lambda` per step, independent of the learning
+        rate, at least 0, per leaf. Its half-life is :math:`\ln 2 / -\ln(1 - \lambda)`
+        steps.
       l1: an L1 decay, at least 0, per leaf.
       lr_multipliers: factors of the learning rate, at least 0, per leaf.
       matrices: the input and output axes of matrices, per leaf, as in `orthogonalize`
         and `muon`. A dash marks the leaves that go to `rest`.
-      radius: the one of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
-        `hyperball` and `rotational`), `"present"`, or None for no such column. For a
-        word the table shows the present lengths of the blocks, and how many blocks have
-        length zero.
-      only: a regular expression. Leaves whose path it does not match have no row, and
-        do not count in the totals.
-      observations: what `observe` recorded, as `normopt.observations` returns it. For
-        each leaf the table then shows norms of gradient and weights, the relative step
-        and the angle in radians: the median over the blocks and, if there are several,
-        the largest.
+      radius: the radius of `retract_to_sphere`, per leaf: a number, `"initial"` (as in
+        `hyperball` and `rotational`), `"present"`, or None for no such column. For
+        `"initial"` and `"present"` the table shows the present lengths of the blocks,
+        and how many blocks have length zero.
+      only: a regular expression. Only leaves whose path it matches have a row and count
+        in the totals.
+      observations: the result of `normopt.observations`. The table then also has the
+        norms of gradient and weights, the relative step and the angle in radians of
+        each leaf. For a leaf of several blocks it shows the median and the largest
+        number.
 
     Returns:
       A table with path, shape, number of leaves, dtype, axes, number and size of
-      blocks, multiplier, decay and half-life. If they are given, it also has number and
-      size of the matrices (inputs x outputs), the radius, and what was observed. Below
-      it are a line with what all leaves share, and one with the totals.
+      blocks, multiplier, decay and half-life. If you pass matrices, a radius or
+      observations, it also has these; matrices as their number and size (inputs x
+      outputs). Below the table, one line has the values that are the same for all
+      leaves, and one line has the totals.
 
     Raises:
       TypeError: if a value has the wrong type.
       ValueError: for a bad value or configuration, an axis that does not exist, a
-        pattern that matches no path, or observations of a path or of blocks that
-        `params` does not have.
+        pattern that matches no path, or observations that do not fit `params`.
 
     Examples:
       >>> import jax.numpy as jnp

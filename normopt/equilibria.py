@@ -12,8 +12,8 @@ from normopt.registry import completed, make
 class Equilibrium(NamedTuple):
     """The steady state of a scale-invariant block under steps and weight decay."""
 
-    length: float | None  # of the block, in the unit of the weights; None without size
-    angle: float  # radians that it turns in a step, root of the mean square
+    length: float | None  # the norm of the block; None without `size`
+    angle: float  # radians per step, the root of the mean square
 
 
 def equilibrium(
@@ -23,24 +23,25 @@ def equilibrium(
     gradient: float = 1.0,
     step: int | None = None,
 ) -> Equilibrium:
-    r"""Predicts the length and angle per step at which a scale-invariant block settles.
+    r"""Predicts the length and angle per step that a scale-invariant block reaches.
 
-    The gradient of a scale-invariant block is orthogonal to the block. So steps
-    lengthen the block and decay shortens it, until the two balance.
+    The gradient of a scale-invariant block is orthogonal to its weights. So steps make
+    the block longer, and decay makes it shorter. In the end both effects are equal, and
+    the length stays the same.
 
     The prediction is for gradients that are mostly noise. A step is then
-    :math:`\eta \sum_k c_k g_{t-k}`: a sum of past gradients with weights :math:`c_k`,
-    after the moments have scaled each gradient to a length n. With :math:`\lambda` the
-    total decay per step,
+    :math:`\eta \sum_k c_k g_{t-k}`: a sum of past gradients with factors :math:`c_k`.
+    The moments have scaled each gradient to a length n. If :math:`\lambda` is the total
+    decay per step,
 
     .. math::
       \mathrm{length}^2 = \frac{\eta^2 n^2 C^2}{2 \lambda}, \qquad
       \mathrm{angle}^2 = 2 \lambda \frac{\sum_k c_k^2}{C^2}, \qquad
       C = \sum_k c_k
 
-    The table has n and C for each kind of moments. There d is the argument `size`, and
-    s the argument `gradient`. The RMS of the elements of the gradient is s / length: a
-    longer block has a smaller gradient, because only its direction changes the loss.
+    The table has n and C for each kind of moments. In the table, d is the argument
+    `size` and s is the argument `gradient`. The RMS of the elements of the gradient is
+    s / length, because a longer block has a smaller gradient.
 
     =================  ==============  =====================  ========================
     moments            n               C                      sum of the c_k² over C²
@@ -53,52 +54,52 @@ def equilibrium(
     SGD-MRT            s √d / length   1 / √(1 - m²)          1
     =================  ==============  =====================  ========================
 
-    where :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of the
-    average whose sign is Lion's step. With Nesterov momentum the sums differ, and with
-    `grad_averaging` NovoGrad's C is 1. For AdamSRT and SGD-MRT, C is the root of the
-    sum of the :math:`c_k^2`: their moments stay orthogonal to the block, so past
-    gradients lengthen it no more than the present one.
+    The step of Lion is the sign of an average, and
+    :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of this
+    average. With Nesterov momentum the sums differ. With `grad_averaging`, C of
+    NovoGrad is 1. For AdamSRT and SGD-MRT, C is the root of the sum of :math:`c_k^2`,
+    because their moments stay orthogonal to the block.
 
-    **The decay** :math:`\lambda` **per step** is given by the next table, with lr_t the
-    learning rate and eta_t the value of a `schedule` at `step`:
+    The next table has **the decay per step** :math:`\lambda`. In it, lr_t is the
+    learning rate, and eta_t the value of a `schedule`, both at `step`:
 
     =========================  =========================================================
     independent                wd, for `adamw`, `sgdw`, `decay_weights`
     following                  eta_t wd, for the same three with a `schedule`
     corrected                  eta_t wd, for `decay_weights`, eta_t = lr_t² / lr_max
-    with the learning rate     lr_t wd, for `lion`, and `add_decay` behind the moments
+    with the learning rate     lr_t wd, for `lion`, and `add_decay` after the moments
     in the momentum            lr_t C wd, for NovoGrad, and for SGD with L2
     L2 in the gradient         lr_t C wd length / s, for Adam, AdamS and Lion
     L2, with tangent moments   lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
                                SGD-MRT
     =========================  =========================================================
 
-    So under L2 the length of Adam's blocks is
-    :math:`\sqrt[3]{\eta\, d\, s / (2\, \mathrm{wd})}`, and that of SGD's is
-    :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}`.
+    So with L2, the length of a block is
+    :math:`\sqrt[3]{\eta\, d\, s / (2\, \mathrm{wd})}` under Adam, and
+    :math:`\sqrt[4]{\eta\, d\, s^2 / (2\, \mathrm{wd} (1 - m))}` under SGD.
 
     **Limits.** A block follows a schedule with a delay of about :math:`1 / \lambda`
-    steps. The prediction at a `step` is right only if schedules change more slowly than
-    that. It is within 5 % for blocks of 32 elements or more if :math:`\lambda` is at
-    most (1 - b1) / 10 (for Lion, (1 - b2) / 10). Under a larger decay blocks are
-    shorter. For blocks of four elements it is off by a quarter under Lion, and by 5 %
-    under AdamSRT. Under Lion it is off by more than 5 % if b1 is below 0.7, and by a
-    quarter if b1 is 0. It leaves out eps, which has to be small beside the elements of
-    a gradient, s / length.
+    steps. So the prediction at a `step` is right only if the schedules change slowly in
+    this time. The error of the prediction is at most 5 % for blocks of 32 elements or
+    more, if :math:`\lambda` is at most (1 - b1) / 10 (for Lion, (1 - b2) / 10). With a
+    larger decay, blocks are shorter than predicted. For blocks of four elements the
+    error is a quarter for Lion, and 5 % for AdamSRT. For Lion the error is more than 5
+    % if b1 is below 0.7, and a quarter if b1 is 0. The prediction ignores eps. So eps
+    must be small relative to the elements of a gradient, s / length.
 
     Args:
       config: the configuration of the optimizer, as `normopt.config` takes it: `adamw`,
         `sgdw`, `adams`, `adamsrt`, `sgdmrt`, `novograd`, optax's `lion`, or a chain of
-        the links that these consist of, also inside `observe`. For optax's AdamW take
-        `adamw` with `weight_decay=learning_rate * weight_decay`. A prediction is for
-        one block, so give the decay and channel axes of that block, and not a mapping
-        per path.
+        the links of these optimizers, also inside `observe`. For optax's AdamW pass
+        `adamw` with `weight_decay=learning_rate * weight_decay`. The prediction is for
+        one block. So pass the decay and the channel axes of this block, not a mapping
+        by path.
       size: d, the number of elements of the block, at least 2; None if no result
-        depends on it. For NovoGrad the block is what shares a second moment, which is a
-        layer. Its channels settle at the angle of the layer, and the squares of their
-        lengths add up to that of the layer.
+        depends on it. For NovoGrad the block is a whole layer, because a layer shares
+        one second moment. All channels of the layer reach the angle of the layer. The
+        squared lengths of the channels add up to the squared length of the layer.
       gradient: s, above 0: the RMS of the elements of the gradient of the block, times
-        the length of the block. It matters for SGD, and for L2.
+        the length of the block. Only results for SGD and for L2 depend on it.
       step: the count of updates at which schedules in `config` are read, at least 0;
         None if there are no schedules.
 
@@ -108,21 +109,22 @@ def equilibrium(
     Raises:
       TypeError: if an option is not a number where it must be one (a mapping, or a
         schedule without `step`), or if `config` is not a mapping.
-      ValueError: for an optimizer whose equilibrium is not known, without a decay or a
-        learning rate, without a `size` if the angle depends on it, for a decay of 1 per
-        step or more, for links that ascend or whose decay increases the weights, and
-        for all that `config` refuses.
+      ValueError: for an optimizer whose equilibrium is not known, or that has no decay
+        or no learning rate. Without `size`, if the angle depends on it. For a decay of
+        1 per step or more. For links that ascend the loss, or whose decay increases the
+        weights. Also for every configuration that `normopt.config` refuses.
 
     Examples:
-      The angle that `rotational` needs to turn like a run of
-      `optax.adamw(1e-3, weight_decay=0.1)`:
+      Compute the length and the angle of `optax.adamw(1e-3, weight_decay=0.1)`. Pass
+      the angle to `rotational` as its learning rate:
 
       >>> now = {"name": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-3 * 0.1}
       >>> length, angle = normopt.equilibrium(now, size=512)
       >>> round(length, 3), round(angle, 5)
       (1.6, 0.00324)
 
-      At half the learning rate, only a corrected decay gives the same length:
+      Here the cosine has halved the learning rate. Only with the corrected decay is the
+      length still the same:
 
       >>> cosine = {"name": "cosine_decay_schedule", "decay_steps": 10_000}
       >>> def after(exponent):

@@ -23,14 +23,14 @@ MADE_FOR_OTHERS = "the state was made for other params or options"
 
 
 class BlockNumbers(NamedTuple):
-    """Real numbers of at least float32, one for each block or each element.
+    """Real numbers, float32 or wider: one for each block or each element.
 
-    `optax.tree.map_params` treats `elements` like params. It passes `blocks` as one
-    dictionary to `transform_non_params`.
+    `optax.tree.map_params` treats `elements` like params. It passes the dictionary
+    `blocks` to its argument `transform_non_params`.
     """
 
-    elements: Any  # params' structure and shapes; MaskedNode where a leaf has blocks
-    blocks: Any  # {"path@axes": one number per block, (*channel axes,)}
+    elements: Any  # params' structure and shapes; MaskedNode for leaves with blocks
+    blocks: Any  # {"path@axes": array of one number per block}
 
 
 class PerElement:

@@ -44,6 +44,7 @@ from normopt.copies import (
     apart,
     from_kept,
     remember,
+    stored,
     takes_sums,
     wants_copies,
     with_sums_of,
@@ -66,7 +67,7 @@ _HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
 
 
 class NoBlocksWarning(UserWarning):
-    """No leaf has blocks under the given `channel_axes`, so nothing acts on blocks."""
+    """No leaf has blocks with the given `channel_axes`, so nothing acts on blocks."""
 
 
 class Option(NamedTuple):
@@ -111,7 +112,10 @@ class Work:
       share: from the state after that to the numbers that all leaves share.
       static: keywords of the step that are no numbers, hashable.
       batched: whether leaves of one kind are stacked, and the step mapped over them by
-        `jax.vmap`: small matrices are multiplied faster in one batch.
+        `jax.vmap`. So Muon steps a hundred matrices, from 16 x 16 to 64 x 64, in half
+        of the time that it takes one by one (experiments muon_time --smaller 4).
+      stores: whether several sums of a step read what an inner optimizer made of the
+        leaf; see `copies.stored`.
       spread: the axes of the mesh over whose devices the step spreads matrices; it
         keeps nothing then, and the axes of leaves are `Matrices` or have their `alone`.
       also_integers: whether integer updates are stepped, too, and become real numbers;
@@ -135,6 +139,7 @@ class Work:
     share: Callable[[Any], tuple[Any, ...]] = lambda state: ()
     static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batched: bool = False
+    stores: bool = False
     spread: MeshAxes = ()
     also_integers: bool = False
 
@@ -306,7 +311,10 @@ class Work:
                 else _number(one, real_dtype(dtype))
                 for rule, one in zip(self.options.values(), leaf.option, strict=True)
             )
-            seen = (*seen, w if self.reads_weights(leaf) else None)
+            w = w if self.reads_weights(leaf) else None
+            if self.stores:
+                seen = (*seen[:-1], stored(u, seen[0] if w is None else w))
+            seen = (*seen, w)
             inputs[position] = (seen, option, kept[position])
             kind = (position,) if not self.batched else _kind(seen, kept[position])
             batches.setdefault((*kind, leaf.axes, dtype), []).append(position)

@@ -47,15 +47,16 @@ def output_matrices(axis: int = -1) -> Callable[[Any], Any]:
     """Makes one matrix of every leaf of two or more dimensions, with one output axis.
 
     The kernel of a convolution (height, width, in, out) becomes a matrix (height width
-    in, out). Embeddings and heads have the shape of matrices, too; to leave them out,
-    use rules by path.
+    in, out). Embeddings and heads become matrices, too; to leave them out, pass a
+    mapping by path instead.
 
     Args:
       axis: the output axis: -1 in Flax kernels, 0 in Equinox and torch weights.
 
     Returns:
-      A callable for `matrices`: params to a tree of `((all other axes), (axis,))`, and
-      of None for leaves of fewer than two dimensions (biases, scales).
+      A callable for `matrices`. From params it makes a tree with
+      `((all other axes), (axis,))` for leaves of two or more dimensions, and None for
+      the others (biases, scales).
 
     Raises:
       TypeError: if `axis` is not an integer.

@@ -113,7 +113,7 @@ def spectral(
     coefficients: Any = "quintic",
     dtype: Any = None,
 ) -> Norm:
-    r"""Gives the spectral norm of matrices, their largest singular value.
+    r"""Makes the spectral norm of matrices, which is their largest singular value.
 
     .. math::
       \mathrm{norm}(W) = \max_x \frac{\|W x\|}{\|x\|}, \qquad
@@ -123,14 +123,15 @@ def spectral(
 
     Args:
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
-        blocks are these matrices. The `channel_axes` of a link do not change them, but
-        a leaf whose `channel_axes` are None is left unchanged.
+        blocks are these matrices, for any `channel_axes` of a link. But a leaf whose
+        `channel_axes` are None stays unchanged.
       steps: the number of iterations; see `orthogonalize`.
       coefficients: see `orthogonalize`.
       dtype: see `orthogonalize`.
 
     Returns:
-      A norm for `norm=`. The name "spectral" means this norm with default options.
+      A norm object for the option `norm` of links. The name "spectral" means this norm
+      with default options.
 
     Raises:
       TypeError: if an option has the wrong type.
@@ -156,16 +157,17 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> Non
     r"""Registers your own norm under a name, for links, optimizers and `make`.
 
     Args:
-      name: the name to use as `norm=`. It may replace a name that was registered
+      name: the name to use as `norm=`. It may replace a name that you registered
         before, but not a built-in one.
       fn: a function from one block to a scalar. The block is a float32 (or wider) array
-        of any shape, without its channel axes, and complex for complex leaves. All
-        blocks are computed with `jax.vmap`. Or a norm object such as `spectral(...)`,
-        with a method `measure(x, channel_axes)` for a whole leaf and, if it has a dual,
-        `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
+        of any shape, without its channel axes; for complex leaves it is complex.
+        `jax.vmap` applies the function to all blocks. Instead of a function you can
+        pass a norm object such as `spectral(...)`. It has a method
+        `measure(x, channel_axes)` for a whole leaf. If it has a dual, it also has a
+        method `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
 
     Raises:
-      TypeError: if `name` is not a string, or `fn` is neither callable nor a norm; at
+      TypeError: if `name` is not a string, or `fn` is neither callable nor a norm. At
         the first use, if `fn` does not return one real number.
       ValueError: if `name` is the name of a built-in norm.
 
@@ -187,7 +189,7 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> Non
 
 
 def norm_names() -> list[str]:
-    """Lists the norms known by name: the built-in ones, then those registered.
+    """Lists the names of all norms: the built-in ones, then the registered ones.
 
     Examples:
       >>> normopt.norm_names()[:3]
@@ -298,22 +300,23 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
     Args:
       tree: params, gradients or updates.
-      channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
-      norm: a name of `norm_names()`, among them
-        `l1`: $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead
-        of sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
-        $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation,
-        0 where it is below the rounding of the mean.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `()` for one block.
+      norm: a name of `norm_names()`. The formulas of the built-in norms are `l1`:
+        $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead of
+        sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
+        $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation, 0
+        where it is below the rounding of the mean.
 
     Returns:
-      A tree with the structure of `tree`: for each leaf the norms of its blocks, with
-      the shape of its channel axes, in the unit of the leaf and at least float32;
-      None for leaves without blocks.
+      A tree with the structure of `tree`. Each leaf is an array with the norms of its
+      blocks. It has the shape of the channel axes and the unit of the leaf, and is
+      float32 or wider. Leaves without blocks become None.
 
     Raises:
       TypeError: if `channel_axes` are not axes, or a leaf is not an array.
-      ValueError: for an unknown norm, an axis that does not exist, a pattern that
-        matches nothing.
+      ValueError: for an unknown norm, for an axis that does not exist, or for a pattern
+        that matches no path.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -338,24 +341,26 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
 
 def block_angles(old: Any, new: Any, channel_axes: PerLeaf = ()) -> Any:
-    r"""Measures the angle by which every block turned between two trees.
+    r"""Measures the angle between the old and the new weights of every block.
 
-    With unit vectors u, v of a block, the angle is 2 atan2(|u - v|, |u + v|). Unlike
-    arccos, this is accurate for the small angles of a training step.
+    If u and v are the old and the new block, each divided by its norm, the angle is 2
+    atan2(|u - v|, |u + v|). Unlike arccos, this formula is accurate for the small
+    angles of a training step.
 
     Args:
       old: params before the step.
       new: params after the step; the same structure and shapes.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
 
     Returns:
-      A tree like that of `block_norms`, with angles in radians, in [0, pi]; 0 if either
-      block is zero.
+      A tree like that of `block_norms`, with angles in radians, in [0, pi]. The angle
+      is 0 if the old or the new block is zero.
 
-      **Copy an NNX state before the update**, as in `old = jax.tree.map(jnp.copy,
-      nnx.state(model))`. The state refers to the variables of the model, which an
-      update changes in place. Without a copy, old and new are the same, and all angles
-      are 0.
+      **Copy an NNX state before the update**:
+      `old = jax.tree.map(jnp.copy, nnx.state(model))`. An update changes the variables
+      of the model in place, and the state contains the same variables. Without a copy,
+      old and new are equal, and all angles are 0.
 
     Raises:
       TypeError: as `block_norms` does.

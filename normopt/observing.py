@@ -21,7 +21,7 @@ from normopt.transforms.observing import ObserveState, bounded, unstacked
 
 
 class Observation(NamedTuple):
-    """What the blocks of one leaf did at a step, one number for each of them."""
+    """What one step did to the blocks of a leaf: arrays of one number per block."""
 
     gradient: jax.Array  # |g|, in the unit of the gradient
     update: jax.Array  # |u|, in the unit of the weights
@@ -30,16 +30,16 @@ class Observation(NamedTuple):
     angle: jax.Array  # radians from w to w + u, in [0, pi]
     radial_gradient: jax.Array  # the cosine of g and w, in [-1, 1]
     radial_update: jax.Array  # the cosine of u and w, in [-1, 1]
-    step: jax.Array  # int32 scalar: the count of this update, from 1; 0 before any
+    step: jax.Array  # int32 scalar: which update it was, from 1; 0 before any
 
 
 class Spike(NamedTuple):
-    """A number in a log that is much larger than those before it."""
+    """A number in a log that is much larger than the earlier ones."""
 
-    step: int  # of the summary
-    path: str  # of the leaf
-    quantity: str  # a field of `Observation`; with `_max` that of the largest block
-    ratio: float  # to the running median
+    step: int  # the step of the summary
+    path: str  # the path of the leaf
+    quantity: str  # a field of `Observation`; with `_max`, its largest number
+    ratio: float  # the number divided by the running median
 
 
 _QUANTITIES = Observation._fields[:-1]
@@ -50,10 +50,10 @@ _WINDOW, _LEAST = 20, 4
 
 
 def observations(opt_state: Any) -> dict[str, Observation]:
-    r"""Reads from a state what `observe` recorded last.
+    r"""Reads the last record of `observe` from an optimizer state.
 
-    For the gradient g, the update u and the weights w of each block it gives their
-    norms and
+    For each block it returns the norms of the gradient g, the update u and the weights
+    w, and
 
     .. math::
       \mathrm{relative\ step} = \frac{\|u\|}{\|w\|}, \quad
@@ -61,24 +61,25 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         \|w\| + \tfrac{\langle u, w \rangle}{\|w\|}\right), \quad
       \mathrm{radial\ update} = \frac{\langle u, w \rangle}{\|u\| \|w\|}
 
-    where :math:`u^\perp` is the part of u that is orthogonal to w. The angle is the one
-    between w and w + u. It is accurate for relative steps of 1e-7 and for nearly radial
-    steps.
+    where :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that
+    between w and w + u. It is accurate even for relative steps of 1e-7, and for nearly
+    radial steps.
 
     Args:
-      opt_state: a state with at least one `ObserveState`, of any optimizer or wrapper.
-        It may be sharded, or restored from a checkpoint, inside or outside of
+      opt_state: the state of an optimizer or wrapper with `observe` in it. It may be
+        sharded, or restored from a checkpoint. The call works inside and outside of
         `jax.jit`. You can also pass an `nnx.Optimizer`, or any object with an attribute
         `opt_state`.
 
     Returns:
-      An `Observation` for the path of each leaf that has blocks: numbers in the shape
-      of its channel axes, in float32 or wider. All are 0 before the first observation,
-      and a quotient is 0 where a block of zeros is the divisor; there is no eps.
+      A dictionary: for the path of each leaf with blocks, an `Observation`. Its numbers
+      have the shape of the channel axes, and are float32 or wider. Before the first
+      record all are 0. If the divisor of a quotient is 0, the quotient is 0; there is
+      no eps.
 
-      The numbers are right for elements from 1e-15 to 1e15. Beyond that, elements below
-      about 1e-19 count as 0, because their squares do. Norms above 1.8e19 count as
-      1.8e19, and cosines of such blocks as 0. If elements are not finite, or products
+      The numbers are right for elements from 1e-15 to 1e15. Elements below about 1e-19
+      count as 0, because their squares underflow. A norm above 1.8e19 counts as 1.8e19,
+      and the cosines of its block count as 0. If elements are not finite, or products
       with the weights overflow, norms are infinite or NaN.
 
     Raises:
@@ -163,26 +164,27 @@ def _observing(tree: Any) -> Iterator[ObserveState]:
 
 
 def summary(observations: Mapping[str, Observation], only: str = "") -> dict[str, Any]:
-    """Makes a flat dictionary of numbers from observations, for a log.
+    """Makes a flat dictionary of numbers for a log from observations.
 
-    It can be written as a line of JSON, or logged with wandb, CLU and TensorBoard:
-    `wandb.log(numbers)`, `writer.write_scalars(numbers["step"], numbers)`, and for each
-    `name, x` of its items `writer.add_scalar(name, x, numbers["step"])`.
+    Write the result `numbers` as a line of JSON, or log it: with wandb by
+    `wandb.log(numbers)`, with CLU by `writer.write_scalars(numbers["step"], numbers)`.
+    With TensorBoard call `writer.add_scalar(name, x, numbers["step"])` for each item
+    `name, x`.
 
     Args:
-      observations: what `normopt.observations` returns.
-      only: a regular expression; leaves whose path it does not match are left out.
+      observations: the result of `normopt.observations`.
+      only: a regular expression; only leaves whose path it matches are in the result.
 
     Returns:
-      A dictionary with `"path/quantity"` for each quantity of an `Observation`, the
-      median over the blocks of the leaf. For leaves of several blocks it also has
-      `"path/quantity_max"`, the largest; for cosines, the largest absolute value.
-      `"step"` is the step of the observation (the last one, if they differ). Values are
-      Python numbers, or scalar arrays under `jax.jit`.
+      A dictionary. For each field of an `Observation` it has the key `"path/field"`,
+      with the median over the blocks of the leaf. For leaves of several blocks it also
+      has `"path/field_max"`, with the largest number (for cosines, the largest absolute
+      value). `"step"` is the step of the observation; if steps differ, the last one.
+      Values are Python numbers, or scalar arrays under `jax.jit`.
 
-      If one block is NaN, so are median and maximum. `json.dumps` writes NaN and
-      infinity as `NaN` and `Infinity`, which `json.loads` reads, but other readers may
-      not.
+      If one block is NaN, median and maximum are NaN. `json.dumps` writes NaN and
+      infinity as `NaN` and `Infinity`. Python's `json.loads` reads these, other readers
+      may not.
 
     Raises:
       TypeError: if `only` is not a string, or `observations` are not observations.
@@ -248,10 +250,10 @@ def _as_it_is(x: Any) -> Any:
 
 
 def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list[Spike]:
-    r"""Lists the spikes in a log: numbers far larger than those shortly before.
+    r"""Lists the spikes in a log: numbers far larger than the ones shortly before.
 
-    When training becomes unstable, the updates and gradients of a layer jump before the
-    loss does. A spike is a length, relative step or angle x with
+    When training becomes unstable, the updates and gradients of some layer often become
+    much larger before the loss does. A spike is a length, relative step or angle x with
 
     .. math:: x_t > \mathrm{factor} \cdot \mathrm{median}(x_{t-20}, \dots, x_{t-1})
 
@@ -259,22 +261,23 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
 
     Args:
       summaries: dictionaries as `summary` returns them, each with its `"step"`, in any
-        order. They may contain other entries, which are ignored, as None is. The
-        numbers of one step may also be spread over several dictionaries. Step 0 is
-        ignored, as nothing was observed yet.
-      factor: the ratio that makes a spike, above 1. The median is over the 20 summaries
-        before, or at the start over fewer, but at least 4.
+        order. Other entries in them are ignored, and so is None. Several dictionaries
+        may contain numbers of the same step. Step 0 is ignored, because nothing was
+        recorded yet.
+      factor: the ratio from which a number is a spike, above 1. The median is taken
+        over the 20 summaries before; near the start of the log over fewer, but at least
+        4.
 
     Returns:
-      The spikes, sorted by step, those of one step from the largest ratio down. A
-      number that is not finite has an infinite ratio. If the median is 0 there is no
-      spike.
+      The spikes, sorted by step; spikes of the same step are sorted by ratio, the
+      largest first. A number that is not finite has an infinite ratio. If the median is
+      0 there is no spike.
 
     Raises:
       TypeError: if `factor` is not a number, or a summary not a mapping.
       ValueError: if `factor` is not above 1; if a summary has no step; if a quantity is
-        not a number; if two summaries have different numbers for one quantity at one
-        step. That happens in the log of a resumed run: drop the steps that were
+        not a number; if two summaries have different numbers for the same quantity and
+        step. This happens in the log of a resumed run: remove the steps that were
         repeated.
 
     Examples:

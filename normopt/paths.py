@@ -16,19 +16,19 @@ KeyPath = tuple[Hashable, ...]
 
 
 def path_of(key_path: KeyPath) -> str:
-    """Joins a JAX key path to a path string, keys separated by `/`.
+    """Makes a path string from a JAX key path: its keys, joined by `/`.
 
     NNX variables (`nnx.Param`) and the boxes of Linen (`nn.Partitioned`,
-    `nn.LogicallyPartitioned`) keep their array in an attribute `value`. This attribute
-    is left out, so that the path is the same with and without a box. A dictionary key
-    `value` is kept, as any other key is.
+    `nn.LogicallyPartitioned`) keep their array in an attribute `value`. The path leaves
+    this attribute out, so it is the same with and without a box. A dictionary key
+    `value` stays in the path.
 
-    A key path does not say whether an object is such a box. So this function drops an
-    attribute `value` that directly follows a dictionary key, unless another attribute
-    follows it. That is right for all trees of NNX and Linen that consist of
-    dictionaries. `leaf_paths` and the rules see the objects themselves. So they differ
-    in two cases: they keep the `value` of an object that is not a box, and they drop
-    the `value` of a box that is not in a dictionary.
+    A key path does not tell whether an object is such a box. So this function drops an
+    attribute `value` if it directly follows a dictionary key and no other attribute
+    follows it. This is right for all trees of NNX and Linen that consist of
+    dictionaries. `leaf_paths` and all options by path see the objects themselves. So
+    their paths differ in two cases: they keep the `value` of an object that is not a
+    box, and they drop the `value` of a box that is not in a dictionary.
 
     Args:
       key_path: a key path from `jax.tree_util.tree_map_with_path`.
@@ -54,11 +54,12 @@ def path_of(key_path: KeyPath) -> str:
 
 
 def leaf_paths(params: Any, pattern: str = "") -> list[str]:
-    """Lists the paths of the leaves in which `re.search(pattern, path)` finds a match.
+    """Lists the paths of all leaves that a pattern matches.
 
     Args:
       params: a pytree of arrays, in any container.
-      pattern: a regular expression; the empty one lists every leaf.
+      pattern: a regular expression for `re.search`; it may match anywhere in a path.
+        The empty pattern matches every path.
 
     Returns:
       Paths in the order of `jax.tree.leaves(params)`.

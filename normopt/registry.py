@@ -32,14 +32,18 @@ RULES = {
 def names() -> list[str]:
     """Lists the optimizers of normopt that `make` knows by name.
 
-    Besides these, a configuration may name the links of normopt, `cosine_restarts`,
-    `WarmRestarts`, `output_channels` and `whole_leaves` for channel axes,
-    `output_matrices` for matrices, `{"name": "chain", "links": [...]}`, and the
-    optimizers, transformations and schedules of optax, such as `sgd`,
-    `clip_by_global_norm`, `scale_by_adam`, `add_decayed_weights`, `exponential_decay`
-    or `join_schedules`. If both libraries have a name, it means the one of normopt. A
-    mask for optax is a mapping `{pattern: True or False}`, with False for leaves that
-    no pattern matches.
+    A configuration may also name
+
+    - the links of normopt, and a chain: `{"name": "chain", "links": [...]}`;
+    - the schedules `cosine_restarts` and `WarmRestarts`;
+    - `output_channels` and `whole_leaves` for channel axes, `output_matrices` for
+      matrices;
+    - optimizers, transformations and schedules of optax, such as `sgd`,
+      `clip_by_global_norm`, `scale_by_adam`, `exponential_decay` or `join_schedules`.
+
+    If normopt and optax both have a name, it refers to normopt. A mask for a
+    transformation of optax is a mapping `{pattern: True or False}`; leaves that no
+    pattern matches get False.
 
     Examples:
       >>> "normalized" in normopt.names()
@@ -51,32 +55,34 @@ def names() -> list[str]:
 
 
 def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
-    """Describes an optimizer as a dictionary for JSON, checked and with all defaults.
+    """Describes an optimizer as a dictionary for JSON, with all defaults filled in.
 
     Args:
-      name: one of `names()`, or another name that is listed there.
+      name: one of `names()`, or one of the other names that the documentation of
+        `names` lists.
       **hyperparameters: numbers, strings, axes, dtypes, and `{pattern: value}`
         mappings. Inner optimizers, links and schedules are dictionaries of the same
         form; they may leave out defaults. Scalar arrays are converted to numbers,
         tuples to lists, and dtypes to names.
 
     Returns:
-      `{"name": name, ...}` with every hyper-parameter of the signature, except defaults
-      of optax that are functions, which JSON cannot hold.
-      `make(**json.loads(json.dumps(c)))` gives the same trajectory as the optimizer.
+      `{"name": name, ...}` with every hyper-parameter of the signature. Only defaults
+      of optax that are functions are left out, because JSON cannot hold them. If c is
+      the result, the optimizer `make(**json.loads(json.dumps(c)))` takes the same steps
+      as the optimizer that c describes.
 
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or one that JSON cannot
-        hold: a callable, an optimizer that is already built.
-      ValueError: for an unknown name, a number that is not finite, and for all that
-        the optimizer itself refuses.
+        hold, such as a callable or a built optimizer.
+      ValueError: for an unknown name, for a number that is not finite, or if the
+        optimizer itself raises a ValueError.
 
     Examples:
       >>> c = normopt.config("normalized", inner={"name": "sgd", "learning_rate": 0.1})
       >>> c["norm"], c["channel_axes"], c["inner"]["nesterov"]
       ('l2', [], False)
 
-      A chain of links of both libraries:
+      A chain with links of normopt and of optax:
 
       >>> c = normopt.config("chain", links=[
       ...     {"name": "clip_by_global_norm", "max_norm": 1.0},
@@ -102,18 +108,19 @@ def config(name: str, **hyperparameters: Any) -> dict[str, Any]:
 def make(**config: Any) -> optax.GradientTransformation:
     """Builds the optimizer that a configuration describes.
 
-    Register your own norms with `register_norm` first; otherwise an error says so.
+    If the configuration names a norm of your own, call `register_norm` first. Otherwise
+    `make` raises an error.
 
     Args:
-      **config: `name` and hyper-parameters, as `config` or a JSON file has them. What
-        is left out has its default.
+      **config: `name` and hyper-parameters, as the function `config` returns them.
+        Hyper-parameters that are missing get their defaults.
 
     Returns:
-      The optimizer, or the link or schedule, that has this name.
+      The optimizer, link or schedule with this name.
 
     Raises:
       TypeError: for an unknown or missing hyper-parameter, or no `name`.
-      ValueError: for an unknown name, and for all that the optimizer itself refuses.
+      ValueError: for an unknown name, or if the optimizer itself raises a ValueError.
 
     Examples:
       >>> import json

@@ -31,13 +31,14 @@ _NO_SCHEDULE = (
 def by_path(
     rules: Mapping[str, Any], default: Any = None, *, strict: bool = True
 ) -> Callable[[Any], Any]:
-    """Chooses a value for each leaf: that of the first pattern that matches its path.
+    """Gives each leaf the value of the first pattern that matches its path.
 
-    The result can be any option that is described as "per leaf", the mask of
-    `optax.masked` (`default=False`), or the labels of `optax.partition`
-    (`default="label"`). A per-leaf option also takes one value for all leaves, or such
-    a mapping itself. Under `optax.inject_hyperparams` use a plain mapping, because it
-    calls any callable argument with the step count.
+    Use the result as the mask of `optax.masked` (with `default=False`), or as the
+    labels of `optax.partition` (with `default="label"`). It can also be the value of
+    any option that is described as "per leaf". These options also take the mapping
+    itself, or one value for all leaves. Under `optax.inject_hyperparams` pass the
+    mapping, because `inject_hyperparams` calls any callable argument with the step
+    count.
 
     Args:
       rules: `{pattern: value}`, tried in order with `re.search(pattern, path)`.
@@ -46,9 +47,9 @@ def by_path(
         rules that are shared between models.
 
     Returns:
-      A callable from params (or updates) to a tree of values of the same structure.
-      It raises ValueError for a pattern without a match, and TypeError if it is
-      called with something that is not a tree of parameters.
+      A callable from params (or updates) to a tree of values of the same structure. The
+      callable raises ValueError for a pattern that matches no path, and TypeError if
+      its argument is not a tree of parameters.
 
     Raises:
       TypeError: if `rules` is not a mapping with string keys.
@@ -72,14 +73,14 @@ def by_path(
 
 
 def output_channels(axis: int = -1) -> Callable[[Any], Any]:
-    """Gives one block per output channel to every leaf of two or more dimensions.
+    """Makes one block per output channel in every leaf of two or more dimensions.
 
     Args:
       axis: the output axis: -1 in Flax kernels, 0 in Equinox and torch weights.
 
     Returns:
-      A callable for `channel_axes`: params to a tree of `(axis,)`, and of `None` for
-      leaves of fewer than two dimensions (biases, scales).
+      A callable for `channel_axes`. From params it makes a tree with `(axis,)` for
+      leaves of two or more dimensions, and `None` for the others (biases, scales).
 
     Raises:
       TypeError: if `axis` is not an integer.
@@ -101,14 +102,15 @@ def output_channels(axis: int = -1) -> Callable[[Any], Any]:
 
 
 def whole_leaves(min_ndim: int = 2) -> Callable[[Any], Any]:
-    """Makes one block of every leaf that has enough dimensions.
+    """Makes one block of every leaf that has at least `min_ndim` dimensions.
 
     Args:
-      min_ndim: the least number of dimensions; 2 leaves biases and scales out.
+      min_ndim: the smallest number of dimensions; with 2, biases and scales have no
+        blocks.
 
     Returns:
-      A callable for `channel_axes`: params to a tree of `()`, and of `None` for leaves
-      of fewer dimensions.
+      A callable for `channel_axes`. From params it makes a tree with `()` for such
+      leaves, and `None` for the others.
 
     Raises:
       TypeError: if `min_ndim` is not an integer.

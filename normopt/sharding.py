@@ -11,22 +11,24 @@ from normopt.paths import NamedLeaf, named_leaves
 
 
 def state_sharding(optimizer: Any, params: Any) -> Any:
-    """Returns the shardings of an optimizer's initial state, for a jitted `init`.
+    """Computes the shardings of an optimizer's initial state, for a jitted `init`.
 
-    An array with the shape of a parameter gets the sharding of that parameter. Numbers
-    per block are sharded like the channel axes that index them. Everything else, such
-    as a count, is replicated. Arrays are matched with parameters by the end of their
-    path, and numbers per block by their key, which names the axes (`kernel@0,3`). So
-    this works for any optimizer, in any wrapper of optax.
+    An array with the shape of a parameter gets the sharding of this parameter. An array
+    with one number per block gets the sharding that the parameter has along its channel
+    axes. Everything else, such as a count, is replicated. The function finds the
+    parameter of an array by the end of the array's path. For numbers per block it uses
+    their key, which names the axes (`kernel@0,3`). So it works for any optimizer, in
+    any wrapper of optax.
 
-    Under `jax.jit` nothing else is needed: sums over a block are computed across
-    devices. Inside `jax.shard_map` a sum would be over the piece of one device. So
+    Under `jax.jit` nothing else is needed: JAX computes sums over a block across
+    devices. Inside `jax.shard_map` a sum would cover only the part of one device. So
     leaves with blocks raise an error there, unless JAX knows that their gradients are
-    equal on all devices. They are if the loss was averaged over the devices
-    (`jax.lax.pmean`).
+    equal on all devices. To make them equal, average the loss over the devices with
+    `jax.lax.pmean`.
 
     Args:
-      optimizer: anything with an `init`: of normopt, of optax, or a chain of both.
+      optimizer: any object with an `init`: an optimizer of normopt or optax, or a chain
+        of both.
       params: arrays with a `NamedSharding` on one mesh, or all on one device; or
         `jax.ShapeDtypeStruct`s with such shardings. No values are computed.
 
@@ -35,8 +37,8 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
 
     Raises:
       TypeError: if `optimizer` has no `init`.
-      ValueError: if a leaf of the params has no sharding, one of another kind, or one
-        on another mesh; if two leaves have the same path.
+      ValueError: if a leaf of the params has no sharding, another kind of sharding, or
+        a sharding on another mesh; if two leaves have the same path.
 
     Examples:
       >>> import jax

@@ -14,7 +14,7 @@ from normopt.transforms.centering import without_mean
 
 
 def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
-    r"""Rescales every block of the weights to a length, and keeps its direction.
+    r"""Rescales each block of the weights to a given length, and keeps its direction.
 
     .. math:: w_b \leftarrow \mathrm{radius} \frac{w_b}{\|w_b\|}
 
@@ -23,8 +23,9 @@ def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
 
     Args:
       params: the weights.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
       radius: the new length, per leaf: a number above 0, or None, which leaves a leaf
         unchanged. Leaves that no pattern matches stay unchanged, too.
 
@@ -58,19 +59,20 @@ def _with_length(w: jax.Array, axes: tuple[int, ...], length: Any) -> jax.Array:
 
 
 def centered(params: Any, channel_axes: PerLeaf) -> Any:
-    r"""Subtracts the mean of every block from the weights, and keeps its length.
+    r"""Makes the mean of every block of the weights zero, and keeps the block's length.
 
     .. math::
       z_b = w_b - \frac{1}{d} \sum_{i \in b} w_i, \qquad
       w_b \leftarrow \|w_b\| \frac{z_b}{\|z_b\|}
 
-    `center_blocks` then keeps the mean at zero. A block whose elements are all equal
-    stays unchanged.
+    In training, `center_blocks` then keeps the mean at zero. A block whose elements are
+    all equal stays unchanged.
 
     Args:
       params: the weights.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
 
     Returns:
       Params of the same structure, shapes and dtypes.

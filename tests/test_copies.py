@@ -1,6 +1,7 @@
 """XLA's CPU stores nothing of the size of a leaf between a sum and what follows it."""
 
 import gc
+import re
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,17 @@ def test_no_place_is_taken_for_what_is_summed(name):
     program = stepper(tx).lower(PARAMS, state, PARAMS).compile()
     assert program.memory_analysis().temp_size_in_bytes < 0.1 * PARAMS.nbytes
     assert " conditional(" not in program.as_text()
+
+
+@pytest.mark.parametrize("build", [normopt.hyperball, normopt.rotational])
+def test_what_several_sums_read_is_stored_once(build):
+    tx = build(optax.adam(0.1), 0.1)
+    traced = stepper(tx).trace(PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS)
+    program = traced.lower().compile()
+    assert program.memory_analysis().temp_size_in_bytes < 1.1 * PARAMS.nbytes
+    for platform, has in (("cpu", True), ("tpu", False), ("cuda", False)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert bool(re.search("compare.*512x256", text)) == has
 
 
 @pytest.mark.slow("five steps of a large leaf, with copies and without")

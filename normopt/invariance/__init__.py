@@ -1,4 +1,4 @@
-"""Finds which leaves, and which axes of them, a loss is scale-invariant in."""
+"""Finds the weights, and their axes, whose norm does not change the loss."""
 
 from normopt.invariance.searching import (
     find_scale_invariance as find_scale_invariance,

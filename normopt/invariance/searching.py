@@ -31,69 +31,73 @@ def find_scale_invariance(
     has_aux: bool = False,
     key: jax.Array | None = None,
 ) -> dict[str, Partition]:
-    r"""Finds the leaves, and their blocks, whose norm does not change the loss.
+    r"""Finds the weights whose norm does not change the loss, block by block.
 
     A normalization layer makes the weights before it scale-invariant:
-    :math:`L(s w_b) = L(w_b)` for the blocks b of a leaf. The search uses only the loss.
-    It assumes nothing about the layers or their names.
+    :math:`L(s w_b) = L(w_b)` for the blocks b of a leaf. The search uses only the loss
+    function, and assumes nothing about layers or their names.
 
-    It takes two tests, at four points around `params`. First, is the gradient
-    orthogonal to the blocks, as it must be for an invariance (Euler's theorem)? One
-    gradient answers this for all leaves and gives the candidates:
+    The search does two tests, at four points around `params`. First test: if a block is
+    scale-invariant, its gradient is orthogonal to its weights (Euler's theorem). One
+    gradient tests all leaves, and gives the candidates:
 
     .. math:: \sum_b \langle g_b, w_b \rangle^2
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
-    with d elements in a block; for random vectors both sides are equal. Second, does
-    the loss really not change? Each block of all candidates is multiplied by a random
-    factor around 1/2 or 2, and by its inverse. If the loss changes, bisection finds the
-    leaf that did it. For comparison the same blocks are moved equally far in random
-    directions. A leaf is reported if the factors change the loss by at most 1.5 % of
-    what these moves do.
+    where a block has d elements. For random vectors both sides would be equal. Second
+    test: each block of all candidates is multiplied by a random factor around 1/2 or 2,
+    and by the inverse of this factor. The loss must not change. If it does, bisection
+    finds the leaf that is responsible. For comparison, the same blocks are also moved
+    equally far in random directions. A leaf is reported if the factors change the loss
+    by at most 1.5 % of the change from these moves.
 
-    So the answer holds for the present weights and the present epsilons. A layer can be
-    invariant with an epsilon of 1e-6, and not with one of 1e-2, or with weights that
-    are a hundred times smaller.
+    So the result holds for the given weights, and for the epsilons of the normalization
+    layers. A leaf can be invariant if the epsilon is 1e-6, but not if it is 1e-2, or if
+    the weights are a hundred times smaller.
 
-    **What to expect.** Weights right before a norm are reported, and also those further
-    back, if only linear layers and ReLUs are in between. Weights before a GELU, a SiLU
-    or a softmax are not reported, even if a norm follows, because these functions
-    become sharper as their input grows. A dense kernel before a BatchNorm is reported.
-    Before a LayerNorm it is not, if the layer has a bias. In a transformer that
-    normalizes queries and keys, exactly their kernels are reported, with one block per
-    head if each head is normalized separately. If the loss is invariant only when
-    several leaves are scaled together, none of them is reported.
+    **What to expect.** Weights right before a normalization layer are reported. Weights
+    further back are reported, too, if only linear layers and ReLUs are in between.
+    Weights before a GELU, a SiLU or a softmax are not reported, even if a normalization
+    follows, because the output of these functions does not scale with the input. A
+    dense kernel before a BatchNorm is reported. A dense kernel before a LayerNorm is
+    reported only if its layer has no bias. In a transformer that normalizes queries and
+    keys, the kernels of queries and keys are reported, and no others. They have one
+    block per head if each head is normalized separately. If the loss is invariant only
+    when several leaves are scaled together, none of them is reported.
 
-    **What is left out.** Leaves without a gradient, or with one that is only rounding
-    error, such as a bias before a BatchNorm; leaves whose effect on the loss is smaller
-    than its rounding error; and leaves whose gradient is not orthogonal although the
-    loss does not change, as behind a `stop_gradient`. The attribute `left_out` of the
-    result has the reason for each leaf. Biases of zero could hide that a leaf is not
-    invariant, so leaves of zeros are moved away from zero first.
+    **What is not reported.** The attribute `left_out` of the result has the reason for
+    each leaf that is not reported. Three reasons may surprise you. The gradient of the
+    leaf is zero or only rounding error, such as that of a bias before a BatchNorm. The
+    effect of the leaf on the loss is smaller than the rounding error of the loss. The
+    gradient is not orthogonal although the loss does not change, for example because of
+    a `stop_gradient`. The search moves leaves of zeros away from zero first, because
+    biases of zero could hide that another leaf is not invariant.
 
-    **What it costs.** Seven or eight gradients, at least four losses, and two
-    compilations, of the gradient and of the loss. Each candidate that fails the second
-    test costs about `2 log2(candidates)` more losses. Memory holds at most four copies
-    of the parameters at once, with those that are given.
+    **What it costs.** The search computes seven or eight gradients and at least four
+    losses, and compiles the gradient and the loss once. Each candidate that fails the
+    second test costs about `2 log2(candidates)` more losses. At most four copies of the
+    parameters, including the given ones, are in memory at the same time.
 
     Args:
       loss_fn: `loss_fn(params, *args)` returns one real number, or `(loss, aux)`. It
-        must be traceable by `jax.jit`, differentiable and deterministic (pass a dropout
-        key in `args`), with norms in training mode (batch statistics).
+        must be differentiable, deterministic (pass a dropout key in `args`), and work
+        under `jax.jit`. BatchNorm must be in training mode, with batch statistics.
       params: a pytree of arrays, an NNX state, or a whole Equinox or NNX module. Its
         real and complex arrays are tested. Everything else stays fixed, also Python
         numbers, such as a module's `eps` or dropout rate.
-      *args: a batch and whatever else the loss takes. A few dozen examples are enough.
+      *args: the other arguments of the loss, such as a batch. A batch of a few dozen
+        examples is enough.
       has_aux: whether `loss_fn` returns a pair.
-      key: a key of `jax.random` for the random moves; None for a fixed one.
+      key: a key of `jax.random` for the random moves; None for a fixed key.
 
     Returns:
-      `{pattern: axes}` for `channel_axes=`, which can be stored as JSON. It has one
-      anchored pattern for each invariant leaf. The axes index its smallest invariant
-      blocks. They are sorted and not negative, without axes of size one; `()` means the
-      whole leaf. Blocks of one element do not count. If two choices of axes give
-      equally many blocks, the later axes are reported. The attribute `left_out` is
-      `{path: reason}` for the other leaves.
+      A mapping `{pattern: axes}` to pass as `channel_axes`; it can be stored as JSON.
+      It has one pattern for each invariant leaf, which matches only the path of this
+      leaf. The axes index the smallest invariant blocks of the leaf. They are sorted
+      and not negative, and axes of size one are omitted; `()` means the whole leaf.
+      Blocks of one element do not count. If two choices of axes give equally many
+      blocks, the later axes are reported. The attribute `left_out` is `{path: reason}`
+      for all other leaves.
 
     Raises:
       TypeError: if `loss_fn` is not callable, cannot be traced or does not return one
@@ -125,8 +129,8 @@ def find_scale_invariance(
       >>> found.left_out["bias"]
       'its gradient is zero or rounding'
 
-      In this transformer, attention normalizes queries and keys by head. So only their
-      kernels are found:
+      This transformer normalizes queries and keys in each head. So only their kernels
+      are found, with one block per head:
 
       >>> def norm(x):
       ...     return x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)

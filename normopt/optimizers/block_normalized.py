@@ -14,29 +14,30 @@ def normalized(
     channel_axes: PerLeaf = (),
     eps: float = 1e-7,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Normalizes each block of the gradient, then hands it to any optimizer.
+    r"""Divides each block of the gradient by its norm, then applies any optimizer.
 
-    A weight decay inside `inner` is added after the gradient is normalized, so it is
-    relative to gradients of norm 1.
+    A weight decay inside `inner` comes after the normalization. So tune it for
+    gradients of norm 1.
 
     The chain is `normalize_blocks -> inner`. In Algorithm 1 of the paper, line 5
-    normalizes the gradient of each block, and line 6 leaves the direction to a method
-    of choice (momentum, Adam). For the adaptive step of the paper, in proportion to the
-    norm of the weights, put `scale_by_param_norm` after `inner`.
+    normalizes the gradient of each block, and line 6 applies any method, such as
+    momentum or Adam. The paper also has adaptive steps, proportional to the norm of the
+    weights. For these, put `scale_by_param_norm` after `inner`.
 
     Args:
       inner: any optax optimizer, learning rate included.
       norm: a name of `norm_names()`.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
-      An optimizer whose state is that of `normalize_blocks` (empty) and of `inner`.
+      An optimizer. Its state is the empty state of `normalize_blocks` and the state of
+      `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: if `inner` is not an optimizer.
@@ -70,7 +71,7 @@ def clipped(
     channel_axes: PerLeaf = (),
     eps: float = 1e-7,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clips each block of the gradient by its own norm, then hands it to an optimizer.
+    r"""Clips each block of the gradient by its own norm, then applies any optimizer.
 
     A weight decay inside `inner` is added after the clipping.
 
@@ -78,18 +79,19 @@ def clipped(
 
     Args:
       inner: any optax optimizer, learning rate included.
-      max_norm: the largest norm a block keeps, above 0, per leaf.
+      max_norm: the largest norm that a block may have, above 0, per leaf.
       norm: a name of `norm_names()`.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
-      An optimizer whose state is that of `clip_blocks` (empty) and of `inner`.
+      An optimizer. Its state is the empty state of `clip_blocks` and the state of
+      `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: if `inner` is not an optimizer.

@@ -33,13 +33,13 @@ def adamw(
     The decay follows `schedule` alone, as in the paper. So
     `adamw(1e-3, weight_decay=1e-2)` decays a thousand times more than `optax.adamw` and
     torch's AdamW with the same numbers, because these multiply the decay by the
-    learning rate. Their form is the chain
+    learning rate. To get their weight decay, use the chain
 
         optax.chain(normopt.scale_by_block_adam(), normopt.add_decay(1e-2),
                     optax.scale_by_learning_rate(1e-3))
 
     The chain of `adamw` is `scale_by_block_adam -> scale_by_path -> learning rate ->
-    eta_t -> decay_weights(schedule=eta_t)`. These are lines 7 to 12 of Algorithm 2 in
+    eta_t -> decay_weights(schedule=eta_t)`. It computes lines 7 to 12 of Algorithm 2 in
     the paper:
 
     .. math::
@@ -47,43 +47,44 @@ def adamw(
         \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon}
         + l_1 \, \mathrm{sign}(w) + \lambda w \right)
 
-    with the learning rate :math:`\alpha`, and c from `lr_multipliers`.
+    where :math:`\alpha` is the learning rate, and c is from `lr_multipliers`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
       b1: decay of the first moment, in [0, 1).
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of the gradient; at least 0.
-      weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights` for
-        what it can be tied to, and `normalized_decay` for a value that depends on the
-        number of steps.
+      weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
+        `normalized_decay` computes a decay from the number of steps.
       l1: the L1 decay per step, per leaf, at least 0.
       lr_multipliers: factors c of the learning rate, per leaf, at least 0; 1 for leaves
-        that no pattern matches. They do not scale the decay, so a leaf with 0 still
-        decays; to freeze it use `optax.partition`.
-      schedule: eta_t, by which update and decay are multiplied: a number of at least 0,
-        a schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
-        1.
+        that no pattern matches. They do not scale the decay, so a factor of 0 does not
+        freeze a leaf; use `optax.partition` for that.
+      schedule: eta_t, the common factor of update and decay: a number of at least 0, a
+        schedule such as `cosine_restarts`, or a `WarmRestarts`; None for 1.
       amsgrad: whether to divide by the largest second moment so far.
       eps_hat: whether to add eps to the root of the uncorrected moment, as Keras does;
         see `scale_by_block_adam`.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the same as
-      Adam's, in a `ScheduledState` if `schedule` is a schedule.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the same as Adam's. If `schedule` is a schedule, this state is inside a
+      `ScheduledState`.
 
     Warns:
-      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
-        halves a weight in 34 steps.
+      LargeDecayWarning: when built, if `weight_decay` is one number of 0.02 or more. At
+        0.02 a weight is halved in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for a pattern that
-        matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
-      The schedule scales both parts of a step, the learning rate only the gradient's:
+      The schedule scales the whole step. The learning rate scales only the part from
+      the gradient:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -124,12 +125,12 @@ def sgdw(
     r"""Momentum SGD with a decay that depends on neither gradient nor learning rate.
 
     The decay follows `schedule` alone, as in the paper, and does not enter the
-    momentum. If your decay comes from a framework that multiplies it by the learning
-    rate, multiply it yourself.
+    momentum. If your decay comes from a library that multiplies it by the learning
+    rate, multiply it by the learning rate before you pass it here.
 
     The chain is `scale_by_path -> learning rate -> eta_t -> momentum ->
-    decay_weights(schedule=eta_t)`. These are lines 6 to 9 of Algorithm 1 in the paper,
-    with eta_t and the learning rate inside the velocity:
+    decay_weights(schedule=eta_t)`. It computes lines 6 to 9 of Algorithm 1 in the
+    paper, with eta_t and the learning rate inside the momentum u:
 
     .. math::
       u &\leftarrow \beta u - \eta_t \alpha c \, g \\
@@ -141,29 +142,31 @@ def sgdw(
       learning_rate: a number of at least 0, or a schedule.
       momentum: the decay of the momentum, :math:`\beta`, in [0, 1).
       weight_decay: the L2 decay per step, per leaf, at least 0; see `decay_weights`.
-      nesterov: whether the step is :math:`\beta u - \eta_t \alpha c g` with the new u.
+      nesterov: whether to use Nesterov momentum: the step is then
+        :math:`\beta u - \eta_t \alpha c g` with the new u.
       l1: the L1 decay per step, per leaf, at least 0.
       lr_multipliers: factors c of the learning rate, per leaf, at least 0; 1 for leaves
-        that no pattern matches. They do not scale the decay, so a leaf with 0 still
-        decays.
+        that no pattern matches. They do not scale the decay, so a factor of 0 does not
+        freeze a leaf.
       schedule: eta_t: a number of at least 0, a schedule of the count such as
         `cosine_restarts`, or a `WarmRestarts`; None for 1.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the velocity,
-      in a `ScheduledState` if `schedule` is a schedule.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the momentum. If `schedule` is a schedule, this state is inside a
+      `ScheduledState`.
 
     Warns:
-      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
-        halves a weight in 34 steps.
+      LargeDecayWarning: when built, if `weight_decay` is one number of 0.02 or more. At
+        0.02 a weight is halved in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for a pattern that
-        matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
-      The decay takes off the same share at each step, and does not enter the velocity:
+      Without gradients, each step removes the same fraction of the weights:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -214,8 +217,8 @@ def nadamw(
     As in `adamw`, the decay follows `schedule` alone, and depends on neither the
     gradient nor the learning rate.
 
-    The chain is the one of `adamw`, with `scale_by_nadam` for the moments, where eps
-    stands inside the root.
+    The chain is that of `adamw`, but with the moments of `scale_by_nadam`, which adds
+    eps inside the root.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -226,28 +229,29 @@ def nadamw(
       momentum_decay: how fast the momentum grows from b1/2 to b1, at least 0.
       l1: the L1 decay per step, per leaf, at least 0.
       lr_multipliers: factors of the learning rate, per leaf, at least 0; 1 for leaves
-        that no pattern matches. They do not scale the decay, so a leaf with 0 still
-        decays.
-      schedule: eta_t, by which update and decay are multiplied: a number of at least 0,
-        a schedule of the count such as `cosine_restarts`, or a `WarmRestarts`; None for
-        1.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+        that no pattern matches. They do not scale the decay, so a factor of 0 does not
+        freeze a leaf.
+      schedule: eta_t, the common factor of update and decay: a number of at least 0, a
+        schedule such as `cosine_restarts`, or a `WarmRestarts`; None for 1.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the same as
-      Adam's and one number more, in a `ScheduledState` if `schedule` is a schedule.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is Adam's and one more number. If `schedule` is a schedule, this state is inside a
+      `ScheduledState`.
 
     Warns:
-      LargeDecayWarning: when built with a plain `weight_decay` of 0.02 or more, which
-        halves a weight in 34 steps.
+      LargeDecayWarning: when built, if `weight_decay` is one number of 0.02 or more. At
+        0.02 a weight is halved in 34 steps.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for a pattern that
-        matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
-      At an eta_t of zero nothing moves, and nothing decays:
+      If eta_t is zero, neither update nor decay changes the weights:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.nadamw(0.1, weight_decay=0.01, schedule=0.0)

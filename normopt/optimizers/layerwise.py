@@ -31,18 +31,20 @@ def novograd(
     channel_axes: PerLeaf = (),
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum of gradients, divided per layer by the running RMS of their norm.
+    r"""SGD with momentum; each layer's gradient is divided by its running norm.
+
+    The running norm is the root of an exponential average of the squared norms so far.
 
     The weight decay is added to the normalized gradient, before the momentum. So it is
-    multiplied by the learning rate and not divided by the second moment. Without
-    `grad_averaging` the momentum is a sum, which makes the decay about 1 / (1 - b1)
-    times as large.
+    multiplied by the learning rate, and not divided by the second moment. Without
+    `grad_averaging` the momentum is a sum of the past steps, so gradient and decay both
+    act about 1 / (1 - b1) times as strongly.
 
     The chain is `scale_by_block_rms -> add_decay -> average_gradients -> learning rate
     -> momentum`, the loop of Algorithm 1 in the paper. As in TensorFlow Addons, the
-    learning rate stands inside the momentum: if it changes, past gradients keep the
-    learning rate of their own step. (`optax.novograd` has it outside, and the defaults
-    b2 = 0.25 and eps = 1e-6.)
+    learning rate multiplies each gradient before the momentum. So if the learning rate
+    changes, the past gradients in the momentum keep the old one. (`optax.novograd`
+    multiplies after the momentum, and has the defaults b2 = 0.25 and eps = 1e-6.)
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad
@@ -51,8 +53,8 @@ def novograd(
         + \lambda w \right) \\
       w &\leftarrow w + m
 
-    where c is 1; with `grad_averaging` it is 1 - b1 from the second step on. Decay and
-    averaging, each on or off, are the four modes of the paper.
+    where c is 1. With `grad_averaging`, c is 1 - b1 from the second step on. The paper
+    has four modes: with or without decay, and with or without averaging.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -62,24 +64,26 @@ def novograd(
       weight_decay: the decay :math:`\lambda`, per leaf, at least 0; 0 for leaves that
         no pattern matches.
       grad_averaging: whether the momentum is an average of gradients, as in Adam.
-        Otherwise it is a sum, and a step is about 1 / (1 - b1) times as long.
+        Otherwise the momentum is a sum, and steps are about 1 / (1 - b1) times as long.
       amsgrad: whether to divide by the root of the largest v so far.
-      channel_axes: the axes that index a leaf's blocks, per leaf: () for one second
-        moment a layer, (0,) where layers are stacked; see `scale_by_block_rms`.
-      mu_dtype: dtype of the momentum of real leaves; None for that of the leaf. The
-        gradient and the decay are summed in the wider dtype of gradient and weight. If
-        both are bfloat16, a decay below 1/512 of the normalized gradient is lost,
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`): () for one second moment per leaf, (0,) for one per layer
+        of a stack of layers.
+      mu_dtype: dtype of the momentum of real leaves; None for the dtype of the leaf.
+        The gradient and the decay are summed in the wider dtype of gradient and weight.
+        If both are bfloat16, a decay below 1/512 of the normalized gradient is lost,
         unless `compensate_rounding` is around the optimizer.
 
     Returns:
-      An optimizer that needs `params` where a leaf decays. Its state is the momentum
-      and one float per layer (two with `amsgrad`), which is half of Adam's. A schedule
-      as the learning rate adds a count, and so does `grad_averaging`.
+      An optimizer whose `update` needs `params` if a leaf has a weight decay. Its state
+      is the momentum and one float per layer (two with `amsgrad`), about half as much
+      as Adam's. The state also has a count if the learning rate is a schedule, and
+      another one with `grad_averaging`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       The first step of a layer has a norm equal to the learning rate. The state is a

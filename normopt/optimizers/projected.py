@@ -28,17 +28,17 @@ def adamp(
     cautious: bool = False,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam without its radial part on leaves that look scale-invariant.
+    r"""Adam whose steps have no radial part on leaves that look scale-invariant.
 
-    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights.
-    `project_if_invariant` has the test. The radial part of a step is the one along the
-    weights.
+    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights;
+    for the exact test see `project_if_invariant`. The radial part of a step is its part
+    along the weights.
 
     The weight decay is decoupled from the gradient and multiplied by the learning rate.
     For leaves that pass the test it is also multiplied by `wd_ratio`.
 
-    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`, which is
-    Algorithm 2 of the paper. The moments are those of plain, element-wise Adam.
+    The chain is `project_if_invariant(scale_by_block_adam) -> learning rate`, Algorithm
+    2 of the paper. The moments are those of plain, element-wise Adam.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -50,22 +50,23 @@ def adamp(
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
       wd_ratio: factor of the decay of leaves that pass the test, at least 0.
       nesterov: whether to use Nesterov momentum.
-      channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
-        torch layouts.
-      layer_axes: those of the channel axes that index the layers of a stack, per leaf.
-        Each layer is tested by itself: `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to leave out elements of the direction whose sign is not that of
-        the gradient; see `project_if_invariant`.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); (0,) for Equinox and torch layouts.
+      layer_axes: the channel axes that index the layers of a stack, per leaf. Each
+        layer is then tested separately. Example:
+        `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether to set those elements of the direction to zero whose sign
+        differs from the sign of the gradient; see `project_if_invariant`.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf is tested or decays; its state is
-      that of Adam.
+      An optimizer. Its `update` needs `params` if a leaf is tested or has a weight
+      decay. Its state is the same as Adam's.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       The step of a scale-invariant weight stays orthogonal to it:
@@ -107,44 +108,48 @@ def sgdp(
     layer_axes: PerLeaf = (),
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum SGD without its radial part on leaves that look scale-invariant.
+    r"""Momentum SGD whose steps have no radial part on scale-invariant leaves.
 
-    See `adamp` for what that means. The weight decay is decoupled from the gradient. It
-    is multiplied by the learning rate and divided by 1 - momentum, since momentum makes
-    the steps of SGD 1 / (1 - momentum) times as long. For leaves that pass the test it
-    is also multiplied by `wd_ratio`.
+    A leaf counts as scale-invariant if it passes the test of `project_if_invariant`.
+    The radial part of a step is its part along the weights.
 
-    The chain is `project_if_invariant(trace) -> learning rate`, which is Algorithm 1 of
-    the paper. The trace is plain momentum; the stored momentum is not projected.
+    The weight decay is decoupled from the gradient. It is multiplied by the learning
+    rate and divided by 1 - momentum, because momentum makes the steps of SGD
+    1 / (1 - momentum) times as long. For leaves that pass the test it is also
+    multiplied by `wd_ratio`.
+
+    The chain is `project_if_invariant(trace) -> learning rate`, Algorithm 1 of the
+    paper. The projection changes the step, but not the momentum in the state.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
       momentum: the decay of the momentum, in [0, 1).
-      dampening: the share of each gradient that does not enter the momentum, in [0, 1),
-        from the first step on.
+      dampening: the fraction of each gradient that does not enter the momentum, in
+        [0, 1); also at the first step.
       weight_decay: the decay, at least 0, per leaf. It is multiplied by the learning
         rate and divided by 1 - momentum.
       delta: the threshold of the test, at least 0; see `project_if_invariant`.
       wd_ratio: factor of the decay of leaves that pass the test, at least 0.
       nesterov: whether to use Nesterov momentum.
-      channel_axes: the axes that index a leaf's blocks, per leaf; (0,) for Equinox and
-        torch layouts.
-      layer_axes: those of the channel axes that index the layers of a stack, per leaf.
-        Each layer is tested by itself: `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to leave out elements of the direction whose sign is not that of
-        the gradient; see `project_if_invariant`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); (0,) for Equinox and torch layouts.
+      layer_axes: the channel axes that index the layers of a stack, per leaf. Each
+        layer is then tested separately. Example:
+        `channel_axes=(0, -1), layer_axes=(0,)`.
+      cautious: whether to set those elements of the direction to zero whose sign
+        differs from the sign of the gradient; see `project_if_invariant`.
 
     Returns:
-      An optimizer that needs `params` where a leaf is tested or decays; its state is
-      the momentum.
+      An optimizer. Its `update` needs `params` if a leaf is tested or has a weight
+      decay. Its state is the momentum.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
-      The part of the old momentum that is radial now is left out of the step:
+      The step leaves out that part of the old momentum which is now radial:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.sgdp(0.1, momentum=0.9)

@@ -40,52 +40,53 @@ def muon(
     spread: Any = None,
     rest: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Momentum SGD whose steps are orthogonal matrices: descent in the spectral norm.
+    r"""SGD with momentum whose steps are orthogonal matrices.
 
     The weight decay is multiplied by the learning rate, as in every Muon, and does not
     enter the momentum.
 
     The chain is `trace_on_tangent -> orthogonalize -> scale -> add_decay -> learning
-    rate`. Of a matrix of n inputs and k outputs,
+    rate`. For a matrix with n inputs and k outputs it computes
 
     .. math::
       m &\leftarrow \beta m + g \\
       w &\leftarrow w - \eta \left( c \, \mathrm{orthogonalize}(g + \beta m)
         + \lambda w \right)
 
-    Without `nesterov`, m replaces :math:`g + \beta m`. Where eps is added is shown in
-    `orthogonalize`. All singular values of a step are near :math:`\eta c`.
+    Without `nesterov`, m replaces :math:`g + \beta m`. For the place of eps see the
+    formula of `orthogonalize`. All singular values of a step are near :math:`\eta c`.
 
     Args:
-      learning_rate: a number of at least 0, or a schedule. With `scale="rms"` take the
-        one of Adam.
+      learning_rate: a number of at least 0, or a schedule. With `scale="rms"` Adam's
+        learning rate fits.
       momentum: the decay of the momentum, :math:`\beta`, in [0, 1).
       nesterov: whether to use Nesterov momentum.
       weight_decay: :math:`\lambda`, per leaf, at least 0.
-      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
-        default takes all leaves of two or more dimensions, also embeddings, heads and
-        stacked biases. To leave these to `rest`, pass rules by path.
+      matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. By
+        default every leaf of two or more dimensions is a matrix, also embeddings, heads
+        and stacked biases. To train these with `rest`, pass a mapping by path.
       steps: the number of iterations, at least 1.
-      coefficients: those of the iteration; see `orthogonalize`.
-      eps: added to the norm of the momentum, at least 0. The momentum is a sum here.
-        For an eps tuned for a momentum that is an average, pass eps over
+      coefficients: the coefficients of the iteration; see `orthogonalize`.
+      eps: added to the norm of the momentum, at least 0. The momentum here is a sum. If
+        your eps was tuned for a momentum that is an average, divide it by
         :math:`1 - \beta`.
-      scale: c, per leaf: "shape" for :math:`\sqrt{\max(1, k / n)}`, "rms" for
-        :math:`0.2 \sqrt{\max(n, k)}`, which makes elements as large as Adam's,
-        "spectral" for :math:`\sqrt{k / n}`, None for 1, or a number.
-      spread: the name of a mesh axis, such as "data", or several: matrices of one shape
-        are divided among its devices; see `orthogonalize`.
+      scale: c, per leaf: a number, None for 1, or a name: "shape" for
+        :math:`\sqrt{\max(1, k / n)}`, "spectral" for :math:`\sqrt{k / n}`, "rms" for
+        :math:`0.2 \sqrt{\max(n, k)}`. With "rms", elements change about as much as with
+        Adam.
+      spread: the name of a mesh axis, such as "data", or several names. The devices of
+        these axes share the work on matrices of equal shape; see `orthogonalize`.
       rest: the optimizer for all leaves without matrices, such as `optax.adamw(3e-4)`.
 
     Returns:
-      An optimizer that needs `params` where a matrix decays; its state is the momentum
-      and that of `rest`.
+      An optimizer. Its `update` needs `params` if a matrix has a weight decay. Its
+      state is the momentum and the state of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, and, without `rest`, for leaves
-        without matrices.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, for a pattern that matches no path, or for leaves without
+        matrices if there is no `rest`.
 
     Examples:
       The gradient is 90 times larger along one axis; the step is the same along both:
@@ -139,15 +140,15 @@ def normuon(
     The weight decay is multiplied by the learning rate, as in every Muon, and does not
     enter the momentum.
 
-    The chain is the one of `muon`, with `keep_norm(scale_by_block_adam)` after
-    `orthogonalize`. With O the matrix from `orthogonalize`, and sums over the inputs of
-    each output,
+    The chain is that of `muon`, with `keep_norm(scale_by_block_adam)` after
+    `orthogonalize`. Let O be the matrix from `orthogonalize`. The norm of O is taken
+    for each output, over its inputs:
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|O\|^2 \\
-      O &\leftarrow \frac{O}{\sqrt{v}}, \text{ rescaled to the Frobenius norm it had,}
+      O &\leftarrow \frac{O}{\sqrt{v}}, \text{ rescaled to its old Frobenius norm.}
 
-    so that no output moves further than others. No eps is added to the root.
+    So no output moves further than the others. No eps is added to the root.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -157,24 +158,24 @@ def normuon(
       weight_decay: per leaf, at least 0.
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
       steps: the number of iterations, at least 1.
-      coefficients: those of the iteration; see `orthogonalize`.
+      coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the norm of the momentum, which is a sum; at least 0; see `muon`.
       scale: per leaf; see `muon`.
-      spread: mesh axes over which matrices are divided; see `orthogonalize`.
+      spread: the mesh axes whose devices share the matrices; see `orthogonalize`.
       rest: the optimizer for all leaves without matrices.
 
     Returns:
-      An optimizer that needs `params` where a matrix decays; its state is the momentum,
-      one number for each output, and that of `rest`.
+      An optimizer. Its `update` needs `params` if a matrix has a weight decay. Its
+      state is the momentum, one number for each output, and the state of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, and, without `rest`, for leaves
-        without matrices.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, for a pattern that matches no path, or for leaves without
+        matrices if there is no `rest`.
 
     Examples:
-      The first step moves all outputs by the same norm:
+      In the first step, the changes of all outputs have the same norm:
 
       >>> import jax
       >>> import jax.numpy as jnp

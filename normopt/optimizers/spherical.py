@@ -31,21 +31,21 @@ def adams(
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam with one second moment per block, which keeps the momentum's direction.
+    r"""Adam with one second moment per block, so steps keep the momentum's direction.
 
-    The weight decay is an L2 term of the gradient, as in the paper. So it goes through
-    the moments, and is multiplied by the learning rate.
+    The weight decay is added to the gradient (L2), as in the paper. So the moments
+    include the decay, and the learning rate multiplies it.
 
     The chain is `add_decay -> scale_by_block_adam -> scale_by_block_size -> learning
-    rate`: the paper's Adam-S. A step of a block of d elements,
+    rate`, the paper's Adam-S. A block of d elements takes the step
 
     .. math::
       w \leftarrow w - \eta \sqrt{d} \,
-        \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon},
+        \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon}.
 
-    has about the size of Adam's, so the same learning rate fits: v is a sum over the
-    block, and the factor :math:`\sqrt{d}` makes up for that. With `channel_axes=None`
-    these are the steps of `optax.adam`.
+    Here v is a sum over the block. The factor :math:`\sqrt{d}` makes up for that, so a
+    step is about as long as Adam's and the same learning rate fits. With
+    `channel_axes=None` the steps are those of `optax.adam`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -53,26 +53,27 @@ def adams(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. Without blocks a leaf has plain Adam.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them. Leaves without blocks
+        get plain Adam.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays. Its state is
-      half of Adam's where leaves have blocks.
+      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      For leaves with blocks the state is half as large as Adam's.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
+      ValueError: when built, for a number out of its range. At init, for an axis that
         does not exist or a pattern that matches no path.
 
     Examples:
-      The first step of a block is along the gradient, with norm sqrt(d) times the
-      learning rate, as Adam's would have:
+      The first step of a block is along the gradient. Its norm is sqrt(d) times the
+      learning rate, as with Adam:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.adams(0.1, eps=0.0, channel_axes=())
@@ -105,16 +106,16 @@ def adamsrt(
     channel_axes: PerLeaf = None,
     mu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdamS with moments that follow the weights around the sphere.
+    r"""AdamS whose moments are corrected when the weights turn or change their norm.
 
-    The weight decay is an L2 term of the gradient, as in the paper. So it goes through
-    the moments, and is multiplied by the learning rate.
+    The weight decay is added to the gradient (L2), as in the paper. So the moments
+    include the decay, and the learning rate multiplies it.
 
-    The chain is the one of `adams` with `scale_by_block_adam(tangent=True)`: the
-    Adam-SRT of the paper. Before each step the part of the first moment along the
+    The chain is that of `adams`, but with `scale_by_block_adam(tangent=True)`. It is
+    the paper's Adam-SRT. Before each step the part of the first moment along the
     weights is removed, and the second moment is rescaled to the present norm of the
-    weights. (The paper does both after the previous step, which gives the same steps.)
-    So the norm of scale-invariant weights matters only in the effective learning rate
+    weights. (The paper does both after the previous step, with the same result.) So for
+    scale-invariant weights w the norm changes nothing but the effective learning rate
     :math:`\eta / \|w\|`.
 
     Args:
@@ -123,27 +124,28 @@ def adamsrt(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. Without blocks a leaf has plain Adam.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them. Leaves without blocks
+        get plain Adam.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays. Its state is
-      half of Adam's where leaves have blocks.
+      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      For leaves with blocks the state is half as large as Adam's.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
-      This loss depends on the direction of w alone. With twice the weights the gradient
-      is half as large. With twice the learning rate as well, the weights stay exactly
-      twice as large:
+      This loss depends on the direction of w alone. If w is twice as large, its
+      gradient is half as large. If the learning rate is twice as large, too, then w
+      stays exactly twice as large in training:
 
       >>> import jax
       >>> import jax.numpy as jnp
@@ -182,39 +184,40 @@ def sgdmrt(
     weight_decay: PerLeaf = 0.0,
     channel_axes: PerLeaf = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""SGD with momentum that follows the weights around the sphere.
+    r"""SGD with momentum that stays orthogonal to scale-invariant weights.
 
-    The weight decay is an L2 term of the gradient, as in the paper. So it enters the
-    momentum, and is multiplied by the learning rate.
+    The weight decay is added to the gradient (L2), as in the paper. So the momentum
+    includes the decay, and the learning rate multiplies it.
 
-    The chain is `add_decay -> trace_on_tangent -> learning rate`: the paper's SGD-MRT.
-    With `channel_axes=None` and no dampening this is `optax.sgd` with momentum.
+    The chain is `add_decay -> trace_on_tangent -> learning rate`, the paper's SGD-MRT.
+    With `channel_axes=None` and no dampening the steps are those of `optax.sgd` with
+    momentum.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
       momentum: the decay of the momentum, in [0, 1).
-      dampening: the share of each gradient that does not enter the momentum, in [0, 1),
-        from the first step on.
+      dampening: the fraction of each gradient that does not enter the momentum, in
+        [0, 1); also at the first step.
       weight_decay: L2 decay, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays; its state is
-      the momentum.
+      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      Its state is the momentum.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
-      Without a gradient the momentum goes on, but only the part orthogonal to the
-      weights:
+      If the gradient becomes zero, the momentum continues, but only its part orthogonal
+      to the weights:
 
       >>> import jax.numpy as jnp
       >>> tx = normopt.sgdmrt(0.1, momentum=0.9, channel_axes=())
@@ -250,12 +253,12 @@ def adamg(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adam with one second moment for each block, on weights of unit length.
 
-    Leaves without blocks can have a weight decay, an L2 term of the gradient. Blocks
-    get none, because their norm is fixed to 1.
+    The weight decay is added to the gradient (L2) of leaves without blocks. Blocks get
+    no decay, because their norm is fixed at 1.
 
-    The chain is `retract_to_sphere(add_decay -> scale_by_block_adam -> learning rate)`.
-    It has no factor :math:`\sqrt{d}`, so the learning rate is the angle of a step.
-    Leaves without blocks get Adam with an L2 term.
+    The chain is `retract_to_sphere(add_decay -> scale_by_block_adam -> learning
+    rate)`. Unlike `adams` it has no factor :math:`\sqrt{d}`, so the learning rate is
+    the angle of a step. Leaves without blocks get plain Adam.
 
     Args:
       learning_rate: a number of at least 0, or a schedule: about the angle, in radians,
@@ -264,24 +267,24 @@ def adamg(
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of a block's gradient norm; at least 0.
       weight_decay: L2 decay of leaves without blocks, per leaf, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf;
-        `find_scale_invariance` finds them. The norm of these blocks is set to 1, so the
-        loss must not depend on it.
-      mu_dtype: dtype of the first moment; None for that of the leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `find_scale_invariance` finds them. The norm of these
+        blocks is set to 1, so the loss must not depend on it.
+      mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks or decays. Blocks have
-      norm 1 from the first step on, up to rounding, which is worse for blocks that
-      start with a large norm; see `retract_to_sphere`.
+      An optimizer whose `update` needs `params` if a leaf has blocks or a weight decay.
+      Blocks have norm 1 from the first step on, up to rounding. The rounding error is
+      larger for blocks that start with a large norm; see `retract_to_sphere`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given but no leaf has blocks, and
-        a leaf of two or more dimensions could have some.
+      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
+        although a leaf has two or more dimensions.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
       >>> import jax.numpy as jnp

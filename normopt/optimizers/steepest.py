@@ -27,8 +27,9 @@ def scion(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Steps of a fixed size in a chosen norm, along an average of the gradients.
 
-    With `constrained` there is a weight decay of exactly 1 times the learning rate,
-    which keeps the weights inside the ball of the radius. Otherwise there is none.
+    With `constrained` the weight decay is 1, multiplied by the learning rate. It keeps
+    the weights inside a ball with a radius from `radii`. Otherwise there is no weight
+    decay.
 
     The chain is `trace_on_tangent -> steepest -> radii -> add_decay(1) if constrained
     -> learning rate`:
@@ -38,38 +39,38 @@ def scion(
       w &\leftarrow w - \eta \, r \, \mathrm{dual}(m) \quad\text{or}\quad
         w \leftarrow (1 - \eta) w - \eta \, r \, \mathrm{dual}(m)
 
-    where dual(m) is the direction that `steepest` makes of m, r is from `radii`,
-    and the second form is `constrained`. That is a Frank-Wolfe step: weights that start
-    in the ball of radius r stay there if :math:`\eta \le 1`.
+    where dual(m) is the output of `steepest` for m, and r is from `radii`. The second
+    form is for `constrained`. It is a Frank-Wolfe step: weights that start in the ball
+    of radius r stay there if :math:`\eta \le 1`.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      momentum: its decay :math:`\beta`, in [0, 1). The authors' code calls
-        :math:`1 - \beta` the momentum.
-      norms: per leaf, a norm that `steepest` has a direction for. The authors take
-        "spectral" for hidden layers, "avg_l2" for biases, and "max" for the first and
-        last layer of a language model.
+      momentum: :math:`\beta`, in [0, 1). In the authors' code, `momentum` means
+        :math:`1 - \beta` instead.
+      norms: per leaf, the norm of the leaf, in a form that `steepest` accepts. The
+        authors take "spectral" for hidden layers, "avg_l2" for biases, and "max" for
+        the first and last layer of a language model.
       radii: r, any factor of at least 0, per leaf. The authors take
         :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / columns
         for "max".
-      eps: added to the norm that a block is divided by; at least 0. See `steepest`.
-      constrained: whether the norm of the weights stays within the radius.
-      spread: mesh axes over which matrices of the spectral norm are divided; see
+      eps: added to the divisor, at least 0; see `steepest`.
+      constrained: whether to keep the norm of the weights within the radius.
+      spread: the mesh axes whose devices share the matrices of the spectral norm; see
         `orthogonalize`.
       rest: the optimizer for all leaves without a norm, such as `optax.adamw(3e-4)`.
 
     Returns:
-      An optimizer that needs `params` when constrained. Its state is the average, and
-      the state of `rest`.
+      An optimizer whose `update` needs `params` if `constrained`. Its state is the
+      average, and the state of `rest`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range or a norm without a dual; at
-        init, for an axis that does not exist, a pattern that matches no path, and,
-        without `rest`, for leaves without a norm.
+      ValueError: when built, for a number out of its range or a norm without a dual. At
+        init, for an axis that does not exist, for a pattern that matches no path, or
+        for leaves without a norm if there is no `rest`.
 
     Examples:
-      Constrained, the weights never leave the ball of radius 2:
+      With `constrained`, the weights never leave the ball of radius 2:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -36,42 +36,44 @@ def hyperball(
       w \leftarrow R \, \frac{w + \eta R \, u / \|u\|}{\|w + \eta R \, u / \|u\|\|},
       \qquad R = \|w_\mathrm{init}\|
 
-    for each block, with the step u of `inner` (its sign included) and the learning rate
-    :math:`\eta`. So only the direction of u matters. Where u is zero, the block stays
-    where it is.
+    for each block, where u is the step of `inner` (its sign included) and :math:`\eta`
+    the learning rate. So only the direction of u matters. If u is zero, the block does
+    not change.
 
-    Leaves without blocks get the step of `inner` unchanged, at the learning rate of
-    `inner`. So do blocks that are zero at init: otherwise they could never leave zero.
+    Leaves without blocks get the step of `inner` unchanged, with the learning rate of
+    `inner`. The same holds for blocks that are zero at init, because otherwise they
+    would stay zero.
 
-    For blocks this is the chain `inner -> normalize_blocks(eps=0) ->
-    scale_by_param_norm -> learning rate` inside `retract_to_sphere` with the radius
-    `"initial"`, computed in one link. **In that chain, do not pass a number as the
-    radius**: `retract_to_sphere(..., radius=1.0)` gives every block the norm 1, which
+    For blocks, the steps are the same as those of the chain `inner ->
+    normalize_blocks(eps=0) -> scale_by_param_norm -> learning rate` inside
+    `retract_to_sphere` with `radius="initial"`. If you write this chain yourself, **do
+    not pass a number as the radius**: `radius=1.0` gives every block the norm 1, which
     is another optimizer.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
-      learning_rate: the norm of a step over that of the weights, a number of at least 0
-        or a schedule.
-      channel_axes: the axes that index a leaf's blocks, per leaf; by default
-        `whole_leaves()`, which makes one block of each leaf of two or more dimensions.
+      learning_rate: the norm of a step divided by the norm of the weights: a number of
+        at least 0, or a schedule.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); by default `whole_leaves()`, which makes one block of each
+        leaf of two or more dimensions.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, and a `HyperballState`: a count, and one float R per block.
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is the
+      state of `inner`, and a `HyperballState` with a count and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative learning rate; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a negative learning rate. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
-      A step of a tenth of the norm turns the weights by atan(0.1), and the norm stays:
+      A step of a tenth of the norm turns the weights by atan(0.1), and keeps the norm:
 
       >>> import jax.numpy as jnp
       >>> import optax
@@ -105,11 +107,11 @@ def rotational(
     eps: float = 1e-8,
     center: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Turns each block by the learning rate in radians, on average over the steps.
+    r"""Turns each block, on average, by the learning rate in radians per step.
 
-    A weight decay in `inner` has hardly any effect: its purpose, a stable norm and
-    angle per step, is set directly here. For the angle that a run with weight decay
-    would settle at, see `equilibrium`.
+    A weight decay in `inner` has almost no effect, because `rotational` sets the norm
+    and the angle per step directly. To find the angle that a run with weight decay
+    would reach, use `equilibrium`.
 
     .. math::
       d &= P(C(u)), \qquad s \leftarrow b_2 s + (1 - b_2) \|d\|^2 \\
@@ -118,48 +120,50 @@ def rotational(
       R = \|w_\mathrm{init}\|
 
     where u is the step of `inner` (its sign included), C subtracts the mean of the
-    block, P removes the part along w, and :math:`\eta` is the learning rate. The size
-    of u matters only relative to its recent average s: a step longer than usual turns
-    further.
+    block, P removes the part along w, and :math:`\eta` is the learning rate. The norm
+    of d matters only relative to the average s: if d is longer than usual, the block
+    turns by a larger angle.
 
     Leaves without blocks, and blocks that are zero at init, get the step of `inner`
-    unchanged. So the learning rate of `inner` acts there. It is best a constant: while
-    it rises or falls, the other blocks turn further or less far than the angle, because
-    s lags behind.
+    unchanged, with the learning rate of `inner`. Make this learning rate a constant. If
+    it rises, all other blocks turn by too large an angle for some steps, because the
+    average s follows with a delay. If it falls, they turn by too small an angle.
 
-    For blocks this is the chain `inner -> center_blocks -> project_tangent ->
-    scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning rate` inside
-    `retract_to_sphere` with the radius `"initial"`, computed in one link. With
-    `center`, start from weights that `centered` has prepared. If d is less than about a
-    thousandth of the step u, the block does not turn, because the direction of d would
-    be rounding error.
+    For blocks, the steps are the same as those of the chain `inner -> center_blocks ->
+    project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning
+    rate` inside `retract_to_sphere` with `radius="initial"`. With `center`, call
+    `centered` on the weights before training. If the norm of d is less than about a
+    thousandth of the norm of u, the block does not turn, because the direction of d
+    would be rounding error.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.
-      learning_rate: the angle in radians that a block turns in a step, a number of at
-        least 0 or a schedule.
-      channel_axes: the axes that index a leaf's blocks, per leaf; by default
-        `output_channels()` of all leaves of two or more dimensions.
+      learning_rate: the angle in radians by which a block turns in a step: a number of
+        at least 0, or a schedule.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); by default `output_channels()` of all leaves of two or more
+        dimensions.
       b2: decay of s, the average of squared norms, in [0, 1).
       eps: added to the root of s, in the unit of inner's steps; at least 0.
       center: whether to subtract the mean of each block from its step.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is that of
-      `inner`, and a `RotationalState`: a count, and two floats s and R per block.
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is the
+      state of `inner`, and a `RotationalState` with a count and two floats s and R per
+      block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks under `channel_axes`, but a leaf
-        of two or more dimensions could have some.
+      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
+        dimensions.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`.
 
     Examples:
-      The radial half of this gradient has no effect on angle and norm:
+      The radial part of this gradient changes neither angle nor norm:
 
       >>> import jax.numpy as jnp
       >>> import optax

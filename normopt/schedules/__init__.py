@@ -1,4 +1,4 @@
-"""Cosine restarts, as a function or as a state that a loop can restart; and decay."""
+"""Schedules with cosine restarts, and weight decays for a number of steps."""
 
 from normopt.schedules.cosine import cosine_restarts as cosine_restarts
 from normopt.schedules.decay import normalized_decay as normalized_decay

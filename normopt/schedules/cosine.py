@@ -24,37 +24,39 @@ def cosine_restarts(
     autorestart: bool = True,
     t_cur: int = 0,
 ) -> Callable[[Any], jax.Array]:
-    r"""Anneals a multiplier along a cosine, again and again: a schedule of the count.
+    r"""Makes a schedule that falls along a cosine, and restarts after each cycle.
 
     .. math::
       \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
-    A cycle has T updates, the first at eta_max and the last at eta_min. The position
-    in the cycle is computed in integers, so it is exact up to a count of 2^31.
+    A cycle has T updates: the first one uses eta_max, the last one eta_min. The
+    position in the cycle is computed in integers, so it is exact up to a count of 2^31.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a
-        sequence of such numbers, one for each cycle, the last of which repeats.
-      eta_min: where a cycle ends, at least 0: a number, or a schedule of the count.
-      eta_max: where a cycle begins, at least `eta_min`: a number, or a schedule of the
-        count.
-      t_mult: factor from the length of a cycle to that of the next.
-      autorestart: whether to begin a new cycle at the end of one. Otherwise the cosine
-        goes on, up again and down again, without a jump.
+        sequence with one such number for each cycle. After the sequence, its last
+        number repeats.
+      eta_min: the value at the end of a cycle, at least 0: a number, or a schedule of
+        the count.
+      eta_max: the value at the beginning of a cycle, at least `eta_min`: a number, or a
+        schedule of the count.
+      t_mult: each cycle is `t_mult` times as long as the one before.
+      autorestart: whether to begin a new cycle when a cycle ends. Otherwise the cosine
+        rises and falls again, without a jump.
       t_cur: the position of the first update in the first cycle, at least 0.
 
     Returns:
-      A schedule: from a count, or an array of counts, to eta_t.
+      A schedule: a function from a count, or an array of counts, to eta_t.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for fewer than 2 steps, `eta_min` above `eta_max`, a
-        `t_cur` outside the first cycle, and for `t_mult` other than 1, or several
-        lengths, without `autorestart`.
+      ValueError: when built, for fewer than 2 steps, for `eta_min` above `eta_max`, for
+        a `t_cur` outside the first cycle. Without `autorestart`, for a `t_mult` other
+        than 1 or several lengths.
 
     Examples:
-      Cycles of 3 and 6 updates, each of which begins at 1 and ends at 0:
+      Cycles of 3 and 6 updates. Each one begins at 1 and ends at 0:
 
       >>> schedule = normopt.cosine_restarts(3, t_mult=2)
       >>> [round(float(schedule(count)), 2) for count in range(9)]
@@ -69,8 +71,8 @@ def cosine_restarts(
     References:
       Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
       2017, arXiv 1608.03983, equation 5, and "Decoupled Weight Decay Regularization",
-      2019, arXiv 1711.05101, appendix B. They divide by T instead of T - 1, so that
-      eta_min is never reached.
+      2019, arXiv 1711.05101, appendix B. The papers divide by T instead of T - 1, so
+      there eta_min is never reached.
     """
     check_cycles(cycle_steps, eta_min, eta_max, t_mult, autorestart, t_cur)
     lengths = [int(length) for length in lengths_of(cycle_steps)]

@@ -7,22 +7,23 @@ from normopt.rules import PerLeaf, check_per_leaf, scaled
 
 
 def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
-    r"""Turns a normalized weight decay into one per update.
+    r"""Computes the weight decay per update from a normalized weight decay.
 
     .. math:: \lambda = \lambda_\mathrm{norm} \sqrt{1 / T}
 
-    The best decay per update falls with the number of updates. The best normalized
-    decay hardly depends on it, nor on batch size and number of epochs.
+    If a training has more updates, the best decay per update is smaller. The best
+    normalized decay hardly depends on the number of updates, on the batch size and on
+    the number of epochs.
 
     Args:
       lambda_norm: the normalized decay, at least 0: a number, `{pattern: number}`, or a
         callable from params to a tree of numbers.
-      total_steps: T, at least 2. In the paper it is the number of updates in one cycle,
-        because each warm restart begins a new training. With the number of updates of
-        the whole training, the decay is smaller.
+      total_steps: T, at least 2. In the paper it is the number of updates in one cycle
+        of warm restarts. If you pass the number of updates of the whole training
+        instead, the decay is smaller.
 
     Returns:
-      The decay, in the form that was given.
+      The decay per update: a number, a mapping or a callable, as `lambda_norm` is.
 
     Raises:
       TypeError: if a decay is not a number or `total_steps` not an integer.

@@ -14,19 +14,19 @@ from normopt.transforms.scheduling import FollowedState
 def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
     """Restarts every `WarmRestarts` in a state: the next update uses eta(t_cur).
 
-    The state may be of any optimizer or wrapper, or a part of it. It may be sharded, or
-    restored from a checkpoint, inside or outside of `jax.jit`. For an `nnx.Optimizer`
-    write `optimizer.opt_state = normopt.restart(optimizer.opt_state)`. Nothing else in
-    the state changes: moments are kept.
+    Pass the state of any optimizer or wrapper, or a part of this state. It may be
+    sharded, or restored from a checkpoint. The call works inside and outside of
+    `jax.jit`. For an `nnx.Optimizer` write
+    `optimizer.opt_state = normopt.restart(optimizer.opt_state)`. Nothing else in the
+    state changes, so moments stay.
 
     Args:
       opt_state: a state with at least one `WarmRestartsState`.
-      t_cur: the position in the cycle to go to, at least 0, which is its beginning. It
-        may be past the end of the cycle, where the cosine rises again. With
-        autorestart, the next cycle then begins after one update.
+      t_cur: the new position in the cycle, at least 0; 0 is the beginning. It may be
+        past the end of the cycle, where the cosine rises again. With `autorestart`, the
+        next cycle then begins after one update.
       cycle_steps: if given, the length of the cycle from now on, at least 2. The
-        lengths of later cycles follow by `t_mult`, or from the sequence of lengths if
-        there is one.
+        lengths of later cycles follow from `t_mult`, or from the sequence of lengths.
 
     Returns:
       The new state, of the same structure, shapes, dtypes and sharding.
@@ -73,12 +73,13 @@ def current_eta(opt_state: Any) -> jax.Array:
 
     Args:
       opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with
-        one schedule of the count as `schedule=`. Under `optax.inject_hyperparams` the
-        value of such a schedule is `opt_state.hyperparams["schedule"]` instead. If you
-        wrote a stateful schedule yourself, read its own state.
+        one schedule of the count as `schedule=`. Under `optax.inject_hyperparams` read
+        the value of such a schedule from `opt_state.hyperparams["schedule"]` instead.
+        If you wrote a stateful schedule yourself, read its own state.
 
     Returns:
-      A float scalar. Before the first update, the one that this update will use.
+      A float scalar. Before the first update, it is the multiplier that the first
+      update will use.
 
     Raises:
       ValueError: if the state holds no such schedule, or several.

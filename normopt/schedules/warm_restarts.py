@@ -24,35 +24,36 @@ class WarmRestartsState(NamedTuple):
 
     count: jax.Array  # int32 scalar: updates done
     t_cur: jax.Array  # int32 scalar: position of the next update in its cycle
-    cycle_steps: jax.Array  # int32 scalar: the length of that cycle
-    cycle: jax.Array  # int32 scalar: how many cycles ended by themselves
-    eta: jax.Array  # float scalar of the last update; before the first, of that one
+    cycle_steps: jax.Array  # int32 scalar: the length of this cycle
+    cycle: jax.Array  # int32 scalar: number of cycles that ended by themselves
+    eta: jax.Array  # float scalar: eta_t of the last update (at first, of the next)
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmRestarts:
-    r"""`cosine_restarts` with its position in a state, which `restart` can move.
+    r"""A `cosine_restarts` that the training loop can restart, by `normopt.restart`.
 
     .. math::
       \eta_t = \eta_{\min} + \tfrac{1}{2} (\eta_{\max} - \eta_{\min})
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
-    It implements the protocol `optax.schedules.StatefulSchedule`. So it can be passed
-    as the `schedule` of `decay_weights`, `adamw`, `sgdw` and `nadamw`, and under
-    `optax.inject_hyperparams` as any hyper-parameter that is a number. Without a
-    `restart` it equals `cosine_restarts`.
+    Pass it as the `schedule` of `decay_weights`, `adamw`, `sgdw` or `nadamw`. It is an
+    `optax.schedules.StatefulSchedule`, so under `optax.inject_hyperparams` it can be
+    any hyper-parameter that is a number. Without a `restart` its values are those of
+    `cosine_restarts`.
 
     Args:
       cycle_steps: T, the number of updates in the first cycle, at least 2; or a
-        sequence of such numbers, one for each cycle, the last of which repeats.
-      eta_min: where a cycle ends, at least 0: a number, or a schedule of the count of
-        all updates.
-      eta_max: where a cycle begins, at least `eta_min`: a number, or a schedule of the
-        count of all updates.
-      t_mult: factor from the length of a cycle to that of the next. No cycle is longer
-        than 2^31 - 1 steps.
-      autorestart: whether to begin a new cycle at the end of one. Otherwise the cosine
-        goes on, up again and down again, until `restart` is called.
+        sequence with one such number for each cycle. After the sequence, its last
+        number repeats.
+      eta_min: the value at the end of a cycle, at least 0: a number, or a schedule of
+        the count of all updates.
+      eta_max: the value at the beginning of a cycle, at least `eta_min`: a number, or a
+        schedule of the count of all updates.
+      t_mult: each cycle is `t_mult` times as long as the one before, up to 2^31 - 1
+        steps.
+      autorestart: whether to begin a new cycle when a cycle ends. Otherwise the cosine
+        rises and falls again until `restart` is called.
       t_cur: the position of the first update in the first cycle, at least 0.
 
     Raises:
@@ -60,7 +61,7 @@ class WarmRestarts:
       ValueError: when built, as `cosine_restarts` does.
 
     Examples:
-      The training loop decides when to begin again, and for how long:
+      The training loop decides when the next cycle begins, and how long it is:
 
       >>> import jax.numpy as jnp
       >>> schedule = normopt.WarmRestarts(3, autorestart=False)

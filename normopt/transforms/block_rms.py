@@ -16,8 +16,8 @@ from normopt.rules import PerLeaf
 class ScaleByBlockRmsState(NamedTuple):
     """State of `scale_by_block_rms`."""
 
-    nu: BlockNumbers  # v, of each block or element, float32 at least
-    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v so far
+    nu: BlockNumbers  # v of each block or element, float32 or wider
+    nu_max: BlockNumbers | None = None  # with `amsgrad`: the largest v so far
 
 
 def scale_by_block_rms(
@@ -27,40 +27,43 @@ def scale_by_block_rms(
     *,
     amsgrad: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Divides each block by the root of the average of its squared norms.
+    r"""Divides each block by the root of a running average of its squared norm.
 
     .. math::
       v &\leftarrow b_2 v + (1 - b_2) \|g\|^2, \qquad
         v \leftarrow \|g\|^2 \text{ where } v = 0 \\
       g &\leftarrow \frac{g}{\sqrt{v} + \epsilon}
 
-    with sums over the block. So an update of a block has norm 1 or so, whatever the
-    number of its elements. The v of a block starts at its first squared norm that is
-    not zero. So no bias correction is needed, and the first update has norm 1 exactly,
+    where :math:`\|g\|` is the norm of the block. So the update of a block has a norm of
+    about 1, for any number of elements. The average v starts at the first squared norm
+    that is not zero. So no bias correction is needed, and the first update has norm 1,
     apart from eps.
 
     Args:
       b2: decay of the second moment, in [0, 1).
       eps: added to the root, in the unit of the gradient's norm; at least 0. A block
-        that never had a gradient is not moved, even with 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf: () for one number per
-        layer, which is the default, (-1,) for one per channel, (0,) for one per layer
-        of a stack, None for one per element. Blocks of one element are allowed.
+        whose gradients were all zero gets no update, even with eps = 0.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Pass () for one number per leaf (the default), (-1,) for
+        one per channel, (0,) for one per layer of a stack, None for one per element.
+        Blocks of one element are allowed.
       amsgrad: whether to divide by the root of the largest v so far.
 
     Returns:
       A link. Its state is a `ScaleByBlockRmsState`: one real number per block, in
       float32 or wider. The numbers are exact for norms from 1e-15 to 1e15, and finite
-      beyond. Updates keep structure and shapes, in the wider dtype of update and param.
+      beyond. Updates keep their structure and shapes, and get the wider dtype of update
+      and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path;
-        at update, with params of another shape.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, a pattern that matches no path, or two leaves of the same path.
+        At update, with params of another shape.
 
     Examples:
-      Layers of any size, with gradients of any scale, step by the same norm:
+      The steps of all layers have the same norm, for any size of the layer and any
+      scale of its gradient:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_block_rms(eps=0.0)

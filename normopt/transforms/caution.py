@@ -18,42 +18,42 @@ def cautious(
     *,
     floor: float = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps only the elements of inner's step that go down the present gradient.
+    r"""Sets elements of a step to zero if they do not descend the present gradient.
 
     .. math::
       k_i = [u_i g_i < 0], \qquad u_i \leftarrow
         \frac{k_i \, u_i}{\max(\mathrm{share}_b, \mathrm{floor})}, \qquad
       \mathrm{share}_b = \frac{1}{d} \sum_{i \in b} k_i
 
-    Here u is the step of a complete optimizer (its sign included), and g the present
-    gradient. An element whose momentum points up this gradient is set to zero, and so
-    is one where u or g is zero. The other elements are divided by their share of the
-    block, to make up for the lost ones.
+    Here u is the step of the complete optimizer `inner` (its sign included), and g the
+    present gradient. An element of the step becomes zero if u and g have the same sign,
+    or if one of them is zero. To make up for this, the other elements are divided by
+    the share of the block that is not zero.
 
-    A weight decay inside `inner` is a part of the step, so it is filtered as well. A
-    `decay_weights` after this link is not.
+    A weight decay inside `inner` is a part of the step, so parts of the decay become
+    zero as well. To avoid this, put `decay_weights` after this link.
 
     Args:
       inner: an optimizer, learning rate included.
-      channel_axes: the axes that index a leaf's blocks, per leaf, over which the share
-        is taken: `()` for the whole leaf, as in the paper. Leaves without blocks get
-        inner's step unchanged.
-      floor: a smaller share counts as this number, above 0.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Each block has a share of its own. With `()` a leaf has one
+        share, as in the paper. Leaves without blocks get inner's step unchanged.
+      floor: the smallest divisor, above 0; it replaces smaller shares.
 
     Returns:
-      An optimizer whose state is that of `inner`. Updates keep structure and shapes, in
-      the dtype of inner's step.
+      An optimizer whose state is that of `inner`. Updates keep their structure and
+      shapes, and get the dtype of inner's step.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a floor that is not positive; at init, for an axis
-        that does not exist or a pattern that matches no path; at update, with params of
+      ValueError: when built, for a floor that is not positive. At init, for an axis
+        that does not exist or a pattern that matches no path. At update, with params of
         another shape.
 
     Examples:
-      The first element of the second gradient has changed its sign, so its step is
-      zero:
+      In the second gradient, the first element has changed its sign. So the second step
+      is zero there:
 
       >>> import jax.numpy as jnp
       >>> import optax

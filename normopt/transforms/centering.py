@@ -13,22 +13,23 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
 
     .. math:: u_b \leftarrow u_b - \frac{1}{d} \sum_{i \in b} u_i
 
-    If the inputs of a layer sum to about zero, adding a constant to all weights of a
-    channel changes almost nothing. Weights that start with a mean of zero keep it
-    under this link. `centered` makes it zero.
+    If the inputs of a layer sum to about zero, its output hardly changes when a
+    constant is added to all weights of a channel. With this link, weights that start
+    with a mean of zero keep this mean. `centered` makes such weights before training.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if the axes have the wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, with params of another shape.
+        path. At update, with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp

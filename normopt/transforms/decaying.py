@@ -17,10 +17,10 @@ def add_decay(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds L1 and L2 decay to the updates, before the learning rate.
 
-    Everything that follows in the chain acts on the decay, too. That is the learning
-    rate, and the moments if they come after this link. In that case the decay is L2
-    regularization: the gradient of a penalty of wd/2 times the squared norm in the
-    loss.
+    All later links of the chain act on the decay, too: the learning rate, and the
+    moments if they come after this link. If the moments come after it, the decay is L2
+    regularization: it is the gradient of a penalty in the loss, wd/2 times the squared
+    norm of the weights.
 
     .. math:: g \leftarrow g + l_1 \, \mathrm{sign}(w) + \lambda w
 
@@ -31,17 +31,17 @@ def add_decay(
         is w/|w|.
 
     Returns:
-      A link without state that needs `params` where a leaf decays. Updates keep
-      structure and shapes, in the wider dtype of update and param. The sum is taken in
-      float32 or wider.
+      A link without state. Its `update` needs `params` if a leaf has a weight decay.
+      Updates keep their structure and shapes, and get the wider dtype of update and
+      parameter. The sum is taken in float32 or wider.
 
     Raises:
       TypeError: when built, if a decay is not a number.
-      ValueError: when built, for a negative decay; at init, for a pattern that matches
-        no path; at update, without `params` or with params of another shape.
+      ValueError: when built, for a negative decay. At init, for a pattern that matches
+        no path. At update, without `params` or with params of another shape.
 
     Examples:
-      With zero gradients only the pull towards zero is left:
+      With zero gradients, the updates are the decay alone:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.add_decay(weight_decay={"kernel$": 0.5}, l1=0.1)
@@ -75,11 +75,12 @@ def decay_weights(
 
     .. math:: w \leftarrow w + u - \eta_t (l_1 \, \mathrm{sign}(w) + \lambda w)
 
-    **What a decay depends on** is decided by its place in the chain. The table has four
-    forms. Its last column is the length (the norm) at which a scale-invariant block of
-    weights settles. In it `lr` is the present learning rate, `lr_max` the largest one,
-    and c the length of the moments' output, before the learning rate, for a gradient
-    that stays the same; for Adam it is about the root of the number of elements:
+    **The place of a decay in the chain** decides what the decay depends on. The table
+    has four forms. Its last column is the length (the L2 norm) that a scale-invariant
+    block of weights reaches in the end. In the table, lr is the present learning rate
+    and lr_max the largest one. The number c is the norm of the moments' output for a
+    constant gradient, before the learning rate. For Adam, c is about the root of the
+    number of elements.
 
     ============  ========================================  ========  ==================
     decay is      chain, after the moments                  lambda    length at the end
@@ -92,14 +93,14 @@ def decay_weights(
                   schedule=lambda t: lr(t)**2 / lr_max)``   / lr_max
     ============  ========================================  ========  ==================
 
-    The first form is the one of the AdamW paper, the second the one of `optax.adamw`
-    and torch, and the third the one of `adamw(..., schedule=eta)`. Only with the fourth
-    does the length stay the same when the learning rate changes. `decay_from` converts
-    a decay from one form to another.
+    The AdamW paper has the first form, `optax.adamw` and torch have the second, and
+    `adamw(..., schedule=eta)` has the third. Only the fourth form keeps the length when
+    the learning rate changes. `decay_from` converts a decay from one form to another.
 
     Args:
       weight_decay: the L2 decay :math:`\lambda` per step, per leaf, at least 0; 0 for
-        leaves that no pattern matches. It halves a weight in about 0.69 / wd steps.
+        leaves that no pattern matches. The decay halves a weight in about 0.69 / wd
+        steps.
       l1: the L1 decay :math:`l_1` per step, in the unit of the weights, per leaf, at
         least 0. The sign of a complex weight is w/|w|, and the sign of 0 is 0.
       schedule: :math:`\eta_t`: a number of at least 0, a schedule of the count, or a
@@ -108,18 +109,19 @@ def decay_weights(
         does not change: those with :math:`\mathrm{Re}(\bar u w) \le 0`.
 
     Returns:
-      A link that needs `params` where a leaf decays. It has a state if `schedule` is a
-      schedule. Updates keep structure and shapes, in the wider dtype of update and
-      param. The sum is taken in float32 or wider. With weights of low precision
-      a small decay is still lost in rounding: see `compensate_rounding`.
+      A link whose `update` needs `params` if a leaf has a weight decay. It has a state
+      if `schedule` is a schedule. Updates keep their structure and shapes, and get the
+      wider dtype of update and parameter. The sum is computed in float32 or wider. With
+      weights of low precision a small decay is still lost in rounding: see
+      `compensate_rounding`.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative decay; at init, for a pattern that matches
-        no path; at update, without `params` or with params of another shape.
+      ValueError: when built, for a negative decay. At init, for a pattern that matches
+        no path. At update, without `params` or with params of another shape.
 
     Examples:
-      Whatever the learning rate is, a weight without gradient loses the same share:
+      A weight without gradient decays by the same factor, for every learning rate:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -24,10 +24,10 @@ from normopt.rules import PerLeaf
 class DecoupleLengthState(NamedTuple):
     """State of `decouple_length`."""
 
-    lengths: Any  # {"path@axes": g of each block, which can turn negative}
+    lengths: Any  # {"path@axes": g of each block; it can become negative}
     radii: Any  # {"path@axes": |v| of each block}
-    direction: Any  # the state of `direction`, for v
-    length: Any  # the state of `length`, for {"path@axes": g}
+    direction: Any  # the state of the optimizer `direction`
+    length: Any  # the state of the optimizer `length`
 
 
 def decouple_length(
@@ -35,45 +35,45 @@ def decouple_length(
     length: optax.GradientTransformation,
     channel_axes: PerLeaf,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Trains each block as a length times a direction, by two optimizers.
+    r"""Trains the length and the direction of each block by two separate optimizers.
 
     .. math:: w_b = g_b \frac{v_b}{\|v_b\|}
 
-    This is weight normalization, done in the optimizer instead of the network. The
-    length g and the direction v get the gradients that they would have in such a
-    network. With G the gradient of the block w, these are
+    This is weight normalization, but in the optimizer instead of the network. If G is
+    the gradient of the block w, the length g and the direction v have the gradients
 
     .. math::
       \nabla_g = \langle G_b, v_b / \|v_b\| \rangle, \qquad
       \nabla_v = \frac{g_b}{\|v_b\|} \left( G_b - \nabla_g \frac{v_b}{\|v_b\|} \right)
 
-    A block of length zero has no direction. It gets the step that `direction` takes for
-    its plain gradient, as does a leaf without blocks.
+    A block of length zero has no direction. Such a block is trained by `direction`
+    alone, with its plain gradient, and so are leaves without blocks.
 
     Args:
-      direction: an optimizer for v, learning rate included. It gets a tree like the
-        params; v starts as the weights.
-      length: an optimizer for g, learning rate included. It gets a dictionary of
-        lengths, with keys of path and axes (`kernel@1`) and one number per block.
-        Patterns are matched with these keys. Leaves without blocks are not in it. A
-        weight decay here shrinks the lengths.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, are trained by `direction` alone.
+      direction: an optimizer for v, learning rate included. Its params are a tree like
+        those of the network; v starts as the weights.
+      length: an optimizer for g, learning rate included. Its params are a dictionary:
+        the key is path and axes of a leaf (`kernel@1`), the value has one length per
+        block. Patterns must match these keys. Leaves without blocks are not in the
+        dictionary. A weight decay of this optimizer shrinks the lengths.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, are
+        trained by `direction` alone.
 
     Returns:
-      An optimizer that needs `params`. Its state is a `DecoupleLengthState`: two
-      numbers per block, and the states of the two optimizers. The lengths in the state
-      are the ones that count. If other code rescales the weights, the next step undoes
-      that. Updates keep structure and shapes.
+      An optimizer whose `update` needs `params`. Its state is a `DecoupleLengthState`:
+      two numbers per block, and the states of the two optimizers. The lengths are taken
+      from the state, not from the weights. So if other code rescales the weights, the
+      next step undoes this. Updates keep their structure and shapes.
 
     Raises:
       TypeError: when built, if one of the two is not an optimizer, or the axes have the
         wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, without `params` or with params of another shape.
+        path. At update, without `params` or with params of another shape.
 
     Examples:
-      The length has a learning rate of its own, here zero:
+      Here the learning rate of the length is zero:
 
       >>> import jax.numpy as jnp
       >>> import optax

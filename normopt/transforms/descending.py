@@ -24,7 +24,7 @@ def steepest(
       g_b \leftarrow d_b, \qquad d_b = \arg\max \{ \langle g_b, d \rangle :
         \mathrm{norm}(d) \le 1 \}
 
-    With n for the number of elements of the block, this is
+    If the block has n elements, the direction is
 
     ==========  =============================================================
     norm        direction
@@ -33,35 +33,35 @@ def steepest(
     avg_l2      :math:`g / (\|g\| / \sqrt{n} + \epsilon)`, elements of size 1
     max, linf   :math:`\mathrm{sign}(g)`
     l1          the sign of the largest element, others 0
-    avg_l1      that of l1, times n
+    avg_l1      n times the direction for l1
     spectral    :math:`U V^T` of :math:`g = U S V^T`; see `orthogonalize`
     ==========  =============================================================
 
-    A block of zeros stays zero. For the other norms of `norm_names()` there is no such
-    direction.
+    A block of zeros stays zero. The other built-in norms have no such direction, so
+    they raise an error.
 
     Args:
-      norm: per leaf, one of: the name of a norm; a norm such as `spectral(...)`; a pair
-        of one of these and its channel axes, such as ("avg_l2", (0,)); or None, which
-        leaves the leaf unchanged.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`. The spectral norm uses its `matrices` instead.
+      norm: per leaf, the name of a norm, or a norm object such as `spectral(...)`, or a
+        pair of a norm and its channel axes, such as ("avg_l2", (0,)). None leaves the
+        leaf unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). The spectral norm uses its `matrices` instead.
       eps: added to the divisor, as in the table; at least 0.
-      spread: mesh axes over which matrices of the spectral norm are divided; see
+      spread: the mesh axes whose devices share the matrices of the spectral norm; see
         `orthogonalize`.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a norm that is not known or has no dual; at init, for
+      ValueError: when built, for a norm that is not known or has no dual. At init, for
         an axis that does not exist or a pattern that matches no path.
 
     Examples:
-      The inner product with the gradient is the dual norm of the gradient. For `max`
-      that is the l1 norm:
+      The inner product of gradient and direction is the dual norm of the gradient. For
+      the norm `max` this is the l1 norm:
 
       >>> import jax.numpy as jnp
       >>> grads = jnp.array([3.0, -4.0])

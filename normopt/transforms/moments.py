@@ -38,10 +38,10 @@ class ScaleByBlockAdamState(NamedTuple):
     """State of `scale_by_block_adam`."""
 
     count: jax.Array  # int32 scalar: updates done
-    mu: Any  # params' structure and shapes, in `mu_dtype`; None where b1 is a plain 0
-    nu: BlockNumbers  # v, of each block or element, float32 at least
-    nu_max: BlockNumbers | None = None  # with amsgrad: the largest v, at that |w|
-    length: Any = None  # when tangent: {"path@axes": |w| at the last update, 0 if lost}
+    mu: Any  # params' structure and shapes, in `mu_dtype`; None if b1 is a plain 0
+    nu: BlockNumbers  # v of each block or element, float32 or wider
+    nu_max: BlockNumbers | None = None  # with `amsgrad`: the largest v
+    length: Any = None  # with `tangent`: {"path@axes": |w| of the last update}
 
 
 def scale_by_block_adam(
@@ -63,56 +63,63 @@ def scale_by_block_adam(
       v &\leftarrow b_2 r v + (1 - b_2) \|g\|^2 \\
       g &\leftarrow \frac{m / (1 - b_1^t)}{\sqrt{v / (1 - b_2^t)} + \epsilon}
 
-    with :math:`\|g\|^2` summed over the block, not averaged. So the step of a whole
-    block has a norm of about 1, where Adam's would have 1 per element;
-    `scale_by_block_size` makes up for that. Leaves without blocks get plain Adam. P and
-    r are 1 unless `tangent`:
+    where :math:`\|g\|^2` is the sum over the block, not the average. So the step of a
+    block has a norm of about 1. With Adam each element would have a size of about 1;
+    `scale_by_block_size` makes up for this difference. Leaves without blocks get plain
+    Adam.
+
+    Without `tangent`, P(m) is m and r is 1. With `tangent`,
 
     .. math::
       P(m) = m - \frac{\langle m, w \rangle}{\|w\|^2} w, \qquad
       r = \frac{\|w_\mathrm{last}\|^2}{\|w\|^2}
 
     Here `w_last` are the weights at the previous update. P removes the part of m along
-    the present weights. The factor r makes :math:`v \|w\|^2` the quantity that is
-    averaged over the steps. With both, the trajectory on the sphere does not depend on
-    the norm of the weights.
+    the present weights. With the factor r, :math:`v \|w\|^2` is averaged over the steps
+    instead of v. With both, the norm of scale-invariant weights changes nothing but the
+    effective learning rate :math:`\eta / \|w\|`.
 
-    With `tangent`, a block whose weights are all zero forgets its moments at each step,
-    because they mean nothing without a length: then :math:`m \leftarrow (1 - b_1) g`,
-    and the root is of :math:`\|g\|^2` alone.
+    With `tangent`, the moments have no meaning for a block whose weights are all zero.
+    So such a block forgets its moments at each step: :math:`m \leftarrow (1 - b_1) g`,
+    and the root is that of :math:`\|g\|^2`.
 
     Args:
-      b1: decay of the first moment, in [0, 1); with a plain 0 none is stored.
+      b1: decay of the first moment, in [0, 1); if b1 is a plain 0, no first moment is
+        stored.
       b2: decay of the second moment, in [0, 1).
       eps: added to the root of a sum over the block, in the unit of the gradient; at
-        least 0. A block that never had a gradient is not moved, even with 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Blocks of one element
-        count as None, which is element-wise Adam.
-      tangent: whether the moments of a block follow its weights, by P and r above. It
-        has no effect on leaves without blocks.
+        least 0. A block whose gradients were all zero gets no update, even with eps =
+        0.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Blocks of one element count as None, which is element-wise
+        Adam.
+      tangent: whether to use P and r above, so that the moments of a block follow its
+        weights. Leaves without blocks have plain Adam in both cases.
       eps_hat: whether to add eps to the root of the uncorrected v, as Keras does:
         :math:`\sqrt{1 - b_2^t} / (1 - b_1^t) \cdot m / (\sqrt{v} + \epsilon)`.
-      amsgrad: whether to divide by the root of the largest v so far (when tangent, of
-        the largest :math:`v \|w\|^2`). The bias is corrected after taking the largest
-        one; optax corrects it before.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+      amsgrad: whether to divide by the root of the largest v so far (with `tangent`, of
+        the largest :math:`v \|w\|^2`). The bias is corrected after the maximum is
+        taken; optax corrects it before.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
       nesterov: whether to replace m in the last line by :math:`b_1 m + (1 - b_1) g`.
 
     Returns:
-      A link that needs `params` when tangent. Its state is a `ScaleByBlockAdamState`.
-      Its second moments are real, and in float32 or wider, because in bfloat16 they
-      could not decay if b2 is near 1. When tangent it also stores |w| of each block,
-      for the next r. Updates keep structure and shapes, in the wider dtype of update
-      and param.
+      A link whose `update` needs `params` if `tangent`. Its state is a
+      `ScaleByBlockAdamState`. The second moments in it are real, and float32 or wider:
+      in bfloat16, with b2 near 1, they would never decrease. With `tangent` the state
+      also has |w| of each block, for the next r. Updates keep their structure and
+      shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path;
-        at update, with params of another shape or, when tangent, without.
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist, a pattern that matches no path, or two leaves of the same path.
+        At update, with params of another shape, or without `params` if `tangent`.
 
     Examples:
-      One number for each column, whose first step has norm 1:
+      The first step of each column has norm 1, and the state has one second moment for
+      each column:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_block_adam(eps=0.0, channel_axes=(-1,))

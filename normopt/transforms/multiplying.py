@@ -18,26 +18,26 @@ def scale_by_path(lr_multipliers: PerLeaf) -> optax.GradientTransformationExtraA
 
     .. math:: u \leftarrow c_{\mathrm{path}} \, u
 
-    After the moments this is a learning-rate multiplier. Before the moments of an
-    adaptive optimizer it has almost no effect, because they divide it out again. A
-    multiplier of 0 does not freeze a leaf if a weight decay follows; use
-    `optax.partition` for that.
+    Put this link after the moments, where it multiplies the learning rate. Before the
+    moments of an adaptive optimizer it has almost no effect, because these divide by
+    the size of the gradient. A multiplier of 0 does not freeze a leaf if a weight decay
+    follows; use `optax.partition` for that.
 
     Args:
       lr_multipliers: the factors, per leaf, at least 0; 1 for leaves that no pattern
         matches.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if a multiplier is not a number.
-      ValueError: when built, for a negative one; at init, for a pattern that matches
-        no path; at update, with params of another shape.
+      ValueError: when built, for a negative multiplier. At init, for a pattern that
+        matches no path. At update, with params of another shape.
 
     Examples:
-      The first pattern that is found in a path wins:
+      The first pattern that matches a path wins:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_path({"head": 1.0, "kernel$": 0.1})
@@ -73,23 +73,23 @@ def scale_by_param_norm(
 
     .. math:: u_b \leftarrow \max(\|w_b\|_2, \mathrm{min\_norm}) \, u_b
 
-    After `normalize_blocks` the learning rate becomes a relative step size: every block
-    moves by that fraction of its own norm.
+    Put this link after `normalize_blocks`. Then the learning rate is a relative step
+    size: the step of each block has that fraction of the norm of its weights.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
-      min_norm: weights with a smaller norm count as having this one, in the unit of the
-        weights, at least 0. Above 0 it lets blocks leave zero.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
+      min_norm: the smallest factor, in the unit of the weights, at least 0; it replaces
+        smaller norms. With a `min_norm` of 0, weights of zero stay zero.
 
     Returns:
-      A link without state that needs `params` where a leaf has blocks. Updates keep
-      structure and shapes, in the wider dtype of update and param.
+      A link without state. Its `update` needs `params` if a leaf has blocks. Updates
+      keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative `min_norm`; at init, for an axis that does
-        not exist or a pattern that matches no path; at update, without `params` or
+      ValueError: when built, for a negative `min_norm`. At init, for an axis that does
+        not exist or a pattern that matches no path. At update, without `params` or
         with params of another shape.
 
     Examples:
@@ -132,22 +132,23 @@ def scale_by_block_size(
     .. math:: u \leftarrow d^{\,p} u
 
     `scale_by_block_adam` gives a block of d elements a step of norm 1. A step of Adam
-    has a norm of about sqrt(d), since each element moves by about 1. The default power
-    of 1/2 makes up for the difference, so that Adam's learning rate can be used.
+    has a norm of about sqrt(d), because each element has a size of about 1. The default
+    power of 1/2 makes up for the difference, so Adam's learning rate fits.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
       power: the exponent p, any finite number.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a power that is not finite; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, with params of
+      ValueError: when built, for a power that is not finite. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, with params of
         another shape.
 
     Examples:
@@ -188,23 +189,24 @@ def average_gradients(b1: float) -> optax.GradientTransformationExtraArgs:
 
     .. math:: g_1 \leftarrow g_1, \qquad g_t \leftarrow (1 - b_1) g_t
 
-    The momentum that follows is a sum over the steps, with decay b1. This factor makes
-    it an average, which starts at the first gradient and needs no bias correction.
+    Put this link before a momentum that is a sum over the steps, with decay b1. The
+    factor makes the momentum an average, which starts at the first gradient and needs
+    no bias correction.
 
     Args:
       b1: the decay of the momentum that follows, in [0, 1).
 
     Returns:
-      A link whose state is a count. Updates keep structure and shapes, in the wider
-      dtype of update and param.
+      A link whose state is a count. Updates keep their structure and shapes, and get
+      the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `b1` is not a number.
-      ValueError: when built, if it is out of its range; at update, with params of
+      ValueError: when built, if it is out of its range. At update, with params of
         another shape.
 
     Examples:
-      The average of a constant gradient is that gradient, at every step:
+      The average of a constant gradient equals this gradient at every step:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -18,7 +18,7 @@ class ScaleByNadamState(NamedTuple):
     count: jax.Array  # int32 scalar: updates done
     mu_product: jax.Array  # float scalar: the product of all mu_t so far
     mu: Any  # params' structure and shapes, in `mu_dtype`
-    nu: Any  # params' structure and shapes, real and float32 at least
+    nu: Any  # params' structure and shapes, real, float32 or wider
 
 
 def scale_by_nadam(
@@ -38,9 +38,9 @@ def scale_by_nadam(
       g &\leftarrow \frac{1}{\sqrt{v / (1 - b_2^t) + \epsilon}} \left(
         (1 - \mu_t) \frac{g}{1 - \Pi_t} + \mu_t \frac{m}{1 - \Pi_t \mu_{t+1}} \right)
 
-    This is the form of keras-adamw: m is a plain average with decay b1, eps stands
-    inside the root, and the momentum term has the factor :math:`\mu_t`. Dozat's
-    paper and the Nadam of Keras have :math:`\mu_{t+1}` there.
+    This is the form of keras-adamw: m is a plain average with decay b1, eps is added
+    inside the root, and the momentum term has the factor :math:`\mu_t`. In Dozat's
+    paper and in the Nadam of Keras this factor is :math:`\mu_{t+1}`.
 
     Args:
       b1: decay of the first moment, in [0, 1), and the value that :math:`\mu_t` grows
@@ -50,20 +50,22 @@ def scale_by_nadam(
         default of 1e-7 acts like 3e-4 outside the root.
       momentum_decay: :math:`\psi`, how fast :math:`\mu_t` grows, at least 0; at 0 it
         stays :math:`b_1 / 2`.
-      mu_dtype: dtype of the first moment of real leaves; None for that of the leaf.
+      mu_dtype: dtype of the first moment of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
       A link. Its state is a `ScaleByNadamState`: Adam's two moments and a number.
-      Updates keep structure and shapes, in the wider dtype of update and param.
+      Updates keep their structure and shapes, and get the wider dtype of update and
+      parameter.
 
     Raises:
       TypeError: when built, if an option is not a number.
-      ValueError: when built, for a number out of its range; at update, with params of
+      ValueError: when built, for a number out of its range. At update, with params of
         another shape.
 
     Examples:
-      The elements of the first step have about size 1, as in Adam, and a little more
-      from Nesterov momentum:
+      In the first step of Adam all elements have size 1. Nesterov momentum makes them a
+      little larger:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.scale_by_nadam(eps=0.0)

@@ -20,33 +20,38 @@ def normalize_blocks(
 
     .. math:: g_b \leftarrow \frac{g_b}{\mathrm{norm}(g_b) + \epsilon}
 
-    A block of norm 0 has no direction and becomes zero, whatever `eps` is. For the norm
-    `std` this is a block whose elements are all equal, up to rounding. A block of one
-    element has no standard deviation, so under `std` it stays unchanged.
+    A *leaf* is one parameter array, and a *block* is a slice of a leaf, such as the
+    weights of one output channel. The option `channel_axes` selects the blocks.
+
+    A block of norm 0 becomes zero, for every `eps`. With the norm `std` this happens if
+    all elements of the block are equal, up to rounding. A block of one element has no
+    standard deviation, so with `std` it stays unchanged.
 
     Norms are computed in float32 or wider, and are right for gradients from 1e-30 to
-    1e30. The default `eps` of 1e-7 shortens the result if the norm is not much larger
-    than that. Derivatives through this link are right for norms from 1e-15 to 1e15,
-    because they contain 1 / norm^2, and finite at a block of zeros.
+    1e30. With the default `eps` of 1e-7, the result is shorter than 1 if the norm of
+    the gradient is not much larger than 1e-7. Derivatives through this link contain 1 /
+    norm^2. So they are right only for norms from 1e-15 to 1e15. For a block of zeros
+    they are finite.
 
     Args:
       norm: a name of `norm_names()`; see `block_norms` for the formulas.
       channel_axes: the axes that index a leaf's blocks: `()` for the whole leaf,
         `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of a stack
-        of layers, None to leave a leaf unchanged. It is given per leaf: as one value
-        for all leaves, a mapping `{pattern: axes}` over paths, or a callable such as
-        `output_channels()`. If one value is given, a leaf without such an axis stays
-        unchanged. So do integer and empty leaves.
+        of layers, None to leave a leaf unchanged. *Per leaf* means that you can pass
+        one value for all leaves, a mapping `{pattern: axes}` by path, or a callable
+        from params to a tree of axes, such as `output_channels()`. If you pass one
+        value, leaves without such an axis stay unchanged. Integer and empty leaves
+        always stay unchanged.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for an unknown norm or a negative `eps`; at init, for an
-        axis that does not exist or a pattern that matches no path; at update, with
+      ValueError: when built, for an unknown norm or a negative `eps`. At init, for an
+        axis that does not exist or a pattern that matches no path. At update, with
         params of another shape.
 
     Examples:
@@ -90,31 +95,32 @@ def clip_blocks(
     channel_axes: PerLeaf = (),
     eps: float = 1e-7,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales down the blocks of the updates whose norm is above `max_norm`.
+    r"""Scales down each block of the updates whose norm is above `max_norm`.
 
     .. math::
       g_b \leftarrow g_b \min\!\left(1,
         \frac{\mathrm{max\_norm}}{\mathrm{norm}(g_b) + \epsilon}\right)
 
-    A block of one element has no standard deviation, so under `std` it is not clipped.
+    A block of one element has no standard deviation, so with the norm `std` it is not
+    clipped.
 
     Args:
-      max_norm: the largest norm a block keeps, in the unit of the gradient, above 0;
-        per leaf, infinity (no clipping) for leaves that no pattern matches.
+      max_norm: the largest norm that a block may have, in the unit of the gradient,
+        above 0, per leaf. Leaves that no pattern matches are not clipped.
       norm: a name of `norm_names()`; see `block_norms` for the formulas.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       eps: added to the norm; at least 0.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`; at init, for an axis that does not exist or a pattern that
-        matches no path; at update, with params of another shape.
+        a negative `eps`. At init, for an axis that does not exist or a pattern that
+        matches no path. At update, with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

@@ -19,11 +19,11 @@ from normopt.rules import PerLeaf
 
 
 class ObserveState(NamedTuple):
-    """State of `observe`: sums over the blocks at the last step that was observed."""
+    """State of `observe`: sums over each block at the last recorded step."""
 
     count: jax.Array  # int32 scalar: updates done
-    step: jax.Array  # int32 scalar: the count of the last observation; 0 before any
-    sums: Any  # {"path@axes": the `Sums` of each block, (*channel axes, 5)}
+    step: jax.Array  # int32 scalar: the last recorded step; 0 before it
+    sums: Any  # {"path@axes": five sums per block, (*channel axes, 5)}
     inner: Any  # the state of the optimizer
 
 
@@ -48,52 +48,57 @@ def observe(
     *,
     every: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Records what a step of `inner` does to every block, and does not change it.
+    r"""Records for each block what a step of `inner` does; the step stays the same.
 
-    For the gradient g, the update u and the weights w of each block its state keeps
+    The state has these numbers for the gradient g, the update u and the weights w of
+    each block:
 
     .. math::
       \|g\|^2, \quad \|w\|^2, \quad \|u^\perp\|^2, \quad
         \langle g, w \rangle, \quad \langle u, w \rangle, \qquad
         u^\perp = u - \frac{\langle u, w \rangle}{\|w\|^2} w
 
-    From these, `observations` computes norms, angles and cosines. It finds the state of
-    `observe` anywhere inside the state of your optimizer. `summary` turns its result
-    into numbers for a log.
+    From these numbers, `observations` computes norms, angles and cosines. Pass it the
+    state of your whole optimizer. Then pass its result to `summary`, which returns
+    numbers for a log.
 
-    The gradient is the input of `observe`, and the update its output:
+    The gradient is the input of `observe`, and the update is its output. So the place
+    of `observe` matters:
 
-    - Put the whole optimizer inside, with learning rate and decay. Whatever follows in
-      a chain is not seen, so the update would not be the step that is taken. If
-      clipping is inside, the gradient is recorded before it is clipped; if clipping
-      comes before `observe`, after.
-    - Inside `optax.MultiSteps` it records the averaged gradients, once per real step.
-      Around it, it records each small batch, with updates of zero in between.
-    - Around `compensate_rounding` the update is the exact change of the low-precision
-      weights. Inside it, or without it, the update is recorded before rounding.
-      Gradients and weights are measured in float32 in all cases.
+    - Put the whole optimizer inside, with learning rate and weight decay. If more links
+      follow `observe` in a chain, it records another update than the final one. If
+      clipping is inside, the recorded gradient is not clipped. If clipping comes before
+      `observe`, the recorded gradient is clipped.
+    - Inside `optax.MultiSteps`, it records the averaged gradients, once per step of the
+      weights. Around `optax.MultiSteps`, it records the gradient of each small batch;
+      most of the updates are then zero.
+    - Around `compensate_rounding`, it records the exact change of the low-precision
+      weights. Inside `compensate_rounding`, or without it, the update is recorded
+      before rounding. Norms of gradients and weights are always computed in float32.
     - In `optax.masked`, or in one part of `optax.partition`, it records the leaves of
       that part only. Several parts may have an `observe` each.
 
     Args:
       inner: an optimizer, learning rate included.
-      channel_axes: the axes that index a leaf's blocks, per leaf; `()` for one block.
-        Leaves whose axes are None are not recorded.
-      every: record only the steps n, 2n, 3n, ... for this n, an integer of at least 1.
-        The other steps then cost almost nothing, except under `jax.vmap`, which
-        computes both cases. At a recorded step under `jax.jit`, `inner` runs twice with
-        the same state, so its side effects, such as a print, happen twice.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`); `()` for one block. Leaves whose axes are None are not
+        recorded.
+      every: an integer n of at least 1: only the steps n, 2n, 3n, ... are recorded. At
+        the other steps `observe` costs almost nothing, except under `jax.vmap`: there
+        the numbers are computed at every step. Under `jax.jit` `inner` runs twice at a
+        recorded step, with the same state. So its side effects, such as a print, happen
+        twice.
 
     Returns:
-      An optimizer that needs `params` where a leaf has blocks. Its state is an
-      `ObserveState`: five numbers per block, and the state of `inner`. Updates are
-      those of `inner`, bit for bit (but XLA may round differently in a compiled step).
+      An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
+      `ObserveState`: five numbers per block, and the state of `inner`. The updates are
+      those of `inner`, bit for bit. Only in a compiled step may XLA round differently.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params`, with
+      ValueError: when built, if `every` is below 1. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params`, with
         params of another shape, or for a gradient of None (pass zeros instead).
 
     Examples:

@@ -29,60 +29,66 @@ def orthogonalize(
       u &\leftarrow X \approx U V^T \text{ of } u = U S V^T
 
     :math:`U V^T` is the direction of steepest descent in the spectral norm. The
-    iteration approximates it, for singular values that are not too small beside the
-    largest. After all triples of a named set, no singular value is above 1.21. A matrix
-    of zeros stays zero, whatever `eps` is.
+    iteration approximates it. Singular values much smaller than the largest one may
+    stay below 1. After all triples of a named set, no singular value is above 1.21. A
+    matrix of zeros stays zero, for every `eps`.
 
-    On a mesh of devices, what a step sends depends on the sharding of the matrices:
+    On several devices, the amount of data that a step sends depends on the sharding of
+    the matrices:
 
     - Replicated: nothing is sent, and every device multiplies all matrices.
-    - Sharded along inputs or outputs: in every iteration, matrices are gathered or
-      products are summed over the devices, as the compiler chooses.
-    - With `spread`: each matrix is sent whole to one device, which does all iterations,
-      and its result is sent back to where the update is needed. If the matrices are
-      replicated, they need not be sent, and only the results are gathered.
+    - Sharded along inputs or outputs: in every iteration, the devices exchange matrices
+      or sums of products.
+    - With `spread`: each matrix is sent to one device, which does all iterations. The
+      result is sent back to the devices that need it. If the matrices are replicated,
+      only the results are sent.
 
-    For 16 matrices of 512 x 512 and 8 of 512 x 2048, 50 MB in float32, each of 8
-    devices sends 624 MB in a step if they are sharded along inputs, and 367 MB if along
-    outputs; with `spread` it sends 11 MB. If they are replicated it sends 44 MB with
-    `spread`, and multiplies an eighth of the matrices. For 256 matrices of 512 x 512
-    in four stacks of layers, multiplied in bfloat16 on 256 TPU chips (v5e, compiled and
-    not run), it is 1.3 GB along inputs, 2.7 GB along outputs, and 2.1 MB with `spread`.
+    Example: 16 matrices of 512 x 512 and 8 of 512 x 2048, in float32 (50 MB), on 8
+    devices. In a step, each device sends 624 MB if the matrices are sharded along
+    inputs, 367 MB if they are sharded along outputs, and 11 MB with `spread`. If the
+    matrices are replicated, each device sends 44 MB with `spread`, and multiplies an
+    eighth of the matrices.
+
+    Example: 256 matrices of 512 x 512 in four stacks of layers, multiplied in bfloat16,
+    on 256 TPU chips (v5e, compiled and not run). In a step, each chip sends 1.3 GB if
+    the matrices are sharded along inputs, 2.7 GB if they are sharded along outputs, and
+    2.1 MB with `spread`.
 
     Args:
       matrices: `(input axes, output axes)` of a leaf, or None, per leaf: ((0,), (1,))
         for dense kernels of Flax, ((0, 1, 2), (3,)) for convolutions, ((1,), (2,)) for
         a stack of layers (layers, in, out), ((0,), (2,)) for each head of (features,
-        heads, size). Any other axis indexes matrices. For a simple choice see
-        `output_matrices`. A `MuonDimensionNumbers` of optax can replace a pair. Leaves
-        without matrices stay unchanged.
+        heads, size). All other axes index separate matrices. `output_matrices` is a
+        simple choice. Instead of a pair, you can pass a `MuonDimensionNumbers` of
+        optax. Leaves without matrices stay unchanged.
       steps: the number of iterations, at least 1.
-      coefficients: "simple", the one triple of the original Muon; "quintic", five
-        triples, then again from the first; "polar_express", eight triples, the last one
-        repeated; or your own triples (a, b, c), one per step, the last one repeated.
+      coefficients: "simple" (the one triple of the original Muon), "quintic" (five
+        triples, repeated from the first one), "polar_express" (eight triples, the last
+        one repeated), or your own triples (a, b, c), one per step, the last one
+        repeated.
       eps: added to the Frobenius norm, in the unit of the updates; at least 0.
       dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
         is the dtype of the leaf, or float32 if that is wider, in full precision.
-      spread: the name of a mesh axis, such as "data", or several in any order: matrices
-        of leaves of equal shape and axes are divided among the devices of these axes. A
-        matrix that is the only one of its shape is not: the compiler multiplies it with
-        the sharding that it has. Name every axis that shards inputs or outputs. Axes
-        that index matrices are best not sharded; otherwise they are gathered first. The
-        mesh is that of the arrays; without one, or on one device, nothing changes.
-        Apply the updates under the same `jax.jit`, or set the `out_shardings` of the
-        `jax.jit` that returns them: otherwise the compiler does not know how the
-        results are to be sharded.
+      spread: the name of a mesh axis, such as "data", or several names in any order.
+        The devices of these axes share the matrices of leaves of equal shape and axes.
+        If a shape has only one matrix, this matrix is not sent: it is multiplied with
+        the sharding that it has. Name every mesh axis that shards inputs or outputs. If
+        axes that index matrices are sharded, the matrices are gathered first, so avoid
+        this. The mesh is that of the arrays. Without a mesh, or on one device, `spread`
+        has no effect. Apply the updates under the same `jax.jit`, or set the
+        `out_shardings` of the `jax.jit` that returns them. Otherwise the compiler does
+        not know the sharding of the results.
 
     Returns:
-      A link without state. Updates keep structure and shapes, in the wider dtype of
-      update and param. Matrices of leaves of equal shape and axes are multiplied as one
-      batch.
+      A link without state. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter. Matrices of leaves of equal shape and axes are
+      multiplied as one batch.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown name of coefficients or a number out of its
-        range; at init, for an axis that a leaf or the mesh does not have or a pattern
-        that matches no path; at update, inside `jax.shard_map` over an axis of
+        range. At init, for an axis that the leaf or the mesh does not have, or for a
+        pattern that matches no path. At update, inside `jax.shard_map` over an axis of
         `spread`.
 
     Examples:

@@ -39,35 +39,35 @@ def project_if_invariant(
     layer_axes: PerLeaf = (),
     cautious: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the radial part, and some decay, on leaves that look scale-invariant.
+    r"""Projects the steps of leaves that look scale-invariant, and reduces their decay.
 
-    A leaf looks scale-invariant if its gradient is nearly orthogonal to its weights.
-    With the raw gradient g, a leaf passes the test if
+    A leaf looks scale-invariant if its raw gradient g is nearly orthogonal to its
+    weights w. A leaf passes the test if
 
     .. math::
       \max_b \frac{|\langle g_b, w_b \rangle|}{\|g_b\| \|w_b\|}
         < \frac{\delta}{\sqrt{d}}
 
-    for its blocks b of d elements. Then the direction p, which is the output of
-    `inner`, loses the radial part of each block, the one along the weights. If the leaf
-    does not pass, the test is repeated with the whole leaf as one block. If it does not
-    pass that either, p stays unchanged, and `wd_ratio` counts as 1:
+    where its blocks b have d elements. If a leaf passes, each block of p, the output of
+    `inner`, loses its radial part, which is the part along the weights. The weight
+    decay is multiplied by `wd_ratio`. If a leaf does not pass, the test is repeated
+    with the whole leaf as one block. If the leaf fails again, p and the weight decay
+    stay unchanged:
 
     .. math::
       u_b = p_b - \frac{\langle p_b, w_b \rangle}{\|w_b\|^2} w_b
         + \mathrm{wd\_ratio} \, \lambda w_b
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
-    With `cautious`, elements of p whose sign is not that of the gradient become zero.
-    The others are divided by the fraction of the elements of the layer that is kept.
-    This is done before the decay is added. If the leaf passes the test, the signs are
-    those of p and of the gradient after both have lost their radial part, and p loses
-    its radial part once more at the end.
+    With `cautious`, elements of p become zero if their sign differs from that of the
+    gradient. The other elements are divided by their share of the layer. Then the decay
+    is added. If the leaf passes the test, p and the gradient both lose their radial
+    parts before their signs are compared. After that, p loses its radial part once
+    more.
 
-    The learning rate comes after this link and multiplies the decay, too. The link
-    wraps the moments because it needs the raw gradient, which they do not hand on.
-    There is no eps. The cosine counts as 0 for a block of zeros, and if a sum of
-    squares overflows or underflows.
+    Put the learning rate after this link; it multiplies the decay, too. The link wraps
+    the moments, because the test needs the raw gradient. There is no eps. The cosine
+    counts as 0 for a block of zeros, and if a sum of squares overflows or underflows.
 
     Args:
       inner: a link from gradients to directions, without the learning rate.
@@ -76,29 +76,30 @@ def project_if_invariant(
       delta: the threshold of the test, at least 0. For random vectors, the cosine times
         sqrt(d) is about 1.
       wd_ratio: factor of the decay of a leaf that passes the test, at least 0.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and those of fewer than two dimensions, are not tested.
-      layer_axes: those of the channel axes that index layers, per leaf. Each layer of a
-        stack is then tested by itself: `channel_axes=(0, -1), layer_axes=(0,)` does to
-        a stack what (-1,) does to each of its layers.
-      cautious: whether to leave out elements of p whose sign is not that of the
-        gradient, as above, in all leaves. Shares below 1e-3 count as 1e-3.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, and those of fewer than two
+        dimensions, are not tested.
+      layer_axes: the channel axes that index layers, per leaf. Each layer of a stack is
+        then tested separately. Example: `channel_axes=(0, -1), layer_axes=(0,)` treats
+        each layer of a stack as `channel_axes=(-1,)` treats a single layer.
+      cautious: whether to set elements of p to zero if their sign differs from that of
+        the gradient, as above, in all leaves. A share below 1e-3 counts as 1e-3.
 
     Returns:
-      A link that needs `params` where a leaf is tested or decays. Its state is the
-      state of `inner`. Updates keep structure and shapes, in the wider dtype of update
-      and param.
+      A link whose `update` needs `params` if a leaf is tested or has a weight decay.
+      Its state is the state of `inner`. Updates keep their structure and shapes, and
+      get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not a transformation or an option has the
         wrong type.
-      ValueError: when built, for a negative number; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params` or with
+      ValueError: when built, for a negative number. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params` or with
         params of another shape.
 
     Examples:
-      The second gradient is orthogonal to the weights, so the radial part of the
-      momentum is removed from the step:
+      The second gradient is orthogonal to the weights, so the second step loses the
+      radial part of the momentum:
 
       >>> import jax.numpy as jnp
       >>> import optax

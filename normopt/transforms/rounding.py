@@ -15,42 +15,43 @@ from normopt.numerics import widened
 class CompensateRoundingState(NamedTuple):
     """State of `compensate_rounding`."""
 
-    residue: Any  # params' structure and shapes, float32; MaskedNode where not needed
-    inner: Any  # inner's state, for weights in float32
+    residue: Any  # params' structure and shapes, float32; MaskedNode if not needed
+    inner: Any  # the state of `inner`, for weights in float32
 
 
 def compensate_rounding(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps what is lost when low-precision weights are rounded.
+    r"""Keeps the part of each step that low-precision weights lose in rounding.
 
-    A bfloat16 has 8 significant bits, so a weight cannot change by less than 1/512 of
-    itself. A weight decay of 1e-3 per step is lost when `optax.apply_updates` rounds,
-    however it was computed. This wrapper keeps a residue r for each weight, so that the
-    true weight is :math:`w + r`:
+    A bfloat16 number has 8 significant bits, so a weight cannot change by less than
+    1/512 of its value. For example, a weight decay of 1e-3 per step is lost when
+    `optax.apply_updates` rounds. This wrapper keeps a residue r for each weight, so
+    that the true weight is :math:`w + r`:
 
     .. math::
       x &= w + r + u(g, w + r) \\
       w &\leftarrow \mathrm{round}(x), \qquad r \leftarrow x - \mathrm{round}(x)
 
-    in float32, where u(g, w) is the update of `inner`. So the weights are trained as in
-    float32 and rounded at each step. The gradients, however, are taken at the rounded
+    Here u(g, w) is the update of `inner`, and all is computed in float32. So the
+    training is that of float32 weights, but the gradients are computed at the rounded
     weights. There is no eps. A weight that exceeds the range of its dtype becomes
-    infinite and stays so, while one in float32 could come back.
+    infinite and stays infinite.
 
     Args:
-      inner: an optimizer. For leaves of less than 32 bits it gets gradients and params
-        in float32. Callables among its options see these, too. Its state is then that
-        of float32 params, unless an option such as `mu_dtype` says otherwise.
-        Other leaves are treated as without the wrapper.
+      inner: an optimizer. For leaves of less than 32 bits, `inner` and the callables
+        among its options get gradients and params in float32. Its state is that of
+        float32 params, unless an option such as `mu_dtype` says otherwise. Other leaves
+        are treated as without the wrapper.
 
     Returns:
-      An optimizer that needs `params`. It must be the outermost one, since anything
-      after it would change or round its updates. In particular, `optax.apply_if_finite`
-      goes inside: around it, it raises an error because of the dtype. Updates keep
-      structure and shapes. For low-precision leaves they are float32: the exact
-      difference to the next weights. The state is a `CompensateRoundingState`: the
-      state of `inner`, and 4 bytes for each element of a low-precision leaf.
+      An optimizer whose `update` needs `params`. It must be the outermost
+      transformation, because anything after it would change or round its updates. For
+      example, put `optax.apply_if_finite` inside; outside it raises an error about
+      dtypes. Updates keep their structure and shapes. For low-precision leaves they are
+      float32: the exact differences between new and old weights. The state is a
+      `CompensateRoundingState`: the state of `inner`, and 4 bytes for each element of a
+      low-precision leaf.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer.
@@ -58,7 +59,8 @@ def compensate_rounding(
         params changed between low precision (less than 32 bits) and more after init.
 
     Examples:
-      A hundred steps, each a hundredth of the distance to the next bfloat16 number:
+      Each of a hundred steps is a hundredth of the distance to the next bfloat16
+      number:
 
       >>> import jax.numpy as jnp
       >>> import optax

@@ -14,10 +14,10 @@ from normopt.leafwise import leafwise
 
 
 class FollowedState(NamedTuple):
-    """State of a function of the count that is passed as `schedule`."""
+    """State of an option `schedule` that is a function of the count."""
 
     count: jax.Array  # int32 scalar: updates done
-    eta: jax.Array  # float scalar of the last update; before the first, of that one
+    eta: jax.Array  # float scalar: eta_t of the last update (at first, of the next)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +48,10 @@ class _Followed:
 
 
 class ScheduledState(NamedTuple):
-    """State of an optimizer or link whose `schedule` is a schedule."""
+    """State of an optimizer or link whose option `schedule` is not a number."""
 
-    schedule: Any  # the state of the schedule: FollowedState, WarmRestartsState
-    inner: Any  # the state of what is scheduled
+    schedule: Any  # FollowedState, WarmRestartsState, or that of your schedule
+    inner: Any  # the state of the optimizer or link without its schedule
 
 
 def scheduled(

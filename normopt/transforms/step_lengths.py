@@ -15,7 +15,7 @@ from normopt.rules import PerLeaf
 
 
 class BoundRelativeStepState(NamedTuple):
-    """State of `bound_relative_step` where a bound is a schedule."""
+    """State of `bound_relative_step` if a bound is a schedule."""
 
     count: jax.Array  # int32 scalar: updates done
 
@@ -33,29 +33,29 @@ def bound_relative_step(
       u_b \leftarrow \frac{u_b}{\|u_b\|} \min(\max(\|u_b\|, \mathrm{floor} \, n_b),
         \mathrm{ceiling} \, n_b), \qquad n_b = \max(\|w_b\|, \mathrm{min\_norm})
 
-    Put it after the learning rate. With floor = ceiling every step has that norm,
-    relative to its weights. A step of zero has no direction and stays zero. If the
+    Put this link after the learning rate. If floor = ceiling, this number is the
+    relative norm of every step. A step of zero has no direction and stays zero. If the
     floor is above the ceiling, the ceiling holds.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
       floor: the smallest norm of a step relative to the weights, at least 0: a number
         or a schedule of the step count.
       ceiling: the largest norm of a step relative to the weights, at least 0, a number
         or a schedule; infinity for no bound.
-      min_norm: weights with a smaller norm count as having this one, in the unit of the
-        weights, at least 0. Above 0 it lets blocks leave zero.
+      min_norm: the smallest :math:`n_b`, in the unit of the weights, at least 0; it
+        replaces smaller norms. With a `min_norm` of 0, weights of zero stay zero.
 
     Returns:
-      A link that needs `params` where a leaf has blocks. Its state is a
-      `BoundRelativeStepState` if a bound is a schedule; otherwise it has none. Updates
-      keep structure and shapes, in the wider dtype of update and param.
+      A link whose `update` needs `params` if a leaf has blocks. Its state is a
+      `BoundRelativeStepState` if a bound is a schedule; otherwise it is empty. Updates
+      keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative number; at init, for an axis that does not
-        exist or a pattern that matches no path; at update, without `params` or with
+      ValueError: when built, for a negative number. At init, for an axis that does not
+        exist or a pattern that matches no path. At update, without `params` or with
         params of another shape.
 
     Examples:
@@ -96,6 +96,7 @@ def bound_relative_step(
         state=BoundRelativeStepState if follows else optax.EmptyState,
         start=lambda: {"count": jnp.zeros([], jnp.int32)} if follows else {},
         share=share,
+        stores=True,
     )
 
 
@@ -119,26 +120,26 @@ def keep_norm(
     .. math:: u_b = \mathrm{inner}(g)_b, \qquad
       u_b \leftarrow \frac{\|g_b\|}{\|u_b\|} u_b
 
-    So a link that rescales parts of a block against each other does not change the norm
-    of the block. What `inner` sets to zero stays zero.
+    Use it around a link that should only change the ratios between the elements of a
+    block. Elements that `inner` sets to zero stay zero.
 
     Args:
       inner: an optimizer or a link.
-      channel_axes: the axes that index a leaf's blocks, per leaf; see
-        `normalize_blocks`. Leaves without blocks get the output of `inner` unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks get the output of `inner` unchanged.
 
     Returns:
-      A transformation whose state is that of `inner`. Updates keep structure and
-      shapes, in the dtype of inner's output.
+      A transformation whose state is that of `inner`. Updates keep their structure and
+      shapes, and get the dtype of inner's output.
 
     Raises:
       TypeError: when built, if `inner` is not a transformation or the axes have the
         wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, with params of another shape.
+        path. At update, with params of another shape.
 
     Examples:
-      Both columns get the same norm, and the matrix keeps its norm of 5:
+      `inner` gives both columns the same norm, and the matrix keeps its norm of 5:
 
       >>> import jax.numpy as jnp
       >>> columns = normopt.normalize_blocks(channel_axes=(-1,), eps=0.0)
@@ -159,6 +160,7 @@ def keep_norm(
         inner,
         _keep_norm,
         channel_axes=channel_axes,
+        stores=True,
         acts=lambda leaf: leaf.has_blocks,
     )
 

@@ -27,15 +27,15 @@ def retract_to_stiefel(
     eps: float = 1e-7,
     spread: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Brings matrices back to orthogonal ones after a whole step of `inner`.
+    r"""Makes matrices orthogonal again after each whole step of `inner`.
 
     .. math::
       w' = w + u, \qquad u \leftarrow c \, \mathrm{orthogonalize}(w') - w
 
-    The new weights are c times the polar factor of w', the orthogonal matrix nearest to
-    it. The iteration approximates that: all singular values are near c. This must be
-    the last link of a chain, with the learning rate inside. A matrix of zeros that does
-    not move stays zero.
+    The new weights are c times the orthogonal matrix that is nearest to w' (its polar
+    factor). `orthogonalize` approximates this matrix, so all singular values are near
+    c. This must be the last link of a chain, with the learning rate inside. A matrix of
+    zeros stays zero if its step is zero.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -44,24 +44,24 @@ def retract_to_stiefel(
       scale: c, per leaf: a number of at least 0, or one of the names of `scale` in
         `muon`; 1 for leaves that no pattern matches.
       steps: the number of iterations, at least 1.
-      coefficients: those of the iteration; see `orthogonalize`.
+      coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the Frobenius norm of the weights, in their unit; at least 0.
-      spread: mesh axes over which matrices are divided; see `orthogonalize`.
+      spread: the mesh axes whose devices share the matrices; see `orthogonalize`.
 
     Returns:
-      An optimizer that needs `params` where a leaf has matrices. Its state is the state
-      of `inner`. Updates keep structure and shapes, in the wider dtype of update and
-      param.
+      An optimizer whose `update` needs `params` if a leaf has matrices. Its state is
+      the state of `inner`. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a number out of its range or an unknown name; at init,
-        for an axis that does not exist or a pattern that matches no path; at update,
+      ValueError: when built, for a number out of its range or an unknown name. At init,
+        for an axis that does not exist or a pattern that matches no path. At update,
         without `params` or with params of another shape.
 
     Examples:
-      Whatever the step was, rows and columns stay orthogonal:
+      After any step, rows and columns are orthogonal again:
 
       >>> import jax
       >>> import jax.numpy as jnp

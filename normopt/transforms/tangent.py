@@ -13,25 +13,26 @@ from normopt.rules import PerLeaf
 
 
 def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArgs:
-    r"""Removes the radial part of the updates, the one along the weights.
+    r"""Removes the radial part of the updates, which is their part along the weights.
 
     .. math:: u_b \leftarrow u_b - \frac{\langle u_b, w_b \rangle}{\|w_b\|^2} w_b
 
-    What remains is orthogonal to the weights. Weights that are all zero have no radial
-    direction, and their update stays unchanged.
+    The remaining update of a block is orthogonal to its weights. Weights that are all
+    zero have no radial direction, so their update stays unchanged.
 
     Args:
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, stay unchanged.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, stay
+        unchanged.
 
     Returns:
-      A link without state that needs `params` where a leaf has blocks. Updates keep
-      structure and shapes, in the wider dtype of update and param.
+      A link without state. Its `update` needs `params` if a leaf has blocks. Updates
+      keep their structure and shapes, and get the wider dtype of update and parameter.
 
     Raises:
       TypeError: when built, if the axes have the wrong type.
       ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path; at update, without `params` or with params of another shape.
+        path. At update, without `params` or with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -73,37 +74,41 @@ def trace_on_tangent(
     nesterov: bool = False,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Accumulates momentum that follows the weights of a block around the sphere.
+    r"""Accumulates momentum, and removes its past part along the present weights.
 
     .. math::
       m \leftarrow \beta P(m) + (1 - \delta) g, \qquad
       P(m) = m - \frac{\langle m, w \rangle}{\|w\|^2} w
 
-    The old m is projected at the present weights, which removes what has become radial.
-    The gradient is added unchanged. Without blocks P is 1, and with :math:`\delta = 0`
-    the link is then `optax.trace`.
+    P removes the part of the old momentum along the present weights. The gradient is
+    not projected. For leaves without blocks P(m) is m, so with :math:`\delta = 0` the
+    link is the same as `optax.trace`.
 
     Args:
       decay: the decay of the momentum, :math:`\beta`, in [0, 1).
-      dampening: :math:`\delta`, in [0, 1), from the first step on.
-      channel_axes: the axes that index a leaf's blocks, per leaf. Leaves without
-        blocks, and with blocks of one element, have plain momentum.
-      nesterov: whether the update is :math:`g + \beta m` instead of m.
-      accumulator_dtype: dtype of the momentum of real leaves; None for the leaf's.
+      dampening: :math:`\delta`, in [0, 1); also at the first step.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`). Leaves without blocks, or with blocks of one element, have
+        plain momentum.
+      nesterov: whether to use Nesterov momentum: the update is then :math:`g + \beta m`
+        instead of m.
+      accumulator_dtype: dtype of the momentum of real leaves; None for the dtype of the
+        leaf.
 
     Returns:
-      A link that needs `params` where a leaf has blocks. Its state is a
-      `TraceOnTangentState`. Updates keep structure and shapes, in the wider dtype of
-      update and param.
+      A link whose `update` needs `params` if a leaf has blocks. Its state is a
+      `TraceOnTangentState`. Updates keep their structure and shapes, and get the wider
+      dtype of update and parameter.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range; at init, for an axis that
-        does not exist or a pattern that matches no path; at update, without `params`
+      ValueError: when built, for a number out of its range. At init, for an axis that
+        does not exist or a pattern that matches no path. At update, without `params`
         or with params of another shape.
 
     Examples:
-      The weights have turned by 90 degrees, so the old momentum is radial and removed:
+      The weights have turned by 90 degrees. So the old momentum is radial now, and is
+      removed:
 
       >>> import jax.numpy as jnp
       >>> link = normopt.trace_on_tangent(0.9, channel_axes=())

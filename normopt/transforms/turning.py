@@ -37,7 +37,7 @@ from normopt.transforms.sphere import InitialLengths
 
 
 class HyperballState(NamedTuple):
-    """State of `hyperball`, beside that of the inner optimizer."""
+    """State of `hyperball`; the inner optimizer has its own."""
 
     count: jax.Array  # int32 scalar: updates done
     radius: Any  # {"path@axes": |w| of each block at init}
@@ -71,7 +71,7 @@ def _step_relatively(u, w, axes, option, kept, shared):
 
 
 class RotationalState(NamedTuple):
-    """State of `rotational`, beside that of the inner optimizer."""
+    """State of `rotational`; the inner optimizer has its own."""
 
     count: jax.Array  # int32 scalar: updates done
     radius: Any  # {"path@axes": |w| of each block at init}
@@ -155,6 +155,7 @@ def _held(state: Any, share: Callable[[Any], Any], **keeps: OfBlocks) -> dict[st
         "start": lambda: {"count": jnp.zeros([], jnp.int32)},
         "keeps": {"radius": InitialLengths(), **keeps},
         "share": share,
+        "stores": True,
     }
 
 
@@ -177,7 +178,8 @@ def behind(
       optimizer: the name of the whole, for messages.
       inner: the optimizer.
       link: one of the links here.
-      channel_axes: the axes that index a leaf's blocks, per leaf.
+      channel_axes: the axes that index the blocks of a leaf, per leaf (see
+        `normalize_blocks`).
     """
     return around(
         optimizer,
