@@ -119,7 +119,8 @@ def spectral(
       \mathrm{norm}(W) = \max_x \frac{\|W x\|}{\|x\|}, \qquad
         \mathrm{dual}(U S V^T) = U V^T
 
-    The dual is approximated by `orthogonalize`.
+    The dual is the steepest direction in this norm, as `steepest` defines it.
+    `orthogonalize` approximates the dual.
 
     Args:
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
@@ -162,9 +163,12 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> Non
       fn: a function from one block to a scalar. The block is a float32 (or wider) array
         of any shape, without its channel axes; for complex leaves it is complex.
         `jax.vmap` applies the function to all blocks. Instead of a function you can
-        pass a norm object such as `spectral(...)`. It has a method
-        `measure(x, channel_axes)` for a whole leaf. If it has a dual, it also has a
-        method `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
+        pass a norm object such as `spectral(...)`. Its method
+        `measure(x, channel_axes)` returns one number for each block of the leaf x, with
+        the shape of a sum with `keepdims=True`. For `steepest` and `scion`, the object
+        also needs a method `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
+        This method returns the steepest direction of each block, as `steepest` defines
+        it: an array with the shape of x.
 
     Raises:
       TypeError: if `name` is not a string, or `fn` is neither callable nor a norm. At
@@ -315,8 +319,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
     Raises:
       TypeError: if `channel_axes` are not axes, or a leaf is not an array.
-      ValueError: for an unknown norm, for an axis that does not exist, or for a pattern
-        that matches no path.
+      ValueError: for an unknown norm, for an axis that no leaf has (in a mapping or
+        callable: that its leaf lacks), or for a pattern that matches no path.
 
     Examples:
       >>> import jax.numpy as jnp

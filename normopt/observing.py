@@ -61,9 +61,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         \|w\| + \tfrac{\langle u, w \rangle}{\|w\|}\right), \quad
       \mathrm{radial\ update} = \frac{\langle u, w \rangle}{\|u\| \|w\|}
 
-    where :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that
-    between w and w + u. It is accurate even for relative steps of 1e-7, and for nearly
-    radial steps.
+    and the radial gradient, which has g in place of u. These two are cosines. Here
+    :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that between
+    w and w + u. It is accurate even for relative steps of 1e-7, and for nearly radial
+    steps.
 
     Args:
       opt_state: the state of an optimizer or wrapper with `observe` in it. It may be
@@ -77,10 +78,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
       record all are 0. If the divisor of a quotient is 0, the quotient is 0; there is
       no eps.
 
-      The numbers are right for elements from 1e-15 to 1e15. Elements below about 1e-19
-      count as 0, because their squares underflow. A norm above 1.8e19 counts as 1.8e19,
-      and the cosines of its block count as 0. If elements are not finite, or products
-      with the weights overflow, norms are infinite or NaN.
+      The numbers are right if elements are at least 1e-17 and norms at most 1e19.
+      Elements below about 1e-19 count as 0, because their squares underflow. A norm
+      above 1.8e19 counts as 1.8e19, and the cosines of its block count as 0, if no
+      element is above 1e30. If elements are not finite, norms are infinite or NaN.
 
     Raises:
       TypeError: for a state of shapes alone.

@@ -1,5 +1,6 @@
 """What `observe` says of the blocks, and that nothing of a step depends on it."""
 
+import itertools
 import json
 
 import chex
@@ -133,11 +134,44 @@ def test_blocks_of_zeros_give_0():
         )
 
 
-@pytest.mark.parametrize("scale", [1e-15, 1e15])
-def test_numbers_of_small_and_large_blocks(scale):
-    ours = seen(scale * G, scale * (W + 0.1 * G), scale * W, (-1,))
-    wanted = expected(scale * G, scale * (W + 0.1 * G), scale * W, (-1,))
-    chex.assert_trees_all_close(ours[:-1], wanted[:-1], rtol=1e-5)
+def test_numbers_can_be_differentiated_where_blocks_are_zero():
+    w, g = W.at[:, 0].set(0), G.at[:, 1].set(0)
+
+    def numbers(scale):
+        ours = seen(scale * g, scale * G, w, (-1,), jit=False)
+        return sum(x.sum() for x in (ours.gradient, ours.update, ours.radial_gradient))
+
+    # Lengths are of degree 1, and cosines of degree 0.
+    lengths = float(jnp.linalg.norm(g, axis=0).sum() + jnp.linalg.norm(G, axis=0).sum())
+    assert float(jax.grad(numbers)(1.0)) == pytest.approx(lengths, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_numbers_of_small_and_large_blocks(dtype):
+    """Every column has sizes of its own for gradient, update and weights."""
+    powers = np.array(list(itertools.product([-30, -17, -8, 0, 8, 17, 30], repeat=3))).T
+    shape = (60, powers.shape[1])
+    g, u, w = (
+        jnp.asarray(normal(seed, shape, dtype) * np.float32(10.0) ** power)
+        for seed, power in enumerate(powers)
+    )
+    # Some updates are nearly radial.
+    u = jnp.where(np.all(powers[1:] == 0, axis=0), -w + 0.1 * u, u)
+    with np.errstate(over="ignore", invalid="ignore"):
+        ours, wanted = seen(g, u, w, (-1,)), expected(g, u, w, (-1,))
+    is_right = np.all(np.abs(powers) <= 17, axis=0)
+    # Angles are held against what float64 can tell of w and w + u, cosines against 1.
+    allowed = [0] * 4 + [1e-15] + [2e-6] * 2
+    for x, y, error in zip(ours[:-1], wanted[:-1], allowed, strict=True):
+        np.testing.assert_allclose(x[is_right], y[is_right], rtol=1e-5, atol=error)
+    assert np.isfinite(ours[:-1]).all()
+    for length, own, power in zip(ours[:3], wanted[:3], powers, strict=True):
+        bounded = np.where(power < -17, 0, np.minimum(own, 1.8447e19))
+        is_held = (power != 30) | (length < 1e20)
+        error = np.abs(length - bounded)
+        assert (error <= 1e-4 * bounded + 1e-25)[is_held].all()
+    for of_weights in (ours.relative_step, ours.angle, ours.radial_update):
+        assert not of_weights[powers[2] < -17].any()
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ def measure(
     params: Any,
     steps: int,
     console: Console,
+    *,
+    before: int = 0,
 ) -> list[Row]:
     """Time the cases by turns, in rounds of which those that are finished stay.
 
@@ -50,6 +52,8 @@ def measure(
         params: the parameters, whose values do not matter.
         steps: in a turn, after one that is not counted.
         console: gets a bar, and a line for each round.
+        before: steps of a turn that are not counted, either: as many as it takes until
+            everything has run once since it was compiled.
 
     Returns:
         Two rows a case, of its step and of its compiling: seconds, and the ratio to the
@@ -66,6 +70,8 @@ def measure(
         gradients, steppers = begin()
         seconds = {}
         for name, case in cases.items():
+            if before:
+                steppers[name].turn(gradients, before)
             step = steppers[name].turn(gradients, steps)
             # Nothing that an earlier turn traced is found again.
             jax.clear_caches()

@@ -45,11 +45,12 @@ def find_scale_invariance(
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
     where a block has d elements. For random vectors both sides would be equal. Second
-    test: each block of all candidates is multiplied by a random factor around 1/2 or 2,
-    and by the inverse of this factor. The loss must not change. If it does, bisection
-    finds the leaf that is responsible. For comparison, the same blocks are also moved
-    equally far in random directions. A leaf is reported if the factors change the loss
-    by at most 1.5 % of the change from these moves.
+    test: all blocks of all candidates are rescaled at the same time, each block by a
+    random factor of its own, around 1/2 or 2. In a second trial, each block is divided
+    by its factor instead. The loss must not change in either trial. If it changes,
+    bisection finds the leaf that is responsible. For comparison, the same blocks are
+    also moved equally far in random directions. A leaf is reported if the factors
+    change the loss by at most 1.5 % of the change from these moves.
 
     So the result holds for the given weights, and for the epsilons of the normalization
     layers. A leaf can be invariant if the epsilon is 1e-6, but not if it is 1e-2, or if

@@ -36,8 +36,8 @@ def normalized(
       `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: if `inner` is not an optimizer.
@@ -90,8 +90,8 @@ def clipped(
       `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: if `inner` is not an optimizer.

@@ -83,7 +83,8 @@ def novograd(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       The first step of a layer has a norm equal to the learning rate. The state is a

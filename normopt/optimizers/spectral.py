@@ -65,7 +65,7 @@ def muon(
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. By
         default every leaf of two or more dimensions is a matrix, also embeddings, heads
         and stacked biases. To train these with `rest`, pass a mapping by path.
-      steps: the number of iterations, at least 1.
+      steps: the number of iterations of `orthogonalize`, at least 1.
       coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the norm of the momentum, at least 0. The momentum here is a sum. If
         your eps was tuned for a momentum that is an average, divide it by
@@ -85,8 +85,8 @@ def muon(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, for a pattern that matches no path, or for leaves without
-        matrices if there is no `rest`.
+        no leaf has (in a mapping or callable: that its leaf lacks), for a pattern that
+        matches no path, or for leaves without matrices if there is no `rest`.
 
     Examples:
       The gradient is 90 times larger along one axis; the step is the same along both:
@@ -157,7 +157,7 @@ def normuon(
       nesterov: whether to use Nesterov momentum.
       weight_decay: per leaf, at least 0.
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
-      steps: the number of iterations, at least 1.
+      steps: the number of iterations of `orthogonalize`, at least 1.
       coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the norm of the momentum, which is a sum; at least 0; see `muon`.
       scale: per leaf; see `muon`.
@@ -171,8 +171,8 @@ def normuon(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, for a pattern that matches no path, or for leaves without
-        matrices if there is no `rest`.
+        no leaf has (in a mapping or callable: that its leaf lacks), for a pattern that
+        matches no path, or for leaves without matrices if there is no `rest`.
 
     Examples:
       In the first step, the changes of all outputs have the same norm:

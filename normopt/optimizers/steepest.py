@@ -66,8 +66,9 @@ def scion(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range or a norm without a dual. At
-        init, for an axis that does not exist, for a pattern that matches no path, or
-        for leaves without a norm if there is no `rest`.
+        init, for an axis that no leaf has (in a mapping or callable: that its leaf
+        lacks), for a pattern that matches no path, or for leaves without a norm if
+        there is no `rest`.
 
     Examples:
       With `constrained`, the weights never leave the ball of radius 2:

@@ -63,14 +63,15 @@ def hyperball(
       state of `inner`, and a `HyperballState` with a count and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative learning rate. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a negative learning rate. At init, for an axis that no
+        leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       A step of a tenth of the norm turns the weights by atan(0.1), and keeps the norm:
@@ -125,9 +126,12 @@ def rotational(
     turns by a larger angle.
 
     Leaves without blocks, and blocks that are zero at init, get the step of `inner`
-    unchanged, with the learning rate of `inner`. Make this learning rate a constant. If
-    it rises, all other blocks turn by too large an angle for some steps, because the
-    average s follows with a delay. If it falls, they turn by too small an angle.
+    unchanged, with the learning rate of `inner`.
+
+    Give `inner` a constant learning rate. If the learning rate of `inner` rises, its
+    step u becomes longer, and the average s follows with a delay. So for some steps the
+    blocks turn by too large an angle. If the learning rate of `inner` falls, the blocks
+    turn by too small an angle.
 
     For blocks, the steps are the same as those of the chain `inner -> center_blocks ->
     project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning
@@ -153,14 +157,15 @@ def rotational(
       block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
+        matches no path. At update, without `params`.
 
     Examples:
       The radial part of this gradient changes neither angle nor norm:

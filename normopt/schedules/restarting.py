@@ -69,7 +69,7 @@ def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
 
 
 def current_eta(opt_state: Any) -> jax.Array:
-    """Returns the multiplier eta_t that the last update used, for a log.
+    """Returns the value eta_t of a schedule that the last update used, for a log.
 
     Args:
       opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with
@@ -78,8 +78,8 @@ def current_eta(opt_state: Any) -> jax.Array:
         If you wrote a stateful schedule yourself, read its own state.
 
     Returns:
-      A float scalar. Before the first update, it is the multiplier that the first
-      update will use.
+      A float scalar. Before the first update, it is the value that the first update
+      will use.
 
     Raises:
       ValueError: if the state holds no such schedule, or several.

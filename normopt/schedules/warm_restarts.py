@@ -43,7 +43,7 @@ class WarmRestarts:
     `cosine_restarts`.
 
     Args:
-      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
+      cycle_steps: T of the first cycle: its number of updates, at least 2; or a
         sequence with one such number for each cycle. After the sequence, its last
         number repeats.
       eta_min: the value at the end of a cycle, at least 0: a number, or a schedule of

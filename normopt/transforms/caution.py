@@ -48,8 +48,8 @@ def cautious(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a floor that is not positive. At init, for an axis
-        that does not exist or a pattern that matches no path. At update, with params of
-        another shape.
+        that no leaf has (in a mapping or callable: that its leaf lacks), or a pattern
+        that matches no path. At update, with params of another shape.
 
     Examples:
       In the second gradient, the first element has changed its sign. So the second step

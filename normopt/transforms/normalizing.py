@@ -37,11 +37,13 @@ def normalize_blocks(
       norm: a name of `norm_names()`; see `block_norms` for the formulas.
       channel_axes: the axes that index a leaf's blocks: `()` for the whole leaf,
         `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of a stack
-        of layers, None to leave a leaf unchanged. *Per leaf* means that you can pass
-        one value for all leaves, a mapping `{pattern: axes}` by path, or a callable
-        from params to a tree of axes, such as `output_channels()`. If you pass one
-        value, leaves without such an axis stay unchanged. Integer and empty leaves
-        always stay unchanged.
+        of layers, None for no blocks. *Per leaf* means that you can pass one value for
+        all leaves, a mapping `{pattern: axes}` by path, or a callable from params to a
+        tree of axes, such as `output_channels()`. If you pass one value, a leaf that
+        lacks one of the axes has no blocks; if every leaf lacks one, this is an error.
+        In a mapping or a callable, an axis that its leaf lacks is always an error. A
+        leaf that no pattern matches has no blocks, and neither has an integer or empty
+        leaf. Leaves without blocks stay unchanged.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
@@ -51,8 +53,8 @@ def normalize_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm or a negative `eps`. At init, for an
-        axis that does not exist or a pattern that matches no path. At update, with
-        params of another shape.
+        axis that no leaf has (in a mapping or callable: that its leaf lacks), or a
+        pattern that matches no path. At update, with params of another shape.
 
     Examples:
       Every block becomes a block of norm 1:
@@ -119,8 +121,9 @@ def clip_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`. At init, for an axis that does not exist or a pattern that
-        matches no path. At update, with params of another shape.
+        a negative `eps`. At init, for an axis that no leaf has (in a mapping or
+        callable: that its leaf lacks), or a pattern that matches no path. At update,
+        with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

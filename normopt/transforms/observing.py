@@ -11,9 +11,10 @@ from jax.core import Tracer
 
 from normopt.blocks import block_dot, per_block, radial_quotient
 from normopt.checks import check_inner, check_integer
-from normopt.copies import LARGE, apart
+from normopt.copies import LARGE, apart, stored
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Leaf, Work
+from normopt.mapping import sharded_by_compiler
 from normopt.numerics import saturated, widened
 from normopt.rules import PerLeaf
 
@@ -92,14 +93,16 @@ def observe(
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
       `ObserveState`: five numbers per block, and the state of `inner`. The updates are
-      those of `inner`, bit for bit. Only in a compiled step may XLA round differently.
+      those of `inner`. In a compiled step, XLA may round them differently; otherwise
+      they are equal bit for bit.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params`, with
-        params of another shape, or for a gradient of None (pass zeros instead).
+      ValueError: when built, if `every` is below 1. At init, for an axis that no leaf
+        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
+        no path. At update, without `params`, with params of another shape, or for a
+        gradient of None (pass zeros instead).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -165,6 +168,11 @@ def observe(
         is_time = count % every == 0
         if is_always or not isinstance(is_time, Tracer):
             steps, inner_state = stepped(updates)
+            made, treedef = jax.tree.flatten(steps)
+            steps = treedef.unflatten(
+                stored(u, w) if leaf.has_blocks else u
+                for u, w, leaf in zip(made, weights, leaves, strict=True)
+            )
             found = seen(steps) if is_always or is_time else kept
             if is_always:
                 steps = _after([one[-1] for one in found], steps, leaves)
@@ -210,27 +218,49 @@ def _summed(g, u, w, old, axes):
     |u|^2 - <u, w>^2 / |w|^2 would lose the digits of a step that is nearly radial.
     """
     gg, ww = block_dot(g, g, axes), block_dot(w, w, axes)
-    gw, uw = block_dot(g, w, axes), block_dot(u, w, axes)
-    rest = widened(u) - radial_quotient(uw, ww) * widened(w)
+    # A factor that both products had in common would be stored in the leaf's shape.
+    of_g, of_w = _inverse_length(gg), _inverse_length(ww)
+    gw = block_dot(of_g * widened(g), w, axes)
+    uw = block_dot(of_w * widened(u), w, axes)
+    rest = widened(u) - radial_quotient(uw, of_w * ww) * widened(w)
     sideways = block_dot(rest, rest, axes)
+    is_long = jnp.isinf(ww)
     sums = Sums(
         gradient=bounded(gg, gw),
         weight=bounded(ww, gw),
         sideways=bounded(sideways, uw),
-        gradient_along=jnp.where(jnp.isinf(gg) | jnp.isinf(ww), 0 * gw, gw),
-        update_along=jnp.where(jnp.isinf(sideways) | jnp.isinf(ww), 0 * uw, uw),
+        gradient_along=jnp.where(is_long | jnp.isinf(gg), 0 * gw, gw / of_g),
+        update_along=jnp.where(is_long | jnp.isinf(sideways), 0 * uw, uw / of_w),
     )
-    never = (sums.sideways < 0) & (sums.gradient_along < sums.gradient)
+    never = (sideways < 0) & (gw < gg)
     kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
     # The old sums are read at every step, so that their memory can be taken for it.
     is_old = jnp.expand_dims(per_block(never, axes), -1)
-    return jnp.where(is_old, old, kept.astype(old.dtype)), never
+    kept = sharded_by_compiler(_or_old, is_old, kept, old)
+    return kept, never
+
+
+def _or_old(is_old: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
+    return jnp.where(is_old, old, new.astype(old.dtype))
+
+
+def _inverse_length(square: jax.Array) -> jax.Array:
+    """Gives a power of two near 1 / |x|, at most 1: a factor that rounds no number.
+
+    If x or what it is multiplied with has this factor, their dot product overflows for
+    no elements up to 1e30.
+    """
+    info = jnp.finfo(square.dtype)
+    # It is divided out again, and contributes nothing to a derivative.
+    inverse = jax.lax.rsqrt(jax.lax.stop_gradient(square))
+    inverse = jnp.clip(inverse, info.tiny, 1)
+    return jax.lax.reduce_precision(inverse, info.nexp, 0)
 
 
 def bounded(square: jax.Array, along: jax.Array) -> jax.Array:
-    """Bounds a sum of squares whose elements are finite: so is their sum with others.
+    """Bounds a sum of squares if all elements are finite, as their dot products are.
 
-    An infinite element makes any product infinite or NaN; a large one seldom does.
+    Any product with an infinite element is infinite or NaN.
     """
     return jnp.where(jnp.isfinite(along), saturated(square), square)
 

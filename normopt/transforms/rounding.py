@@ -55,8 +55,9 @@ def compensate_rounding(
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer.
-      ValueError: at update, without `params`, with params of another shape, or if
-        params changed between low precision (less than 32 bits) and more after init.
+      ValueError: at update, without `params` or with params of another shape. Also at
+        update, if params had less than 32 bits at init and now have 32 or more, or the
+        other way round.
 
     Examples:
       Each of a hundred steps is a hundredth of the distance to the next bfloat16

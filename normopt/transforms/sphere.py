@@ -50,9 +50,10 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    The second line of the formula is for the first moment m of `inner`. If you pass
-    `moment`, m is corrected for the new weights: its part along them is removed. With
-    `stretch`, m is also multiplied by :math:`\|w'\| / \|w\|`.
+    where u is first the step of `inner`. The second line of the formula is for the
+    first moment m of `inner`. If you pass `moment`, m is corrected for the new weights:
+    its part along them is removed. With `stretch`, m is also multiplied by
+    :math:`\|w'\| / \|w\|`.
 
     This must be the last link of a chain, with the learning rate inside, because a
     later link would move the weights off the sphere. A block of zeros stays zero if its
@@ -97,8 +98,9 @@ def retract_to_sphere(
       ValueError: when built, for a radius that is not positive or an unknown word. At
         init, if the state of `inner` has no field or several fields with the name
         `moment`, or this field does not hold a tree like the params, and for an axis
-        that does not exist or a pattern that matches no path. At update, without
-        `params` or with params of another shape.
+        that no leaf has (in a mapping or callable: that its leaf lacks), or a pattern
+        that matches no path. At update, without `params` or with params of another
+        shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -168,11 +170,11 @@ def brake_radial(
         \mathrm{inward} & \|w'\| < \|w\|
       \end{cases}
 
-    The direction after the step is the same as without this link. If `outward` and
-    `inward` are 1, the step stays unchanged. If both are 0, the length is fixed, as
-    with `retract_to_sphere` and `radius="present"`. A block of length zero gets inner's
-    step unchanged. This must be the last link of a chain, with the learning rate
-    inside.
+    where u is first the step of `inner`. The direction after the step is the same as
+    without this link. If `outward` and `inward` are 1, the step stays unchanged. If
+    both are 0, the length is fixed, as with `retract_to_sphere` and `radius="present"`.
+    A block of length zero gets inner's step unchanged. This must be the last link of a
+    chain, with the learning rate inside.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -191,9 +193,9 @@ def brake_radial(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative number. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params` or with
-        params of another shape.
+      ValueError: when built, for a negative number. At init, for an axis that no leaf
+        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
+        no path. At update, without `params` or with params of another shape.
 
     Examples:
       The step of `inner` would increase the length from 3 to 5. Half of this increase

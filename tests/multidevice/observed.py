@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import optax
+from jax.sharding import AxisType
 
 import normopt
 from tests.contract_cases import gradients, tree
 from tests.multidevice.placing import is_at, mesh_of_eight, on, sizes_of_sums
+from tests.versions import set_mesh
 
 SHAPE = (16, 8, 16)
 SPECS = [("x", "y", None), (None, None, ("x", "y")), ("y", None, "x")]
@@ -51,7 +53,21 @@ def main() -> None:
             sizes = sizes_of_sums(step)
             assert max(sizes, default=0) <= blocks and len(sizes) <= 10, sizes
             checked += len(sizes)
+    with_typed_shardings(params, grads)
     print("sums over devices:", checked)
+
+
+def with_typed_shardings(params, grads) -> None:
+    """What is seen lies where the state did before, on every device here."""
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    places = {"kernel": on(mesh, *SPECS[0])}
+    p, g = (jax.device_put(one, places) for one in (params, grads[0]))
+    for every in (1, 2):
+        tx = normopt.observe(optax.adam(0.1), (0, -1), every=every)
+        with set_mesh(mesh):
+            state = jax.jit(tx.init)(p)
+            _, after = jax.jit(tx.update)(g, state, p)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ from rich.console import Console
 from experiments.config import Options, Stored, run
 from experiments.papers.decoupled_decay_2019.grid_training import (
     METHODS,
-    grid_errors,
+    grid_wrong,
     load_task,
     start,
 )
@@ -132,7 +132,8 @@ def measure(config: DecayGridOptions, console: Console) -> dict[str, Any]:
     def grid_of(name: str) -> dict[str, Any]:
         method = METHODS[name]
         rates, decays = method.learning_rates[::stride], method.decays[::stride]
-        errors = grid_errors(method.make, rates, decays, starts, task)
+        wrong = grid_wrong(method.make, rates, decays, starts, task)
+        errors = wrong.sum(axis=-1) / task.held_out
         return {
             "learning_rates": list(rates),
             "decays": list(decays),

@@ -28,7 +28,13 @@ from experiments.benchmarks.tpu.placed_steps import (
     lower_training_step,
     size_of_shard,
 )
-from experiments.benchmarks.tpu.tpu_compile import ENVIRONMENT, OPTIMIZERS, WAYS, main
+from experiments.benchmarks.tpu.tpu_compile import (
+    ENVIRONMENT,
+    OBSERVED,
+    PROGRAMS,
+    WAYS,
+    main,
+)
 from experiments.benchmarks.tpu.tpu_tables import BASELINE, STEP
 from experiments.training import provenance
 from experiments.training.placement import fully_sharded, replicated
@@ -92,6 +98,7 @@ ENTRY %main (p: f32[64], g: f32[64], n: f32[16]) -> (f32[64], f32[16]) {
   %both = (f32[64]{0:T(128)S(1)}, f32[16]{0:T(128)}) fusion(%whole, %copy-done, %n), calls=%fused, metadata={op_name="f(x)"}
   %new = f32[64]{0:T(128)S(1)} get-tuple-element(%both), index=0
   %count = f32[16]{0:T(128)} get-tuple-element(%both), index=1
+  %some = (f32[64]{0:T(128)}) conditional(%is_time, %count, %p), branch_computations={%no, %yes}
   %copy-start.1 = (f32[64]{0:T(128)}, f32[64]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%new)
   %copy-done.1 = f32[64]{0:T(128)} copy-done(%copy-start.1)
   ROOT %tuple = (f32[64]{0:T(128)}, f32[16]{0:T(128)}) tuple(%copy-done.1, %count)
@@ -141,16 +148,15 @@ def test_the_command_prints_and_stores_a_row_for_every_program(tmp_path):
     stored = json.loads(file.read_text())
     assert stored["provenance"]["versions"]["libtpu"]
     rows = {(row["way"], row["program"]): row for row in stored["rows"]}
-    programs = (*OPTIMIZERS, STEP)
-    assert set(rows) == {(way, name) for way in WAYS for name in programs}
+    assert set(rows) == {(way, name) for way in WAYS for name in PROGRAMS}
     for (way, name), row in rows.items():
         assert row["peak_bytes"] >= row["argument_bytes"] > 0
         # What is donated is taken: only small things come out beside it.
         assert row["output_bytes"] < 1e5
         # Blocks of channels stay whole. NovoGrad's are leaves, of which the parts
-        # have a number each to add.
-        exchanges = name == STEP or (way, name) == ("FSDP", "novograd")
-        assert bool(row["collectives"]) == exchanges, (way, name)
+        # have a number each to add, and so are some that are observed.
+        split = {"novograd", *OBSERVED} if way == "FSDP" else set()
+        assert bool(row["collectives"]) == (name in {STEP, *split}), (way, name)
     (sums,) = rows["FSDP", "novograd"]["collectives"]
     assert sums["kind"] == "all-reduce" and sums["bytes"] < 4 * 30
     # The data set lies there and is not copied to take a batch of it.
@@ -227,7 +233,7 @@ def compiled(monkeypatch):
 
 def test_a_killed_command_goes_on_where_it_was(compiled, tmp_path):
     whole = compiled(tmp_path / "at once" / "rows.json")
-    assert len(whole) == len(set(whole)) == 2 * len(WAYS) * (len(OPTIMIZERS) + 1)
+    assert len(whole) == len(set(whole)) == 2 * len(WAYS) * len(PROGRAMS)
     file = tmp_path / "rows.json"
     assert compiled(file, at_most=7) == whole[:7]
     assert compiled(file, at_most=2) == whole[7:9]
@@ -243,7 +249,7 @@ def test_a_killed_command_goes_on_where_it_was(compiled, tmp_path):
 def test_what_another_libtpu_compiled_is_compiled_again(compiled, tmp_path):
     file = tmp_path / "rows.json"
     compiled(file, at_most=3)
-    assert len(compiled(file, libtpu="2")) == 20
+    assert len(compiled(file, libtpu="2")) == 2 * len(WAYS) * len(PROGRAMS)
     versions = json.loads(file.read_text())["provenance"]["versions"]
     assert versions == {"libtpu": "2"}
 
