@@ -142,12 +142,12 @@ def stored(x: jax.Array, beside: jax.Array) -> jax.Array:
 
     Args:
       x: what was made of a leaf.
-      beside: another array of its shape, which is read in any case. Where this is NaN,
-        so is the result.
+      beside: another array of its shape, which is read in any case.
     """
-    if not _is_traced(x) or x.size < LARGE or _copier(x) is not None:
+    is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
+    if not _is_traced(x) or x.size < LARGE or is_complex or _copier(x) is not None:
         return x
-    return jax.lax.platform_dependent(x, beside, cpu=_where_a_number, default=_first)
+    return jax.lax.platform_dependent(x, beside, cpu=_from_both, default=_first)
 
 
 def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
@@ -204,8 +204,9 @@ def _behind_barrier(arrays: list[Any]) -> Any:
     )
 
 
-def _where_a_number(x: jax.Array, beside: jax.Array) -> jax.Array:
-    return jnp.where(beside == beside, x, jnp.nan)
+def _from_both(x: jax.Array, beside: jax.Array) -> jax.Array:
+    # The product is x as well, which XLA does not know.
+    return jnp.where(beside == beside, x, jnp.abs(x) * jnp.sign(x))
 
 
 def _first(x: jax.Array, beside: jax.Array) -> jax.Array:

@@ -319,8 +319,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
     Raises:
       TypeError: if `channel_axes` are not axes, or a leaf is not an array.
-      ValueError: for an unknown norm, for an axis that no leaf has (in a mapping or
-        callable: that its leaf lacks), or for a pattern that matches no path.
+      ValueError: for an unknown norm, for axes that do not fit (see
+        `normalize_blocks`), or for a pattern that matches no path.
 
     Examples:
       >>> import jax.numpy as jnp

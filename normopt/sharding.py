@@ -23,9 +23,9 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
     Under `jax.jit` nothing else is needed: JAX computes sums over a block across
     devices. Inside `jax.shard_map` a sum would cover only the part of one device. So a
     parameter with blocks raises an error there, unless JAX knows that the parameter is
-    equal on all devices. (If `update` gets no `params`, its updates must be equal on
-    all devices instead.) To get the right gradients, average the loss over the devices
-    with `jax.lax.pmean`, and then take the gradient.
+    equal on all devices. (If `update` gets no `params`, the gradients that it gets must
+    be equal on all devices instead.) To get the right gradients, average the loss over
+    the devices with `jax.lax.pmean`, and then take the gradient.
 
     Args:
       optimizer: any object with an `init`: an optimizer of normopt or optax, or a chain

@@ -56,6 +56,14 @@ def test_what_several_sums_read_is_stored_once(build):
         assert bool(re.search("compare.*512x256", text)) == has
 
 
+@pytest.mark.parametrize("beside", [1.0, jnp.nan])
+def test_what_is_stored_stays_as_it_is(beside):
+    x = PARAMS.at[0, :5].set(jnp.array([0.0, -0.0, jnp.inf, -jnp.inf, jnp.nan]))
+    stored = jax.jit(copies.stored)(x, jnp.full_like(x, beside))
+    bits = (np.asarray(one).view(np.uint32) for one in (stored, x))
+    np.testing.assert_array_equal(*bits)
+
+
 @pytest.mark.slow("five steps of a large leaf, with copies and without")
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_numbers_are_those_of_steps_without_copies(name, monkeypatch):

@@ -49,8 +49,8 @@ def find_scale_invariance(
     random factor of its own, around 1/2 or 2. In a second trial, each block is divided
     by its factor instead. The loss must not change in either trial. If it changes,
     bisection finds the leaf that is responsible. For comparison, the same blocks are
-    also moved equally far in random directions. A leaf is reported if the factors
-    change the loss by at most 1.5 % of the change from these moves.
+    also moved equally far in random directions, which changes the loss by some amount.
+    A leaf is reported if rescaling changes the loss by at most 1.5 % of this amount.
 
     So the result holds for the given weights, and for the epsilons of the normalization
     layers. A leaf can be invariant if the epsilon is 1e-6, but not if it is 1e-2, or if
@@ -60,11 +60,12 @@ def find_scale_invariance(
     further back are reported, too, if only linear layers and ReLUs are in between.
     Weights before a GELU, a SiLU or a softmax are not reported, even if a normalization
     follows, because the output of these functions does not scale with the input. A
-    dense kernel before a BatchNorm is reported. A dense kernel before a LayerNorm is
-    reported only if its layer has no bias. In a transformer that normalizes queries and
-    keys, the kernels of queries and keys are reported, and no others. They have one
-    block per head if each head is normalized separately. If the loss is invariant only
-    when several leaves are scaled together, none of them is reported.
+    dense kernel before a BatchNorm is reported, with or without a bias. Before a
+    LayerNorm it is reported only if the dense layer has no bias. In a transformer that
+    normalizes queries and keys, the kernels of queries and keys are reported, and no
+    others. They have one block per head if each head is normalized separately. If the
+    loss is invariant only when several leaves are scaled together, none of them is
+    reported.
 
     **What is not reported.** The attribute `left_out` of the result has the reason for
     each leaf that is not reported. Three reasons may surprise you. The gradient of the

@@ -55,8 +55,8 @@ def adamp(
       layer_axes: the channel axes that index the layers of a stack, per leaf. Each
         layer is then tested separately. Example:
         `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to set elements to zero in the output of the moments, before
-        learning rate and decay, if their sign differs from that of the gradient; see
+      cautious: whether elements of Adam's direction (before learning rate and decay)
+        become zero if their sign differs from that of the gradient; see
         `project_if_invariant`.
       mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
@@ -66,9 +66,9 @@ def adamp(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The step of a scale-invariant weight stays orthogonal to it:
@@ -138,8 +138,8 @@ def sgdp(
       layer_axes: the channel axes that index the layers of a stack, per leaf. Each
         layer is then tested separately. Example:
         `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to set elements to zero in the output of the moments, before
-        learning rate and decay, if their sign differs from that of the gradient; see
+      cautious: whether elements of the momentum's direction (before learning rate and
+        decay) become zero if their sign differs from that of the gradient; see
         `project_if_invariant`.
 
     Returns:
@@ -148,9 +148,9 @@ def sgdp(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The step leaves out that part of the old momentum which is now radial:

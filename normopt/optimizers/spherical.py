@@ -68,9 +68,9 @@ def adams(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The first step of a block is along the gradient. Its norm is sqrt(d) times the
@@ -140,9 +140,9 @@ def adamsrt(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       This loss depends on the direction of w alone. If w is twice as large, its
@@ -214,9 +214,9 @@ def sgdmrt(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       If the gradient becomes zero, the momentum continues, but only its part orthogonal
@@ -286,9 +286,9 @@ def adamg(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        no leaf has (in a mapping or callable: that its leaf lacks), or a pattern that
-        matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -73,8 +73,9 @@ def current_eta(opt_state: Any) -> jax.Array:
 
     Args:
       opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with
-        one schedule of the count as `schedule=`. Under `optax.inject_hyperparams` read
-        the value of such a schedule from `opt_state.hyperparams["schedule"]` instead.
+        one schedule of the count as `schedule=`. If such a schedule of the count is
+        inside `optax.inject_hyperparams`, read its value from
+        `opt_state.hyperparams["schedule"]` instead.
         If you wrote a stateful schedule yourself, read its own state.
 
     Returns:

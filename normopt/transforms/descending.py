@@ -57,8 +57,8 @@ def steepest(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a norm that is not known or has no dual. At init, for
-        an axis that no leaf has (in a mapping or callable: that its leaf lacks), or a
-        pattern that matches no path.
+        axes that do not fit (see `normalize_blocks`), or a pattern that matches no
+        path.
 
     Examples:
       No other direction of norm 1 has a larger inner product with the gradient. For the

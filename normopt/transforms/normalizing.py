@@ -40,10 +40,11 @@ def normalize_blocks(
         of layers, None for no blocks. *Per leaf* means that you can pass one value for
         all leaves, a mapping `{pattern: axes}` by path, or a callable from params to a
         tree of axes, such as `output_channels()`. If you pass one value, a leaf that
-        lacks one of the axes has no blocks; if every leaf lacks one, this is an error.
-        In a mapping or a callable, an axis that its leaf lacks is always an error. A
-        leaf that no pattern matches has no blocks, and neither has an integer or empty
-        leaf. Leaves without blocks stay unchanged.
+        lacks one of the axes has no blocks. The axes do not fit, which is an error, if
+        every leaf lacks one of them. In a mapping or a callable they do not fit if the
+        leaf that they are given for lacks one. A leaf that no pattern matches has no
+        blocks, and neither has an integer or empty leaf. Leaves without blocks stay
+        unchanged.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
@@ -52,9 +53,9 @@ def normalize_blocks(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for an unknown norm or a negative `eps`. At init, for an
-        axis that no leaf has (in a mapping or callable: that its leaf lacks), or a
-        pattern that matches no path. At update, with params of another shape.
+      ValueError: when built, for an unknown norm or a negative `eps`. At init, for axes
+        that do not fit (see `normalize_blocks`), or a pattern that matches no path. At
+        update, with params of another shape.
 
     Examples:
       Every block becomes a block of norm 1:
@@ -121,9 +122,8 @@ def clip_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`. At init, for an axis that no leaf has (in a mapping or
-        callable: that its leaf lacks), or a pattern that matches no path. At update,
-        with params of another shape.
+        a negative `eps`. At init, for axes that do not fit (see `normalize_blocks`), or
+        a pattern that matches no path. At update, with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

@@ -99,10 +99,10 @@ def observe(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1. At init, for an axis that no leaf
-        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
-        no path. At update, without `params`, with params of another shape, or for a
-        gradient of None (pass zeros instead).
+      ValueError: when built, if `every` is below 1. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params`, with params of another shape, or for a gradient of None (pass zeros
+        instead).
 
     Examples:
       >>> import jax.numpy as jnp

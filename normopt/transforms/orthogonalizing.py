@@ -73,16 +73,16 @@ def orthogonalize(
         triples, "polar_express" and your own sequence repeat the last triple.
       eps: added to the Frobenius norm, in the unit of the updates; at least 0.
       dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
-        is the dtype of the leaf, or float32 if that is wider, in full precision.
+        is float32, or the dtype of the leaf if it is wider, in full precision.
       spread: the name of a mesh axis, such as "data", or several names in any order.
         The devices of these axes share the matrices of leaves of equal shape and axes.
         If a shape has only one matrix, this matrix is not sent: it is multiplied with
         the sharding that it has. Name every mesh axis that shards inputs or outputs. If
         axes that index matrices are sharded, the matrices are gathered first, so avoid
         this. The mesh is that of the arrays. Without a mesh, or on one device, `spread`
-        has no effect. Apply the updates under the same `jax.jit`, or set the
-        `out_shardings` of the `jax.jit` that returns them. Otherwise the compiler does
-        not know the sharding of the results.
+        has no effect. Compute and apply the updates in one `jax.jit`. If a `jax.jit`
+        returns the updates, set its `out_shardings`, because otherwise the compiler
+        does not know their sharding.
 
     Returns:
       A link without state. Updates keep their structure and shapes, and get the wider
@@ -92,9 +92,9 @@ def orthogonalize(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown name of coefficients or a number out of its
-        range. At init, for an axis that no leaf has (in a mapping or callable: that its
-        leaf lacks), for an axis of `spread` that the mesh lacks, or for a pattern that
-        matches no path. At update, inside `jax.shard_map` over an axis of `spread`.
+        range. At init, for axes that do not fit (see `normalize_blocks`), for an axis
+        of `spread` that the mesh lacks, or for a pattern that matches no path. At
+        update, inside `jax.shard_map` over an axis of `spread`.
 
     Examples:
       All singular values become about 1:

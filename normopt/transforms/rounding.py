@@ -45,11 +45,13 @@ def compensate_rounding(
         are treated as without the wrapper.
 
     Returns:
-      An optimizer whose `update` needs `params`. It must be the outermost
-      transformation, because anything after it would change or round its updates. For
-      example, put `optax.apply_if_finite` inside; outside it raises an error about
-      dtypes. Updates keep their structure and shapes. For low-precision leaves they are
-      float32: the exact differences between new and old weights. The state is a
+      An optimizer whose `update` needs `params`. Every link that changes updates
+      must be inside this wrapper. A link outside would cast the updates back to low
+      precision, and so lose what the wrapper keeps. Some wrappers outside raise an
+      error about dtypes, such as `optax.apply_if_finite`. Only `observe` can be
+      outside, because it does not change updates. Updates keep their structure and
+      shapes. For low-precision leaves they are float32: the exact differences between
+      new and old weights. The state is a
       `CompensateRoundingState`: the state of `inner`, and 4 bytes for each element of a
       low-precision leaf.
 

@@ -51,9 +51,9 @@ def retract_to_sphere(
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
     where u is first the step of `inner`. The second line of the formula is for the
-    first moment m of `inner`. If you pass `moment`, m is corrected for the new weights:
-    its part along them is removed. With `stretch`, m is also multiplied by
-    :math:`\|w'\| / \|w\|`.
+    first moment m of `inner`, and holds only if you pass `moment`. Then the part of m
+    along the new weights is removed. The factor :math:`\|w'\| / \|w\|` is there only
+    with `stretch`.
 
     This must be the last link of a chain, with the learning rate inside, because a
     later link would move the weights off the sphere. A block of zeros stays zero if its
@@ -96,11 +96,10 @@ def retract_to_sphere(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a radius that is not positive or an unknown word. At
-        init, if the state of `inner` has no field or several fields with the name
-        `moment`, or this field does not hold a tree like the params, and for an axis
-        that no leaf has (in a mapping or callable: that its leaf lacks), or a pattern
-        that matches no path. At update, without `params` or with params of another
-        shape.
+        init, if the state of `inner` does not have exactly one field of the name that
+        you pass as `moment`, or if this field does not hold a tree like the params. At
+        init, for axes that do not fit (see `normalize_blocks`), or a pattern that
+        matches no path. At update, without `params` or with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -193,9 +192,9 @@ def brake_radial(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative number. At init, for an axis that no leaf
-        has (in a mapping or callable: that its leaf lacks), or a pattern that matches
-        no path. At update, without `params` or with params of another shape.
+      ValueError: when built, for a negative number. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params` or with params of another shape.
 
     Examples:
       The step of `inner` would increase the length from 3 to 5. Half of this increase

@@ -34,8 +34,9 @@ def retract_to_stiefel(
 
     where u is first the step of `inner`. The new weights are c times the orthogonal
     matrix that is nearest to w' (its polar factor). `orthogonalize` approximates this
-    matrix, so all singular values are near c. This must be the last link of a chain,
-    with the learning rate inside. A matrix of zeros stays zero if its step is zero.
+    matrix. If the weights were near such a matrix before the step, those after it are,
+    too. This must be the last link of a chain, with the learning rate inside. A matrix
+    of zeros stays zero if its step is zero.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -57,9 +58,8 @@ def retract_to_stiefel(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a number out of its range or an unknown name. At init,
-        for an axis that no leaf has (in a mapping or callable: that its leaf lacks), or
-        a pattern that matches no path. At update, without `params` or with params of
-        another shape.
+        for axes that do not fit (see `normalize_blocks`), or a pattern that matches no
+        path. At update, without `params` or with params of another shape.
 
     Examples:
       After any step, rows and columns are orthogonal again:
