@@ -142,10 +142,12 @@ def stored(x: jax.Array, beside: jax.Array) -> jax.Array:
 
     Args:
       x: what was made of a leaf.
-      beside: another array of its shape, which is read in any case.
+      beside: another array of real numbers, which is read in any case. If it has
+        another shape, dtype or place on devices, x is returned as it came.
     """
-    is_complex = jnp.issubdtype(x.dtype, jnp.complexfloating)
-    if not _is_traced(x) or x.size < LARGE or is_complex or _copier(x) is not None:
+    is_alike = jax.typeof(x) == jax.typeof(beside) and x.size >= LARGE
+    is_real = jnp.issubdtype(x.dtype, jnp.floating)
+    if not (_is_traced(x) and is_alike and is_real) or _copier(x) is not None:
         return x
     return jax.lax.platform_dependent(x, beside, cpu=_from_both, default=_first)
 

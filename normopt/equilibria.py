@@ -82,13 +82,14 @@ def equilibrium(
     **Limits.** A block follows a schedule with a delay of about :math:`1 / \lambda`
     steps. So the prediction at a `step` is right only if the schedules change slowly in
     this time. For gradients that are pure noise, the error of the prediction is at most
-    5 % for blocks of 32 elements or more, if :math:`\lambda` is at most (1 - b1) / 10
-    (for Lion, (1 - b2) / 10). With a larger decay, blocks are shorter than predicted.
-    For blocks of four elements the error is a quarter for Lion, and 5 % for AdamSRT. An
-    exception is Lion with b1 below 0.7: if b1 is 0, the error is a quarter. The
-    prediction ignores eps. So eps must be small relative to the elements of a gradient,
-    s / length. In real training the errors are larger: up to 15 % for the angles of
-    AdamW, SGD, NovoGrad and Lion on a ResNet, and a factor of 3 for Adam with L2.
+    5 % if a block has at least 32 elements, :math:`\lambda` is at most (1 - b1) / 10
+    (for Lion, (1 - b2) / 10), and, for Lion, b1 is at least 0.7. With a larger decay,
+    blocks are shorter than predicted. Blocks of four elements have an error of a
+    quarter with Lion, and of 5 % with AdamSRT. With Lion and b1 = 0, blocks of any size
+    have an error of a quarter. The prediction ignores eps. So eps must be small
+    relative to the elements of a gradient, s / length. In real training the errors are
+    larger: up to 15 % for the angles of AdamW, SGD, NovoGrad and Lion on a ResNet, and
+    a factor of 3 for Adam with L2.
 
     Args:
       config: the configuration of the optimizer, as `normopt.config` takes it: `adamw`,

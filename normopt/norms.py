@@ -131,8 +131,8 @@ def spectral(
       dtype: see `orthogonalize`.
 
     Returns:
-      A norm object for the option `norm` of links. The name "spectral" means this norm
-      with default options.
+      A norm object, for every option `norm` or `norms`. The name "spectral" means this
+      norm with default options.
 
     Raises:
       TypeError: if an option has the wrong type.
@@ -306,7 +306,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       tree: params, gradients or updates.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`); `()` for one block.
-      norm: a name of `norm_names()`. The formulas of the built-in norms are `l1`:
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`. The name
+        "spectral" is that object. The formulas of the other names are `l1`:
         $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead of
         sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
         $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation, 0

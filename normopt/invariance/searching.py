@@ -44,13 +44,14 @@ def find_scale_invariance(
     .. math:: \sum_b \langle g_b, w_b \rangle^2
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
-    where a block has d elements. For random vectors both sides would be equal. Second
-    test: all blocks of all candidates are rescaled at the same time, each block by a
-    random factor of its own, around 1/2 or 2. In a second trial, each block is divided
-    by its factor instead. The loss must not change in either trial. If it changes,
-    bisection finds the leaf that is responsible. For comparison, the same blocks are
-    also moved equally far in random directions, which changes the loss by some amount.
-    A leaf is reported if rescaling changes the loss by at most 1.5 % of this amount.
+    where a block has d elements. For random vectors both sides would be equal.
+
+    Second test: all blocks of all candidates are rescaled at the same time, each block
+    by a random factor of its own, around 1/2 or 2. Then this is repeated with the
+    inverse factors. The loss must not change either time. If it changes, bisection
+    finds the leaf that is responsible. For comparison, the same blocks are also moved
+    equally far in random directions, which changes the loss by some amount. A leaf is
+    reported if rescaling changes the loss by at most 1.5 % of this amount.
 
     So the result holds for the given weights, and for the epsilons of the normalization
     layers. A leaf can be invariant if the epsilon is 1e-6, but not if it is 1e-2, or if
@@ -68,12 +69,12 @@ def find_scale_invariance(
     reported.
 
     **What is not reported.** The attribute `left_out` of the result has the reason for
-    each leaf that is not reported. Three reasons may surprise you. The gradient of the
-    leaf is zero or only rounding error, such as that of a bias before a BatchNorm. The
-    effect of the leaf on the loss is smaller than the rounding error of the loss. The
-    gradient is not orthogonal although the loss does not change, for example because of
-    a `stop_gradient`. The search moves leaves of zeros away from zero first, because
-    biases of zero could hide that another leaf is not invariant.
+    each leaf that is not reported. Three reasons may surprise you: the gradient of the
+    leaf is zero or only rounding error, such as that of a bias before a BatchNorm; the
+    effect of the leaf on the loss is smaller than the rounding error of the loss; or
+    the gradient is not orthogonal although the loss does not change, for example
+    because of a `stop_gradient`. The search moves leaves of zeros away from zero first,
+    because biases of zero could hide that another leaf is not invariant.
 
     **What it costs.** The search computes seven or eight gradients and at least four
     losses, and compiles the gradient and the loss once. Each candidate that fails the

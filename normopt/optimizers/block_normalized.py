@@ -26,7 +26,7 @@ def normalized(
 
     Args:
       inner: any optax optimizer, learning rate included.
-      norm: a name of `norm_names()`.
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
@@ -80,7 +80,7 @@ def clipped(
     Args:
       inner: any optax optimizer, learning rate included.
       max_norm: the largest norm that a block may have, above 0, per leaf.
-      norm: a name of `norm_names()`.
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.

@@ -69,7 +69,7 @@ def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
 
 
 def current_eta(opt_state: Any) -> jax.Array:
-    """Returns the value eta_t of a schedule that the last update used, for a log.
+    """Returns the value eta_t that a schedule had at the last update, to log it.
 
     Args:
       opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with

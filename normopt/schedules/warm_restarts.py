@@ -38,8 +38,8 @@ class WarmRestarts:
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
     Pass it as the `schedule` of `decay_weights`, `adamw`, `sgdw` or `nadamw`. It is an
-    `optax.schedules.StatefulSchedule`, so under `optax.inject_hyperparams` it can be
-    any hyper-parameter that is a number. Without a `restart` its values are those of
+    `optax.schedules.StatefulSchedule`, so under `optax.inject_hyperparams` you can
+    pass it in place of any number. Without a `restart` its values are those of
     `cosine_restarts`.
 
     Args:

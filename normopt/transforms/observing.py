@@ -229,8 +229,8 @@ def _summed(g, u, w, old, axes):
         gradient=bounded(gg, gw),
         weight=bounded(ww, gw),
         sideways=bounded(sideways, uw),
-        gradient_along=jnp.where(is_long | jnp.isinf(gg), 0 * gw, gw / of_g),
-        update_along=jnp.where(is_long | jnp.isinf(sideways), 0 * uw, uw / of_w),
+        gradient_along=jnp.where(is_long | jnp.isinf(gg), 0 * gw, _over(gw, of_g)),
+        update_along=jnp.where(is_long | jnp.isinf(sideways), 0 * uw, _over(uw, of_w)),
     )
     never = (sideways < 0) & (gw < gg)
     kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
@@ -255,6 +255,13 @@ def _inverse_length(square: jax.Array) -> jax.Array:
     inverse = jax.lax.rsqrt(jax.lax.stop_gradient(square))
     inverse = jnp.clip(inverse, info.tiny, 1)
     return jax.lax.reduce_precision(inverse, info.nexp, 0)
+
+
+def _over(along: jax.Array, factor: jax.Array) -> jax.Array:
+    """Takes the factor off a dot product, as large as its dtype can hold."""
+    most = jnp.finfo(along.dtype).max
+    product = jnp.clip(along / factor, -most, most)
+    return jnp.where(jnp.isfinite(along), product, along)
 
 
 def bounded(square: jax.Array, along: jax.Array) -> jax.Array:

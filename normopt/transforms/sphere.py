@@ -62,7 +62,8 @@ def retract_to_sphere(
 
     Weights are on the sphere from the first step on, up to rounding. The first step has
     a large rounding error if weights start far from the sphere. If their length is L,
-    the relative error is up to L / radius times the machine epsilon of the dtype.
+    the relative error is up to L / radius times the machine epsilon of the dtype,
+    for the weights and for the moment.
     Example: weights in bfloat16 start at a length of 30 radii. After the first step,
     the length has an error of 1 %, and the direction an error of 2 degrees. The second
     step corrects the length, but not the direction. To avoid this, call `on_sphere` on
@@ -143,7 +144,8 @@ def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     # does not know that no length is below 0; and the moment reads them, not w + u.
     step = (w + u) * select(before >= 0, factor, 1) - w
     along = factor * block_dot(kept[-1], w + u, axes)
-    m = widened(kept[-1]) - radial_quotient(along, squared(factor * after)) * (w + step)
+    square = squared(factor) * block_dot(w + u, w + u, axes)
+    m = widened(kept[-1]) - radial_quotient(along, square) * (w + step)
     growth = safe_quotient(after, before) if stretch else jnp.ones([])
     carried = _stretched(m, growth, kept[-1].dtype)
     if sphere.kind:

@@ -191,9 +191,9 @@ SMOKES = [
     Smoke(
         "transformers.best_rates",
         "transformers.language_model.train_all",
-        put(4.0, "found", "hyperball, width 16", "ends", 0, 1),
-        said=tuple(f"{form}, width 16" for form in best_rates.FORMS),
-        parts=tuple(f"{form}, width 16" for form in best_rates.FORMS),
+        put(4.0, "found", "hyperball, width 32", "ends", 0, 1),
+        said=tuple(f"{form}, width 32" for form in best_rates.FORMS),
+        parts=tuple(f"{form}, width 32" for form in best_rates.FORMS),
     ),
     Smoke(
         "transformers.headline",
