@@ -22,10 +22,10 @@ on the other 1,197. Seen, slopes in octaves of decay per octave of rate, in brac
 the range when one seed is left out:
 
               best               rho                  slope
-    SGD, L2   5.87%  -0.82 (-0.85, -0.73)  -1.00 (-1.30, -1.00)
-    SGDW      5.92%  -0.40 (-0.40, -0.13)  -0.20 (-0.40,  0.00)
-    Adam, L2  5.84%  -0.52 (-0.87, -0.52)  -1.00 (-2.00, -1.00)
-    AdamW     6.43%   0.22 (-0.12, 0.19)    0.30 (-0.57, 0.60)
+    SGD, L2   5.95%  -0.84 (-0.90, -0.68)  -1.40 (-1.50, -1.30)
+    SGDW      5.99%  -0.37 (-0.38, -0.30)   0.00 (-0.20, 0.00)
+    Adam, L2  6.01%  -0.85 (-0.87, -0.79)  -2.00 (-2.00, -1.40)
+    AdamW     6.53%  -0.08 (-0.16, 0.00)   -0.20 (-0.60, 0.00)
 
 So the decoupled forms lie closer to the axes, clearly for Adam; for SGD by the slope
 more than by rho. But AdamW's best error is 0.6 points above that of Adam with L2: here
