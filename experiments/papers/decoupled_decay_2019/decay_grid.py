@@ -29,8 +29,7 @@ the range when one seed is left out:
 
 So the decoupled forms lie closer to the axes, clearly for Adam; for SGD by the slope
 more than by rho. But AdamW's best error is 0.6 points above that of Adam with L2: here
-it does not generalise better, as it does in the paper. Which form is better is judged
-for each seed at the cell that is best for the other seeds, but on the same images.
+it does not generalise better, as it does in the paper.
 
 This holds for weights whose length the loss does not see. With `--no-batch-norm`, where
 the length matters, nothing is gained: the valleys of the decoupled forms lean as much,
@@ -412,8 +411,7 @@ EXHIBIT = Exhibit(
     note="All of this is with batch norm, where the loss does not see how long "
     "the weights are. Without it, as `--no-batch-norm` trains, nothing is "
     "gained: the valleys of the decoupled forms lean as much, the other way. "
-    "The head of the experiment's file has those numbers. A cell is chosen for each "
-    "seed by the other seeds, on the same images.",
+    "The head of the experiment's file has those numbers.",
     tables=(table,),
     pictures=(
         Picture(
