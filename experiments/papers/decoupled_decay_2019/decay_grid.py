@@ -28,7 +28,7 @@ the range when one seed is left out:
     AdamW     6.53%  -0.08 (-0.16, 0.00)   -0.20 (-0.60, 0.00)
 
 So the decoupled forms lie closer to the axes, clearly for Adam; for SGD by the slope
-more than by rho. But AdamW's best error is 0.6 points above that of Adam with L2: here
+more than by rho. But AdamW's best error is 0.5 points above that of Adam with L2: here
 it does not generalise better, as it does in the paper.
 
 This holds for weights whose length the loss does not see. With `--no-batch-norm`, where

@@ -112,7 +112,7 @@ NUMBERS = {
     "block_normalized_2017.deep_mlp": (32, 711.203),
     "block_normalized_2017.recurrent": (24, 94.563),
     "decoupled_decay_2019.anytime": (48, 657.03),
-    "decoupled_decay_2019.decay_grid": (40, 1.54),
+    "decoupled_decay_2019.decay_grid": (40, 4.66),
     "decoupled_decay_2019.pretrained_layers": (59, 140.092),
     "decoupled_decay_2019.warm_restarts": (30, 477.627),
     "novograd_2019.large_batches": (15, 2718.1264),
