@@ -100,8 +100,8 @@ def equilibrium(
         by path.
       size: d, the number of elements of the block, at least 2. With None, the result
         has no length if the length depends on d. For NovoGrad the block is a whole
-        layer, because a layer shares one second moment. All channels of the layer reach
-        the angle of the layer. The squared lengths of the channels add up to the
+        layer, because its channels share one second moment. All channels of the layer
+        reach the angle of the layer. The squared lengths of the channels add up to the
         squared length of the layer.
       gradient: s, above 0: the RMS of the elements of the gradient of the block, times
         the length of the block. Only results for SGD and for L2 depend on it.

@@ -15,11 +15,10 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
 
     An array with the shape of a parameter gets the sharding of this parameter. An array
     with one number per block gets the sharding that the parameter has along its channel
-    axes. Everything else, such as a count, is replicated. The function finds the
-    parameter that an array belongs to by its path, which ends with that of the
-    parameter. For numbers per block it uses
-    their key, which names the axes (`kernel@0,3`). So it works for any optimizer, in
-    any wrapper of optax.
+    axes. Everything else, such as a count, is replicated. The path of an array ends
+    with the path of its parameter: so the function finds the parameter. For numbers per
+    block it uses their key, which names the axes (`kernel@0,3`). So it works for any
+    optimizer, in any wrapper of optax.
 
     Under `jax.jit` nothing else is needed: JAX computes sums over a block across
     devices. Inside `jax.shard_map` a sum would cover only the part of one device. So a

@@ -37,9 +37,9 @@ def find_scale_invariance(
     :math:`L(s w_b) = L(w_b)` for the blocks b of a leaf. The search uses only the loss
     function, and assumes nothing about layers or their names.
 
-    The search does two tests, at four points around `params`. First test: if a block is
-    scale-invariant, its gradient is orthogonal to its weights (Euler's theorem). One
-    gradient tests all leaves, and gives the candidates:
+    The search does two tests at each of four points around `params`. First test: if a
+    block is scale-invariant, its gradient is orthogonal to its weights (Euler's
+    theorem). One gradient per point tests all leaves, and gives the candidates:
 
     .. math:: \sum_b \langle g_b, w_b \rangle^2
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b

@@ -73,10 +73,10 @@ def current_eta(opt_state: Any) -> jax.Array:
 
     Args:
       opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with
-        one schedule of the count as `schedule=`. If such a schedule of the count is
-        inside `optax.inject_hyperparams`, read its value from
-        `opt_state.hyperparams["schedule"]` instead.
-        If you wrote a stateful schedule yourself, read its own state.
+        one function of the step count as `schedule=`. If such a function is inside
+        `optax.inject_hyperparams`, read its value from
+        `opt_state.hyperparams["schedule"]` instead. If you wrote a stateful schedule
+        yourself, read its own state.
 
     Returns:
       A float scalar. Before the first update, it is the value that the first update

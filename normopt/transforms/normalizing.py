@@ -124,8 +124,8 @@ def clip_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`. At init, for axes that do not fit (see `normalize_blocks`), or a
-        pattern that matches no path. At update, with params of another shape.
+        a negative `eps`. At init, for axes that do not fit (see `normalize_blocks`), or
+        a pattern that matches no path. At update, with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

@@ -14,7 +14,7 @@ from normopt.leafwise import leafwise
 
 
 class FollowedState(NamedTuple):
-    """The field `schedule` of a `ScheduledState`, of a schedule that is a function."""
+    """What `ScheduledState.schedule` holds if the schedule is a function of count."""
 
     count: jax.Array  # int32 scalar: updates done
     eta: jax.Array  # float scalar: eta_t of the last update (at first, of the next)

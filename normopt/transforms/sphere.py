@@ -57,7 +57,7 @@ def retract_to_sphere(
 
     This must be the last link of a chain, with the learning rate inside, because a
     later link would move the weights off the sphere. A block of zeros stays zero if its
-    step is zero. With the radius `"initial"` or `"present"`, a block of length zero
+    step is zero. With the radius `"initial"` or `"present"`, a block of zeros
     gets inner's step unchanged.
 
     Weights are on the sphere from the first step on, up to rounding. The first step has

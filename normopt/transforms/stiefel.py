@@ -33,10 +33,10 @@ def retract_to_stiefel(
       w' = w + u, \qquad u \leftarrow c \, \mathrm{orthogonalize}(w') - w
 
     where u is first the step of `inner`. The new weights are c times the orthogonal
-    matrix that is nearest to w' (its polar factor). `orthogonalize` approximates this
-    matrix. If the weights were near such a matrix before the step, those after it are,
-    too. This must be the last link of a chain, with the learning rate inside. A matrix
-    of zeros stays zero if its step is zero.
+    matrix that is nearest to w' (its polar factor), as `orthogonalize` approximates it:
+    closely if the weights were orthogonal before the step, more coarsely in the first
+    step from other weights. This must be the last link of a chain, with the learning
+    rate inside. A matrix of zeros stays zero if its step is zero.
 
     Args:
       inner: an optimizer, learning rate included.
