@@ -142,12 +142,14 @@ def stored(x: jax.Array, beside: jax.Array) -> jax.Array:
 
     Args:
       x: what was made of a leaf.
-      beside: another array of its shape, which is read in any case. Where this is NaN,
-        so is the result.
+      beside: another array of real numbers, which is read in any case. If it has
+        another shape, dtype or place on devices, x is returned as it came.
     """
-    if not _is_traced(x) or x.size < LARGE or _copier(x) is not None:
+    is_alike = jax.typeof(x) == jax.typeof(beside) and x.size >= LARGE
+    is_real = jnp.issubdtype(x.dtype, jnp.floating)
+    if not (_is_traced(x) and is_alike and is_real) or _copier(x) is not None:
         return x
-    return jax.lax.platform_dependent(x, beside, cpu=_where_a_number, default=_first)
+    return jax.lax.platform_dependent(x, beside, cpu=_from_both, default=_first)
 
 
 def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
@@ -204,8 +206,9 @@ def _behind_barrier(arrays: list[Any]) -> Any:
     )
 
 
-def _where_a_number(x: jax.Array, beside: jax.Array) -> jax.Array:
-    return jnp.where(beside == beside, x, jnp.nan)
+def _from_both(x: jax.Array, beside: jax.Array) -> jax.Array:
+    # The product is x as well, which XLA does not know.
+    return jnp.where(beside == beside, x, jnp.abs(x) * jnp.sign(x))
 
 
 def _first(x: jax.Array, beside: jax.Array) -> jax.Array:

@@ -92,8 +92,9 @@ def describe(
 
     Raises:
       TypeError: if a value has the wrong type.
-      ValueError: for a bad value or configuration, an axis that does not exist, a
-        pattern that matches no path, or observations that do not fit `params`.
+      ValueError: for a bad value or configuration, axes that do not fit (see
+        `normalize_blocks`), a pattern that matches no path, or observations that do not
+        fit `params`.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -12,7 +12,7 @@ from normopt.registry import completed, make
 class Equilibrium(NamedTuple):
     """The steady state of a scale-invariant block under steps and weight decay."""
 
-    length: float | None  # the norm of the block; None without `size`
+    length: float | None  # the norm of the block; None if not known without `size`
     angle: float  # radians per step, the root of the mean square
 
 
@@ -31,8 +31,8 @@ def equilibrium(
 
     The prediction is for gradients that are mostly noise. A step is then
     :math:`\eta \sum_k c_k g_{t-k}`: a sum of past gradients with factors :math:`c_k`.
-    The moments have scaled each gradient to a length n. If :math:`\lambda` is the total
-    decay per step,
+    The moments have scaled each gradient to a length n. If :math:`\eta` is the learning
+    rate and :math:`\lambda` the total decay per step,
 
     .. math::
       \mathrm{length}^2 = \frac{\eta^2 n^2 C^2}{2 \lambda}, \qquad
@@ -57,20 +57,21 @@ def equilibrium(
     The step of Lion is the sign of an average, and
     :math:`V = (1 - b_1)^2 + b_1^2 (1 - b_2) / (1 + b_2)` is the variance of this
     average. With Nesterov momentum the sums differ. With `grad_averaging`, C of
-    NovoGrad is 1. For AdamSRT and SGD-MRT, C is the root of the sum of :math:`c_k^2`,
-    because their moments stay orthogonal to the block.
+    NovoGrad is 1. For AdamSRT and SGD-MRT, C is not the sum of the c_k but the root of
+    the sum of their squares, because their moments stay orthogonal to the block.
 
-    The next table has **the decay per step** :math:`\lambda`. In it, lr_t is the
-    learning rate, and eta_t the value of a `schedule`, both at `step`:
+    The next table has **the decay per step** :math:`\lambda`. The first four forms are
+    those of `decay_from`. In the table, wd is `weight_decay`, lr_t is the learning
+    rate, and eta_t the value of a `schedule`, both at `step`:
 
     =========================  =========================================================
     independent                wd, for `adamw`, `sgdw`, `decay_weights`
     following                  eta_t wd, for the same three with a `schedule`
     corrected                  eta_t wd, for `decay_weights`, eta_t = lr_t² / lr_max
-    with the learning rate     lr_t wd, for `lion`, and `add_decay` after the moments
+    times_learning_rate        lr_t wd, for `lion`, and `add_decay` after the moments
     in the momentum            lr_t C wd, for NovoGrad, and for SGD with L2
     L2 in the gradient         lr_t C wd length / s, for Adam, AdamS and Lion
-    L2, with tangent moments   lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
+    L2, orthogonal moments     lr_t (1 - b1) wd length / s, for AdamSRT; lr_t wd, for
                                SGD-MRT
     =========================  =========================================================
 
@@ -80,12 +81,15 @@ def equilibrium(
 
     **Limits.** A block follows a schedule with a delay of about :math:`1 / \lambda`
     steps. So the prediction at a `step` is right only if the schedules change slowly in
-    this time. The error of the prediction is at most 5 % for blocks of 32 elements or
-    more, if :math:`\lambda` is at most (1 - b1) / 10 (for Lion, (1 - b2) / 10). With a
-    larger decay, blocks are shorter than predicted. For blocks of four elements the
-    error is a quarter for Lion, and 5 % for AdamSRT. For Lion the error is more than 5
-    % if b1 is below 0.7, and a quarter if b1 is 0. The prediction ignores eps. So eps
-    must be small relative to the elements of a gradient, s / length.
+    this time. For gradients that are pure noise, the error of the prediction is at most
+    5 % if a block has at least 32 elements, :math:`\lambda` is at most (1 - b1) / 10
+    (for Lion, (1 - b2) / 10), and, for Lion, b1 is at least 0.7. With a larger decay,
+    blocks are shorter than predicted. Blocks of four elements have an error of a
+    quarter with Lion, and of 5 % with AdamSRT. With Lion and b1 = 0, blocks of any size
+    have an error of a quarter. The prediction ignores eps. So eps must be small
+    relative to the elements of a gradient, s / length. In real training the errors are
+    larger: up to 15 % for the angles of AdamW, SGD, NovoGrad and Lion on a ResNet, and
+    a factor of 3 for Adam with L2.
 
     Args:
       config: the configuration of the optimizer, as `normopt.config` takes it: `adamw`,
@@ -94,25 +98,27 @@ def equilibrium(
         `adamw` with `weight_decay=learning_rate * weight_decay`. The prediction is for
         one block. So pass the decay and the channel axes of this block, not a mapping
         by path.
-      size: d, the number of elements of the block, at least 2; None if no result
-        depends on it. For NovoGrad the block is a whole layer, because a layer shares
-        one second moment. All channels of the layer reach the angle of the layer. The
-        squared lengths of the channels add up to the squared length of the layer.
+      size: d, the number of elements of the block, at least 2. With None, the result
+        has no length if the length depends on d. For NovoGrad the block is a whole
+        layer, because its channels share one second moment. All channels of the layer
+        reach the angle of the layer. The squared lengths of the channels add up to the
+        squared length of the layer.
       gradient: s, above 0: the RMS of the elements of the gradient of the block, times
         the length of the block. Only results for SGD and for L2 depend on it.
       step: the count of updates at which schedules in `config` are read, at least 0;
         None if there are no schedules.
 
     Returns:
-      An `Equilibrium`.
+      An `Equilibrium` with the `length` of the block and the `angle` in radians per
+      step. The length is None if it depends on d and `size` is None.
 
     Raises:
       TypeError: if an option is not a number where it must be one (a mapping, or a
         schedule without `step`), or if `config` is not a mapping.
       ValueError: for an optimizer whose equilibrium is not known, or that has no decay
-        or no learning rate. Without `size`, if the angle depends on it. For a decay of
-        1 per step or more. For links that ascend the loss, or whose decay increases the
-        weights. Also for every configuration that `normopt.config` refuses.
+        or no learning rate. If `size` is None and the angle depends on d. For a decay
+        of 1 per step or more. For links that ascend the loss, or whose decay increases
+        the weights. Also for every configuration that `normopt.config` refuses.
 
     Examples:
       Compute the length and the angle of `optax.adamw(1e-3, weight_decay=0.1)`. Pass
@@ -124,7 +130,8 @@ def equilibrium(
       (1.6, 0.00324)
 
       Here the cosine has halved the learning rate. Only with the corrected decay is the
-      length still the same:
+      length still the same. A real run would follow with a delay, because 1 / lambda
+      is 10,000 steps here:
 
       >>> cosine = {"name": "cosine_decay_schedule", "decay_steps": 10_000}
       >>> def after(exponent):
@@ -136,7 +143,8 @@ def equilibrium(
       ...               "schedule": share}]
       ...     chain = {"name": "chain", "links": links}
       ...     return round(normopt.equilibrium(chain, size=512, step=5000).length, 3)
-      >>> after(0.0), after(1.0), after(2.0)  # independent, times lr, corrected
+      >>> # independent, times_learning_rate, corrected
+      >>> after(0.0), after(1.0), after(2.0)
       (0.8, 1.131, 1.6)
 
     References:

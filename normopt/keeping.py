@@ -25,8 +25,8 @@ MADE_FOR_OTHERS = "the state was made for other params or options"
 class BlockNumbers(NamedTuple):
     """Real numbers, float32 or wider: one for each block or each element.
 
-    `optax.tree.map_params` treats `elements` like params. It passes the dictionary
-    `blocks` to its argument `transform_non_params`.
+    `optax.tree.map_params` treats the field `elements` as params, and the field
+    `blocks`, a dictionary, as non-params.
     """
 
     elements: Any  # params' structure and shapes; MaskedNode for leaves with blocks

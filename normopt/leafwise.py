@@ -67,7 +67,7 @@ _HEARD: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar(
 
 
 class NoBlocksWarning(UserWarning):
-    """No leaf has blocks with the given `channel_axes`, so nothing acts on blocks."""
+    """No leaf has blocks with the given `channel_axes`, such as an empty mapping."""
 
 
 class Option(NamedTuple):

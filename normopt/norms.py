@@ -119,7 +119,8 @@ def spectral(
       \mathrm{norm}(W) = \max_x \frac{\|W x\|}{\|x\|}, \qquad
         \mathrm{dual}(U S V^T) = U V^T
 
-    The dual is approximated by `orthogonalize`.
+    The dual is the steepest direction in this norm, as `steepest` defines it.
+    `orthogonalize` approximates the dual.
 
     Args:
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. The
@@ -130,8 +131,8 @@ def spectral(
       dtype: see `orthogonalize`.
 
     Returns:
-      A norm object for the option `norm` of links. The name "spectral" means this norm
-      with default options.
+      A norm object, for every option `norm` or `norms`. The name "spectral" means this
+      norm with default options.
 
     Raises:
       TypeError: if an option has the wrong type.
@@ -162,9 +163,12 @@ def register_norm(name: str, fn: Callable[[jax.Array], jax.Array] | Norm) -> Non
       fn: a function from one block to a scalar. The block is a float32 (or wider) array
         of any shape, without its channel axes; for complex leaves it is complex.
         `jax.vmap` applies the function to all blocks. Instead of a function you can
-        pass a norm object such as `spectral(...)`. It has a method
-        `measure(x, channel_axes)` for a whole leaf. If it has a dual, it also has a
-        method `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
+        pass a norm object such as `spectral(...)`. Its method
+        `measure(x, channel_axes)` returns one number for each block of the leaf x, with
+        the shape of a sum with `keepdims=True`. For `steepest` and `scion`, the object
+        also needs a method `dual(x, channel_axes)` or `dual(x, channel_axes, eps)`.
+        This method returns the steepest direction of each block, as `steepest` defines
+        it: an array with the shape of x.
 
     Raises:
       TypeError: if `name` is not a string, or `fn` is neither callable nor a norm. At
@@ -302,7 +306,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
       tree: params, gradients or updates.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`); `()` for one block.
-      norm: a name of `norm_names()`. The formulas of the built-in norms are `l1`:
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`. The name
+        "spectral" is that object. The formulas of the other names are `l1`:
         $\sum|x|$; `l2`: $\sqrt{\sum x^2}$; `avg_l1` and `avg_l2`: means instead of
         sums; `l1_l2` and `avg_l1_l2`: the average of the two; `max` or `linf`:
         $\max|x|$; `min_max`: $(\max|x| + \min|x|)/2$; `std`: the standard deviation, 0
@@ -315,8 +320,8 @@ def block_norms(tree: Any, channel_axes: PerLeaf = (), norm: str = "l2") -> Any:
 
     Raises:
       TypeError: if `channel_axes` are not axes, or a leaf is not an array.
-      ValueError: for an unknown norm, for an axis that does not exist, or for a pattern
-        that matches no path.
+      ValueError: for an unknown norm, for axes that do not fit (see
+        `normalize_blocks`), or for a pattern that matches no path.
 
     Examples:
       >>> import jax.numpy as jnp

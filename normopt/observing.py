@@ -61,9 +61,10 @@ def observations(opt_state: Any) -> dict[str, Observation]:
         \|w\| + \tfrac{\langle u, w \rangle}{\|w\|}\right), \quad
       \mathrm{radial\ update} = \frac{\langle u, w \rangle}{\|u\| \|w\|}
 
-    where :math:`u^\perp` is the part of u that is orthogonal to w. The angle is that
-    between w and w + u. It is accurate even for relative steps of 1e-7, and for nearly
-    radial steps.
+    The radial gradient is the same as the radial update, with g in place of u. Both are
+    cosines. Here :math:`u^\perp` is the part of u that is orthogonal to w. The angle is
+    that between w and w + u. It is accurate even for relative steps of 1e-7, and for
+    nearly radial steps.
 
     Args:
       opt_state: the state of an optimizer or wrapper with `observe` in it. It may be
@@ -78,9 +79,9 @@ def observations(opt_state: Any) -> dict[str, Observation]:
       no eps.
 
       The numbers are right if elements are at least 1e-17 and norms at most 1e19.
-      Elements below about 1e-19 count as 0, because their squares underflow. A norm
-      above 1.8e19 counts as 1.8e19, and the cosines of its block count as 0, if no
-      element is above 1e30. If elements are not finite, norms are infinite or NaN.
+      Elements below about 1e-19 count as 0, because their squares underflow. As long
+      as no element is above 1e30, a norm above 1.8e19 counts as 1.8e19, and the cosines
+      of its block count as 0. If elements are not finite, norms are infinite or NaN.
 
     Raises:
       TypeError: for a state of shapes alone.
@@ -253,15 +254,18 @@ def spikes(summaries: Iterable[Mapping[str, Any]], factor: float = 10.0) -> list
     r"""Lists the spikes in a log: numbers far larger than the ones shortly before.
 
     When training becomes unstable, the updates and gradients of some layer often become
-    much larger before the loss does. A spike is a length, relative step or angle x with
+    much larger before the loss does. A spike is a number x of the log (a norm, a
+    relative step or an angle) with
 
     .. math:: x_t > \mathrm{factor} \cdot \mathrm{median}(x_{t-20}, \dots, x_{t-1})
 
-    The median over the blocks of a leaf and its largest block are checked separately.
+    A log has two numbers of each kind for a leaf: the median of its blocks and their
+    maximum. Both are checked.
 
     Args:
       summaries: dictionaries as `summary` returns them, each with its `"step"`, in any
-        order. Other entries in them are ignored, and so is None. Several dictionaries
+        order. Other entries in them are ignored. An element of
+        `summaries` may also be None. Several dictionaries
         may contain numbers of the same step. Step 0 is ignored, because nothing was
         recorded yet.
       factor: the ratio from which a number is a spike, above 1. The median is taken

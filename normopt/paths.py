@@ -23,12 +23,16 @@ def path_of(key_path: KeyPath) -> str:
     this attribute out, so it is the same with and without a box. A dictionary key
     `value` stays in the path.
 
-    A key path does not tell whether an object is such a box. So this function drops an
-    attribute `value` if it directly follows a dictionary key and no other attribute
-    follows it. This is right for all trees of NNX and Linen that consist of
-    dictionaries. `leaf_paths` and all options by path see the objects themselves. So
-    their paths differ in two cases: they keep the `value` of an object that is not a
-    box, and they drop the `value` of a box that is not in a dictionary.
+    A key path does not tell whether an object is such a box. So this function guesses:
+    it drops an attribute `value` that directly follows a dictionary key, unless another
+    attribute comes after `value`. The guess is right for all trees of NNX and Linen
+    that consist of dictionaries. `leaf_paths` and all options by path see the objects
+    themselves, and do not have to guess. The guess is wrong in two cases:
+
+    - An object in a dictionary has an attribute `value`, but is not a box. For
+      `{"a": object}` this function returns `a`, but `leaf_paths` returns `a/value`.
+    - A box is not in a dictionary. For `[box]` this function returns `0/value`, but
+      `leaf_paths` returns `0`.
 
     Args:
       key_path: a key path from `jax.tree_util.tree_map_with_path`.

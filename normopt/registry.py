@@ -41,7 +41,8 @@ def names() -> list[str]:
     - optimizers, transformations and schedules of optax, such as `sgd`,
       `clip_by_global_norm`, `scale_by_adam`, `exponential_decay` or `join_schedules`.
 
-    If normopt and optax both have a name, it refers to normopt. A mask for a
+    If something in normopt and something in optax have the same name, you get that of
+    normopt. A mask for a
     transformation of optax is a mapping `{pattern: True or False}`; leaves that no
     pattern matches get False.
 

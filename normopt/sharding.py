@@ -15,16 +15,17 @@ def state_sharding(optimizer: Any, params: Any) -> Any:
 
     An array with the shape of a parameter gets the sharding of this parameter. An array
     with one number per block gets the sharding that the parameter has along its channel
-    axes. Everything else, such as a count, is replicated. The function finds the
-    parameter of an array by the end of the array's path. For numbers per block it uses
-    their key, which names the axes (`kernel@0,3`). So it works for any optimizer, in
-    any wrapper of optax.
+    axes. Everything else, such as a count, is replicated. The path of an array ends
+    with the path of its parameter: so the function finds the parameter. For numbers per
+    block it uses their key, which names the axes (`kernel@0,3`). So it works for any
+    optimizer, in any wrapper of optax.
 
     Under `jax.jit` nothing else is needed: JAX computes sums over a block across
-    devices. Inside `jax.shard_map` a sum would cover only the part of one device. So
-    leaves with blocks raise an error there, unless JAX knows that their gradients are
-    equal on all devices. To make them equal, average the loss over the devices with
-    `jax.lax.pmean`.
+    devices. Inside `jax.shard_map` a sum would cover only the part of one device. So a
+    parameter with blocks raises an error there, unless JAX knows that the parameter is
+    equal on all devices. (If `update` gets no `params`, the gradients that it gets must
+    be equal on all devices instead.) To get the right gradients, average the loss over
+    the devices with `jax.lax.pmean`, and then take the gradient.
 
     Args:
       optimizer: any object with an `init`: an optimizer of normopt or optax, or a chain

@@ -34,8 +34,8 @@ def on_sphere(params: Any, channel_axes: PerLeaf, radius: PerLeaf = 1.0) -> Any:
 
     Raises:
       TypeError: if an option has the wrong type.
-      ValueError: for a radius that is not positive, an axis that does not exist, or a
-        pattern that matches no path.
+      ValueError: for a radius that is not positive, axes that do not fit (see
+        `normalize_blocks`), or a pattern that matches no path.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -79,7 +79,8 @@ def centered(params: Any, channel_axes: PerLeaf) -> Any:
 
     Raises:
       TypeError: if the axes have the wrong type.
-      ValueError: for an axis that does not exist or a pattern that matches no path.
+      ValueError: for axes that do not fit (see `normalize_blocks`), or a pattern that
+        matches no path.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import normopt
 from normopt import copies
+from tests.versions import set_mesh
 
 AXES = (-1,)
 CHAINS = {
@@ -54,6 +56,30 @@ def test_what_several_sums_read_is_stored_once(build):
     for platform, has in (("cpu", True), ("tpu", False), ("cuda", False)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert bool(re.search("compare.*512x256", text)) == has
+
+
+@pytest.mark.parametrize("beside", [1.0, jnp.nan])
+def test_what_is_stored_stays_as_it_is(beside):
+    x = PARAMS.at[0, :5].set(jnp.array([0.0, -0.0, jnp.inf, -jnp.inf, jnp.nan]))
+    stored = jax.jit(copies.stored)(x, jnp.full_like(x, beside))
+    bits = (np.asarray(one).view(np.uint32) for one in (stored, x))
+    np.testing.assert_array_equal(*bits)
+
+
+def test_a_step_may_differ_from_the_weights_in_dtype_or_place():
+    """As types that hold a sharding tell, also of a single device."""
+    signs = optax.stateless(lambda u, _: jnp.sign(u).astype(jnp.int8))
+    tx = normopt.observe(signs, AXES)
+    updates, _ = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(updates, jnp.sign(PARAMS))
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
+    with set_mesh(mesh):
+        params = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec("x")))
+        grads = jax.device_put(PARAMS, NamedSharding(mesh, PartitionSpec()))
+        tx = normopt.hyperball(optax.sgd(0.1), 0.1, AXES)
+        ours, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    expected, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow("five steps of a large leaf, with copies and without")

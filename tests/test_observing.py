@@ -174,6 +174,13 @@ def test_numbers_of_small_and_large_blocks(dtype):
         assert not of_weights[powers[2] < -17].any()
 
 
+def test_a_dot_product_out_of_range_counts_as_the_largest_number():
+    ours = seen(G, jnp.full_like(W, 2.0**80), jnp.full_like(W, 2.0**50), (-1,))
+    assert all(np.isfinite(one).all() for one in ours)
+    np.testing.assert_allclose(ours.update, 1.8446743e19, rtol=1e-6)
+    np.testing.assert_allclose(ours.radial_update, 1)
+
+
 @pytest.mark.parametrize(
     ("case", "every"),
     [

@@ -216,18 +216,22 @@ def of_statistic(statistic: Statistic) -> Interval:
     return Interval(float(low), middle, float(high))
 
 
-def by_others(values: np.ndarray) -> np.ndarray:
+def by_others(values: np.ndarray, judged: np.ndarray | None = None) -> np.ndarray:
     """Return each seed's value at the setting that is best for the other seeds.
 
     Args:
         values: seeds x settings, along one axis or several; less is better.
+        judged: likewise, of other data, the values that are returned.
 
     Returns:
         (seeds,).
     """
-    flat = values.reshape(len(values), -1)
+    flat, judged = (
+        each.reshape(len(values), -1)
+        for each in (values, values if judged is None else judged)
+    )
     others = flat.sum(axis=0) - flat
-    return flat[np.arange(len(flat)), others.argmin(axis=1)]
+    return judged[np.arange(len(flat)), others.argmin(axis=1)]
 
 
 def _interval(metric: Metric, samples: list[Sample]) -> tuple[Interval, int]:

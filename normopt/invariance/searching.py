@@ -37,19 +37,21 @@ def find_scale_invariance(
     :math:`L(s w_b) = L(w_b)` for the blocks b of a leaf. The search uses only the loss
     function, and assumes nothing about layers or their names.
 
-    The search does two tests, at four points around `params`. First test: if a block is
-    scale-invariant, its gradient is orthogonal to its weights (Euler's theorem). One
-    gradient tests all leaves, and gives the candidates:
+    The search does two tests at each of four points around `params`. First test: if a
+    block is scale-invariant, its gradient is orthogonal to its weights (Euler's
+    theorem). One gradient per point tests all leaves, and gives the candidates:
 
     .. math:: \sum_b \langle g_b, w_b \rangle^2
        \ll \sum_b |g_b|^2 |w_b|^2 / d_b
 
-    where a block has d elements. For random vectors both sides would be equal. Second
-    test: each block of all candidates is multiplied by a random factor around 1/2 or 2,
-    and by the inverse of this factor. The loss must not change. If it does, bisection
+    where a block has d elements. For random vectors both sides would be equal.
+
+    Second test: all blocks of all candidates are rescaled at the same time, each block
+    by a random factor of its own, around 1/2 or 2. Then this is repeated with the
+    inverse factors. The loss must not change either time. If it changes, bisection
     finds the leaf that is responsible. For comparison, the same blocks are also moved
-    equally far in random directions. A leaf is reported if the factors change the loss
-    by at most 1.5 % of the change from these moves.
+    equally far in random directions, which changes the loss by some amount. A leaf is
+    reported if rescaling changes the loss by at most 1.5 % of this amount.
 
     So the result holds for the given weights, and for the epsilons of the normalization
     layers. A leaf can be invariant if the epsilon is 1e-6, but not if it is 1e-2, or if
@@ -59,19 +61,20 @@ def find_scale_invariance(
     further back are reported, too, if only linear layers and ReLUs are in between.
     Weights before a GELU, a SiLU or a softmax are not reported, even if a normalization
     follows, because the output of these functions does not scale with the input. A
-    dense kernel before a BatchNorm is reported. A dense kernel before a LayerNorm is
-    reported only if its layer has no bias. In a transformer that normalizes queries and
-    keys, the kernels of queries and keys are reported, and no others. They have one
-    block per head if each head is normalized separately. If the loss is invariant only
-    when several leaves are scaled together, none of them is reported.
+    dense kernel before a BatchNorm is reported, with or without a bias. Before a
+    LayerNorm it is reported only if the dense layer has no bias. In a transformer that
+    normalizes queries and keys, the kernels of queries and keys are reported, and no
+    others. They have one block per head if each head is normalized separately. If the
+    loss is invariant only when several leaves are scaled together, none of them is
+    reported.
 
     **What is not reported.** The attribute `left_out` of the result has the reason for
-    each leaf that is not reported. Three reasons may surprise you. The gradient of the
-    leaf is zero or only rounding error, such as that of a bias before a BatchNorm. The
-    effect of the leaf on the loss is smaller than the rounding error of the loss. The
-    gradient is not orthogonal although the loss does not change, for example because of
-    a `stop_gradient`. The search moves leaves of zeros away from zero first, because
-    biases of zero could hide that another leaf is not invariant.
+    each leaf that is not reported. Three reasons may surprise you: the gradient of the
+    leaf is zero or only rounding error, such as that of a bias before a BatchNorm; the
+    effect of the leaf on the loss is smaller than the rounding error of the loss; or
+    the gradient is not orthogonal although the loss does not change, for example
+    because of a `stop_gradient`. The search moves leaves of zeros away from zero first,
+    because biases of zero could hide that another leaf is not invariant.
 
     **What it costs.** The search computes seven or eight gradients and at least four
     losses, and compiles the gradient and the loss once. Each candidate that fails the

@@ -26,7 +26,7 @@ def normalized(
 
     Args:
       inner: any optax optimizer, learning rate included.
-      norm: a name of `norm_names()`.
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
@@ -36,8 +36,8 @@ def normalized(
       `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: if `inner` is not an optimizer.
@@ -80,7 +80,7 @@ def clipped(
     Args:
       inner: any optax optimizer, learning rate included.
       max_norm: the largest norm that a block may have, above 0, per leaf.
-      norm: a name of `norm_names()`.
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`).
       eps: added to the norm, in the unit of the gradient; at least 0.
@@ -90,8 +90,8 @@ def clipped(
       `inner`.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: if `inner` is not an optimizer.

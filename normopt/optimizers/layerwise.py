@@ -82,8 +82,9 @@ def novograd(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The first step of a layer has a norm equal to the learning rate. The state is a

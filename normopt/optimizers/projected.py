@@ -55,8 +55,9 @@ def adamp(
       layer_axes: the channel axes that index the layers of a stack, per leaf. Each
         layer is then tested separately. Example:
         `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to set those elements of the direction to zero whose sign
-        differs from the sign of the gradient; see `project_if_invariant`.
+      cautious: whether elements of Adam's direction (before learning rate and decay)
+        become zero if their sign differs from that of the gradient; see
+        `project_if_invariant`.
       mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
@@ -65,8 +66,9 @@ def adamp(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The step of a scale-invariant weight stays orthogonal to it:
@@ -136,8 +138,9 @@ def sgdp(
       layer_axes: the channel axes that index the layers of a stack, per leaf. Each
         layer is then tested separately. Example:
         `channel_axes=(0, -1), layer_axes=(0,)`.
-      cautious: whether to set those elements of the direction to zero whose sign
-        differs from the sign of the gradient; see `project_if_invariant`.
+      cautious: whether elements of the momentum's direction (before learning rate and
+        decay) become zero if their sign differs from that of the gradient; see
+        `project_if_invariant`.
 
     Returns:
       An optimizer. Its `update` needs `params` if a leaf is tested or has a weight
@@ -145,8 +148,9 @@ def sgdp(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The step leaves out that part of the old momentum which is now radial:

@@ -45,8 +45,10 @@ def muon(
     The weight decay is multiplied by the learning rate, as in every Muon, and does not
     enter the momentum.
 
-    The chain is `trace_on_tangent -> orthogonalize -> scale -> add_decay -> learning
-    rate`. For a matrix with n inputs and k outputs it computes
+    The chain is
+    `trace_on_tangent -> orthogonalize -> scale -> add_decay -> learning rate`. Without
+    blocks, as here, `trace_on_tangent` is `optax.trace`. For a matrix with n inputs and
+    k outputs it computes
 
     .. math::
       m &\leftarrow \beta m + g \\
@@ -54,7 +56,8 @@ def muon(
         + \lambda w \right)
 
     Without `nesterov`, m replaces :math:`g + \beta m`. For the place of eps see the
-    formula of `orthogonalize`. All singular values of a step are near :math:`\eta c`.
+    formula of `orthogonalize`. Most singular values of a step are near :math:`\eta c`;
+    see `orthogonalize` for the exceptions.
 
     Args:
       learning_rate: a number of at least 0, or a schedule. With `scale="rms"` Adam's
@@ -65,7 +68,7 @@ def muon(
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`. By
         default every leaf of two or more dimensions is a matrix, also embeddings, heads
         and stacked biases. To train these with `rest`, pass a mapping by path.
-      steps: the number of iterations, at least 1.
+      steps: the number of iterations of `orthogonalize`, at least 1.
       coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the norm of the momentum, at least 0. The momentum here is a sum. If
         your eps was tuned for a momentum that is an average, divide it by
@@ -84,9 +87,9 @@ def muon(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, for a pattern that matches no path, or for leaves without
-        matrices if there is no `rest`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), for a pattern that matches no path, or for
+        leaves without matrices if there is no `rest`.
 
     Examples:
       The gradient is 90 times larger along one axis; the step is the same along both:
@@ -148,7 +151,8 @@ def normuon(
       v &\leftarrow b_2 v + (1 - b_2) \|O\|^2 \\
       O &\leftarrow \frac{O}{\sqrt{v}}, \text{ rescaled to its old Frobenius norm.}
 
-    So no output moves further than the others. No eps is added to the root.
+    So all outputs move equally far, on average over the steps. No eps is added to the
+    root.
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
@@ -157,7 +161,7 @@ def normuon(
       nesterov: whether to use Nesterov momentum.
       weight_decay: per leaf, at least 0.
       matrices: `(input axes, output axes)` or None, per leaf; see `orthogonalize`.
-      steps: the number of iterations, at least 1.
+      steps: the number of iterations of `orthogonalize`, at least 1.
       coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the norm of the momentum, which is a sum; at least 0; see `muon`.
       scale: per leaf; see `muon`.
@@ -170,9 +174,9 @@ def normuon(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, for a pattern that matches no path, or for leaves without
-        matrices if there is no `rest`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), for a pattern that matches no path, or for
+        leaves without matrices if there is no `rest`.
 
     Examples:
       In the first step, the changes of all outputs have the same norm:

@@ -59,17 +59,18 @@ def adams(
       mu_dtype: dtype of the first moment; None for the dtype of the leaf.
 
     Returns:
-      An optimizer. Its `update` needs `params` if a leaf has blocks or a weight decay.
+      An optimizer. Its `update` needs `params` if a leaf has a weight decay.
       For leaves with blocks the state is half as large as Adam's.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
-        although a leaf has two or more dimensions.
+      NoBlocksWarning: at init, if `channel_axes` is given and some leaf has two or more
+        dimensions, but no leaf has blocks.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The first step of a block is along the gradient. Its norm is sqrt(d) times the
@@ -134,13 +135,14 @@ def adamsrt(
       For leaves with blocks the state is half as large as Adam's.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
-        although a leaf has two or more dimensions.
+      NoBlocksWarning: at init, if `channel_axes` is given and some leaf has two or more
+        dimensions, but no leaf has blocks.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       This loss depends on the direction of w alone. If w is twice as large, its
@@ -207,13 +209,14 @@ def sgdmrt(
       Its state is the momentum.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
-        although a leaf has two or more dimensions.
+      NoBlocksWarning: at init, if `channel_axes` is given and some leaf has two or more
+        dimensions, but no leaf has blocks.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       If the gradient becomes zero, the momentum continues, but only its part orthogonal
@@ -278,13 +281,14 @@ def adamg(
       larger for blocks that start with a large norm; see `retract_to_sphere`.
 
     Warns:
-      NoBlocksWarning: at init, if `channel_axes` is given and no leaf has blocks,
-        although a leaf has two or more dimensions.
+      NoBlocksWarning: at init, if `channel_axes` is given and some leaf has two or more
+        dimensions, but no leaf has blocks.
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       >>> import jax.numpy as jnp

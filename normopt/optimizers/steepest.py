@@ -32,7 +32,7 @@ def scion(
     decay.
 
     The chain is `trace_on_tangent -> steepest -> radii -> add_decay(1) if constrained
-    -> learning rate`:
+    -> learning rate`. Without blocks, as here, `trace_on_tangent` is momentum:
 
     .. math::
       m &\leftarrow \beta m + (1 - \beta) g \\
@@ -51,8 +51,8 @@ def scion(
         authors take "spectral" for hidden layers, "avg_l2" for biases, and "max" for
         the first and last layer of a language model.
       radii: r, any factor of at least 0, per leaf. The authors take
-        :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / columns
-        for "max".
+        :math:`\sqrt{\mathrm{out} / \mathrm{in}}` for the spectral norm, and 1 / in for
+        "max", where a kernel has `in` inputs and `out` outputs.
       eps: added to the divisor, at least 0; see `steepest`.
       constrained: whether to keep the norm of the weights within the radius.
       spread: the mesh axes whose devices share the matrices of the spectral norm; see
@@ -66,8 +66,8 @@ def scion(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a number out of its range or a norm without a dual. At
-        init, for an axis that does not exist, for a pattern that matches no path, or
-        for leaves without a norm if there is no `rest`.
+        init, for axes that do not fit (see `normalize_blocks`), for a pattern that
+        matches no path, or for leaves without a norm if there is no `rest`.
 
     Examples:
       With `constrained`, the weights never leave the ball of radius 2:

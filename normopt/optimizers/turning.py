@@ -45,10 +45,11 @@ def hyperball(
     would stay zero.
 
     For blocks, the steps are the same as those of the chain `inner ->
-    normalize_blocks(eps=0) -> scale_by_param_norm -> learning rate` inside
-    `retract_to_sphere` with `radius="initial"`. If you write this chain yourself, **do
-    not pass a number as the radius**: `radius=1.0` gives every block the norm 1, which
-    is another optimizer.
+    normalize_blocks(eps=0) -> scale_by_param_norm -> optax.scale(learning_rate)` inside
+    `retract_to_sphere` with `radius="initial"`. The last factor is positive, because
+    the steps of `inner` descend already. If you write this chain yourself, **do not
+    pass a number as the radius**: `radius=1.0` gives every block the norm 1, which is
+    another optimizer.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(3e-4)`.
@@ -63,14 +64,15 @@ def hyperball(
       state of `inner`, and a `HyperballState` with a count and one float R per block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative learning rate. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a negative learning rate. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       A step of a tenth of the norm turns the weights by atan(0.1), and keeps the norm:
@@ -125,16 +127,20 @@ def rotational(
     turns by a larger angle.
 
     Leaves without blocks, and blocks that are zero at init, get the step of `inner`
-    unchanged, with the learning rate of `inner`. Make this learning rate a constant. If
-    it rises, all other blocks turn by too large an angle for some steps, because the
-    average s follows with a delay. If it falls, they turn by too small an angle.
+    unchanged, with the learning rate of `inner`.
+
+    Give `inner` a constant learning rate. If the learning rate of `inner` rises, its
+    step u becomes longer, and the average s follows with a delay. So for some steps the
+    blocks turn by too large an angle. If the learning rate of `inner` falls, the blocks
+    turn by too small an angle.
 
     For blocks, the steps are the same as those of the chain `inner -> center_blocks ->
-    project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm -> learning
-    rate` inside `retract_to_sphere` with `radius="initial"`. With `center`, call
-    `centered` on the weights before training. If the norm of d is less than about a
-    thousandth of the norm of u, the block does not turn, because the direction of d
-    would be rounding error.
+    project_tangent -> scale_by_block_adam(b1=0) -> scale_by_param_norm ->
+    optax.scale(learning_rate)` inside `retract_to_sphere` with `radius="initial"`. The
+    last factor is positive, because the steps of `inner` descend already. With
+    `center`, call `centered` on the weights before training. If the norm of d is less
+    than about a thousandth of the norm of u, the block does not turn, because the
+    direction of d would be rounding error.
 
     Args:
       inner: a complete optimizer, such as `optax.adam(1e-3)`.
@@ -153,14 +159,15 @@ def rotational(
       block.
 
     Warns:
-      NoBlocksWarning: at init, if no leaf has blocks, although a leaf has two or more
-        dimensions.
+      NoBlocksWarning: at init, if some leaf has two or more dimensions, but no leaf has
+        blocks.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params`.
 
     Examples:
       The radial part of this gradient changes neither angle nor norm:

@@ -34,7 +34,7 @@ def cosine_restarts(
     position in the cycle is computed in integers, so it is exact up to a count of 2^31.
 
     Args:
-      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
+      cycle_steps: T of the first cycle: its number of updates, at least 2; or a
         sequence with one such number for each cycle. After the sequence, its last
         number repeats.
       eta_min: the value at the end of a cycle, at least 0: a number, or a schedule of
@@ -51,9 +51,10 @@ def cosine_restarts(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for fewer than 2 steps, for `eta_min` above `eta_max`, for
-        a `t_cur` outside the first cycle. Without `autorestart`, for a `t_mult` other
-        than 1 or several lengths.
+      ValueError: when built, for fewer than 2 steps, for an `eta_min` above `eta_max`,
+        and, with `autorestart`, for a `t_cur` outside the first cycle. Also if two of
+        these are true: `t_mult` is not 1; `cycle_steps` has several lengths;
+        `autorestart` is False.
 
     Examples:
       Cycles of 3 and 6 updates. Each one begins at 1 and ends at 0:

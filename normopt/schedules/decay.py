@@ -35,7 +35,8 @@ def normalized_decay(lambda_norm: PerLeaf, total_steps: int) -> PerLeaf:
 
     References:
       Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv
-      1711.05101, appendix B.1, with T = B E / b batch passes.
+      1711.05101, appendix B.1, with T = B E / b for B examples, E epochs and batches of
+      b examples.
     """
     check_per_leaf("lambda_norm", lambda_norm, check_not_negative)
     check_integer("total_steps", total_steps, 2, static=True)

@@ -69,17 +69,18 @@ def restart(opt_state: Any, t_cur: Any = 0, cycle_steps: Any = None) -> Any:
 
 
 def current_eta(opt_state: Any) -> jax.Array:
-    """Returns the multiplier eta_t that the last update used, for a log.
+    """Returns the value eta_t that a schedule had at the last update, to log it.
 
     Args:
       opt_state: the state of any optimizer or wrapper with one `WarmRestarts`, or with
-        one schedule of the count as `schedule=`. Under `optax.inject_hyperparams` read
-        the value of such a schedule from `opt_state.hyperparams["schedule"]` instead.
-        If you wrote a stateful schedule yourself, read its own state.
+        one function of the step count as `schedule=`. If such a function is inside
+        `optax.inject_hyperparams`, read its value from
+        `opt_state.hyperparams["schedule"]` instead. If you wrote a stateful schedule
+        yourself, read its own state.
 
     Returns:
-      A float scalar. Before the first update, it is the multiplier that the first
-      update will use.
+      A float scalar. Before the first update, it is the value that the first update
+      will use.
 
     Raises:
       ValueError: if the state holds no such schedule, or several.

@@ -38,12 +38,12 @@ class WarmRestarts:
         \left(1 + \cos \frac{\pi \, t_\mathrm{cur}}{T - 1}\right)
 
     Pass it as the `schedule` of `decay_weights`, `adamw`, `sgdw` or `nadamw`. It is an
-    `optax.schedules.StatefulSchedule`, so under `optax.inject_hyperparams` it can be
-    any hyper-parameter that is a number. Without a `restart` its values are those of
+    `optax.schedules.StatefulSchedule`, so under `optax.inject_hyperparams` you can
+    pass it in place of any number. Without a `restart` its values are those of
     `cosine_restarts`.
 
     Args:
-      cycle_steps: T, the number of updates in the first cycle, at least 2; or a
+      cycle_steps: T of the first cycle: its number of updates, at least 2; or a
         sequence with one such number for each cycle. After the sequence, its last
         number repeats.
       eta_min: the value at the end of a cycle, at least 0: a number, or a schedule of

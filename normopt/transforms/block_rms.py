@@ -57,9 +57,9 @@ def scale_by_block_rms(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path.
-        At update, with params of another shape.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), a pattern that matches no path, or two leaves
+        of the same path. At update, with params of another shape.
 
     Examples:
       The steps of all layers have the same norm, for any size of the layer and any

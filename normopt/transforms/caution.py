@@ -47,9 +47,9 @@ def cautious(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a floor that is not positive. At init, for an axis
-        that does not exist or a pattern that matches no path. At update, with params of
-        another shape.
+      ValueError: when built, for a floor that is not positive. At init, for axes that
+        do not fit (see `normalize_blocks`), or a pattern that matches no path. At
+        update, with params of another shape.
 
     Examples:
       In the second gradient, the first element has changed its sign. So the second step

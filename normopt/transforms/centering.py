@@ -28,8 +28,8 @@ def center_blocks(channel_axes: PerLeaf) -> optax.GradientTransformationExtraArg
 
     Raises:
       TypeError: when built, if the axes have the wrong type.
-      ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path. At update, with params of another shape.
+      ValueError: at init, for axes that do not fit (see `normalize_blocks`), or a
+        pattern that matches no path. At update, with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp

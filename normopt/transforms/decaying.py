@@ -76,26 +76,31 @@ def decay_weights(
     .. math:: w \leftarrow w + u - \eta_t (l_1 \, \mathrm{sign}(w) + \lambda w)
 
     **The place of a decay in the chain** decides what the decay depends on. The table
-    has four forms. Its last column is the length (the L2 norm) that a scale-invariant
-    block of weights reaches in the end. In the table, lr is the present learning rate
-    and lr_max the largest one. The number c is the norm of the moments' output for a
-    constant gradient, before the learning rate. For Adam, c is about the root of the
-    number of elements.
+    has four forms, by their names in `decay_from`, which converts one form to another.
+    The last column is the length (the L2 norm) that a scale-invariant block of weights
+    reaches in the end, if gradients are mostly noise. The column before it is the
+    fraction of the weights that a step removes. In the table, wd is `weight_decay`, eta
+    is the value of `schedule`, lr is the factor of the learning-rate link in the
+    present step, and lr_max is the largest such factor. The number c is the product n C
+    of `equilibrium`. For Adam and a block of d elements, c is √d.
 
-    ============  ========================================  ========  ==================
-    decay is      chain, after the moments                  lambda    length at the end
-    ============  ========================================  ========  ==================
-    independent   lr, ``decay_weights(wd)``                 wd        lr c / √(2 wd)
-    with lr       ``add_decay(wd)``, lr                     lr wd     c √(lr / (2 wd))
-    scheduled     lr, ``scale_by_schedule(eta)``,           eta wd    lr c √(eta/(2 wd))
-                  ``decay_weights(wd, schedule=eta)``
-    corrected     lr, ``decay_weights(wd,                   lr² wd    c √(lr_max/(2 wd))
-                  schedule=lambda t: lr(t)**2 / lr_max)``   / lr_max
-    ============  ========================================  ========  ==================
+    ===================  ===============================  ========  ==================
+    form                 chain, after the moments         fraction  length at the end
+    ===================  ===============================  ========  ==================
+    independent          lr, ``decay_weights(wd)``        wd        lr c / √(2 wd)
+    times_learning_rate  ``add_decay(wd)``, lr            lr wd     c √(lr / (2 wd))
+    following            lr, ``scale_by_schedule(eta)``,  eta wd    lr c √(eta/(2 wd))
+                         ``decay_weights(wd,
+                         schedule=eta)``
+    corrected            lr, ``decay_weights(wd,          lr² wd    c √(lr_max/(2 wd))
+                         schedule=lambda t:               / lr_max
+                         lr(t)**2 / lr_max)``
+    ===================  ===============================  ========  ==================
 
-    The AdamW paper has the first form, `optax.adamw` and torch have the second, and
-    `adamw(..., schedule=eta)` has the third. Only the fourth form keeps the length when
-    the learning rate changes. `decay_from` converts a decay from one form to another.
+    Without a `schedule`, `adamw` has the form `independent`. With a `schedule`, `adamw`
+    has the form `following`, as in the AdamW paper. The AdamW of optax and torch has
+    the form `times_learning_rate`. Only `corrected` keeps the length when the learning
+    rate changes.
 
     Args:
       weight_decay: the L2 decay :math:`\lambda` per step, per leaf, at least 0; 0 for

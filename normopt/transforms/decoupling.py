@@ -69,8 +69,9 @@ def decouple_length(
     Raises:
       TypeError: when built, if one of the two is not an optimizer, or the axes have the
         wrong type.
-      ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path. At update, without `params` or with params of another shape.
+      ValueError: at init, for axes that do not fit (see `normalize_blocks`), or a
+        pattern that matches no path. At update, without `params` or with params of
+        another shape.
 
     Examples:
       Here the learning rate of the length is zero:

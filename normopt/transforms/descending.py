@@ -37,8 +37,8 @@ def steepest(
     spectral    :math:`U V^T` of :math:`g = U S V^T`; see `orthogonalize`
     ==========  =============================================================
 
-    A block of zeros stays zero. The other built-in norms have no such direction, so
-    they raise an error.
+    This direction is called the *dual* of g. A block of zeros stays zero. The other
+    built-in norms have no dual, so they raise an error.
 
     Args:
       norm: per leaf, the name of a norm, or a norm object such as `spectral(...)`, or a
@@ -57,11 +57,12 @@ def steepest(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for a norm that is not known or has no dual. At init, for
-        an axis that does not exist or a pattern that matches no path.
+        axes that do not fit (see `normalize_blocks`), or a pattern that matches no
+        path.
 
     Examples:
-      The inner product of gradient and direction is the dual norm of the gradient. For
-      the norm `max` this is the l1 norm:
+      No other direction of norm 1 has a larger inner product with the gradient. For the
+      norm `max` this product is the l1 norm of the gradient:
 
       >>> import jax.numpy as jnp
       >>> grads = jnp.array([3.0, -4.0])

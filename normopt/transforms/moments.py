@@ -75,9 +75,10 @@ def scale_by_block_adam(
       r = \frac{\|w_\mathrm{last}\|^2}{\|w\|^2}
 
     Here `w_last` are the weights at the previous update. P removes the part of m along
-    the present weights. With the factor r, :math:`v \|w\|^2` is averaged over the steps
-    instead of v. With both, the norm of scale-invariant weights changes nothing but the
-    effective learning rate :math:`\eta / \|w\|`.
+    the present weights. Without `tangent`, v is the average of :math:`\|g\|^2`. With
+    the factor r, :math:`v \|w\|^2` is the average of :math:`\|g\|^2 \|w\|^2`.
+    With P and r, the norm of scale-invariant weights changes nothing but the effective
+    learning rate :math:`\eta / \|w\|`.
 
     With `tangent`, the moments have no meaning for a block whose weights are all zero.
     So such a block forgets its moments at each step: :math:`m \leftarrow (1 - b_1) g`,
@@ -113,9 +114,10 @@ def scale_by_block_adam(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist, a pattern that matches no path, or two leaves of the same path.
-        At update, with params of another shape, or without `params` if `tangent`.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), a pattern that matches no path, or two leaves
+        of the same path. At update, with params of another shape, or without `params`
+        if `tangent`.
 
     Examples:
       The first step of each column has norm 1, and the state has one second moment for

@@ -74,7 +74,7 @@ def scale_by_param_norm(
     .. math:: u_b \leftarrow \max(\|w_b\|_2, \mathrm{min\_norm}) \, u_b
 
     Put this link after `normalize_blocks`. Then the learning rate is a relative step
-    size: the step of each block has that fraction of the norm of its weights.
+    size: the norm of each block's step is this fraction of the norm of its weights.
 
     Args:
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
@@ -88,9 +88,9 @@ def scale_by_param_norm(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative `min_norm`. At init, for an axis that does
-        not exist or a pattern that matches no path. At update, without `params` or
-        with params of another shape.
+      ValueError: when built, for a negative `min_norm`. At init, for axes that do not
+        fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params` or with params of another shape.
 
     Examples:
       The norm of a step, relative to that of its weights, is the learning rate:
@@ -147,9 +147,9 @@ def scale_by_block_size(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a power that is not finite. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, with params of
-        another shape.
+      ValueError: when built, for a power that is not finite. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp

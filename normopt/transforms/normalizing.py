@@ -34,14 +34,18 @@ def normalize_blocks(
     they are finite.
 
     Args:
-      norm: a name of `norm_names()`; see `block_norms` for the formulas.
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`. The
+        formulas are in `block_norms`.
       channel_axes: the axes that index a leaf's blocks: `()` for the whole leaf,
         `(-1,)` for the output channels of a Flax kernel, `(0, -1)` for those of a stack
-        of layers, None to leave a leaf unchanged. *Per leaf* means that you can pass
-        one value for all leaves, a mapping `{pattern: axes}` by path, or a callable
-        from params to a tree of axes, such as `output_channels()`. If you pass one
-        value, leaves without such an axis stay unchanged. Integer and empty leaves
-        always stay unchanged.
+        of layers, None for no blocks. *Per leaf* means that you can pass one value for
+        all leaves, a mapping `{pattern: axes}` by path, or a callable from params to a
+        tree of axes, such as `output_channels()`. With one value, a leaf that does not
+        have all of these axes has no blocks. If there is no leaf that has all of them,
+        the axes do not fit: this is an error. With a mapping or a callable, each leaf
+        must have all axes that are given for it; otherwise the axes do not fit. A leaf
+        that no pattern matches has no blocks, and neither has an integer or empty leaf.
+        Leaves without blocks stay unchanged.
       eps: added to the norm, in the unit of the gradient; at least 0.
 
     Returns:
@@ -50,9 +54,9 @@ def normalize_blocks(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for an unknown norm or a negative `eps`. At init, for an
-        axis that does not exist or a pattern that matches no path. At update, with
-        params of another shape.
+      ValueError: when built, for an unknown norm or a negative `eps`. At init, for axes
+        that do not fit (see `channel_axes`), or a pattern that matches no path. At
+        update, with params of another shape.
 
     Examples:
       Every block becomes a block of norm 1:
@@ -107,7 +111,8 @@ def clip_blocks(
     Args:
       max_norm: the largest norm that a block may have, in the unit of the gradient,
         above 0, per leaf. Leaves that no pattern matches are not clipped.
-      norm: a name of `norm_names()`; see `block_norms` for the formulas.
+      norm: a name of `norm_names()`, or a norm object such as `spectral()`. The
+        formulas are in `block_norms`.
       channel_axes: the axes that index the blocks of a leaf, per leaf (see
         `normalize_blocks`).
       eps: added to the norm; at least 0.
@@ -119,8 +124,8 @@ def clip_blocks(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown norm, a `max_norm` that is not positive or
-        a negative `eps`. At init, for an axis that does not exist or a pattern that
-        matches no path. At update, with params of another shape.
+        a negative `eps`. At init, for axes that do not fit (see `normalize_blocks`), or
+        a pattern that matches no path. At update, with params of another shape.
 
     Examples:
       A long block is clipped to `max_norm`, a short one stays unchanged:

@@ -93,14 +93,16 @@ def observe(
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
       `ObserveState`: five numbers per block, and the state of `inner`. The updates are
-      those of `inner`, bit for bit. Only in a compiled step may XLA round differently.
+      those of `inner`. In a compiled step, XLA may round them differently; otherwise
+      they are equal bit for bit.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, if `every` is below 1. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params`, with
-        params of another shape, or for a gradient of None (pass zeros instead).
+      ValueError: when built, if `every` is below 1. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params`, with params of another shape, or for a gradient of None (pass zeros
+        instead).
 
     Examples:
       >>> import jax.numpy as jnp
@@ -227,8 +229,8 @@ def _summed(g, u, w, old, axes):
         gradient=bounded(gg, gw),
         weight=bounded(ww, gw),
         sideways=bounded(sideways, uw),
-        gradient_along=jnp.where(is_long | jnp.isinf(gg), 0 * gw, gw / of_g),
-        update_along=jnp.where(is_long | jnp.isinf(sideways), 0 * uw, uw / of_w),
+        gradient_along=jnp.where(is_long | jnp.isinf(gg), 0 * gw, _over(gw, of_g)),
+        update_along=jnp.where(is_long | jnp.isinf(sideways), 0 * uw, _over(uw, of_w)),
     )
     never = (sideways < 0) & (gw < gg)
     kept = jnp.stack([per_block(one, axes) for one in sums], axis=-1)
@@ -253,6 +255,13 @@ def _inverse_length(square: jax.Array) -> jax.Array:
     inverse = jax.lax.rsqrt(jax.lax.stop_gradient(square))
     inverse = jnp.clip(inverse, info.tiny, 1)
     return jax.lax.reduce_precision(inverse, info.nexp, 0)
+
+
+def _over(along: jax.Array, factor: jax.Array) -> jax.Array:
+    """Takes the factor off a dot product, as large as its dtype can hold."""
+    most = jnp.finfo(along.dtype).max
+    product = jnp.clip(along / factor, -most, most)
+    return jnp.where(jnp.isfinite(along), product, along)
 
 
 def bounded(square: jax.Array, along: jax.Array) -> jax.Array:

@@ -29,9 +29,13 @@ def orthogonalize(
       u &\leftarrow X \approx U V^T \text{ of } u = U S V^T
 
     :math:`U V^T` is the direction of steepest descent in the spectral norm. The
-    iteration approximates it. Singular values much smaller than the largest one may
-    stay below 1. After all triples of a named set, no singular value is above 1.21. A
-    matrix of zeros stays zero, for every `eps`.
+    iteration approximates this direction. Each iteration has its own coefficients (a,
+    b, c); see `coefficients`. A matrix of zeros stays zero, for every `eps`.
+
+    Singular values much smaller than the largest one may stay below 1. No singular
+    value is above 1.21 if `coefficients` is "simple", or "quintic" with a number of
+    `steps` that is a multiple of 5, or "polar_express" with 5 or more `steps`. With
+    other `steps`, singular values are below 1.28 ("quintic") or 2 ("polar_express").
 
     On several devices, the amount of data that a step sends depends on the sharding of
     the matrices:
@@ -62,22 +66,23 @@ def orthogonalize(
         simple choice. Instead of a pair, you can pass a `MuonDimensionNumbers` of
         optax. Leaves without matrices stay unchanged.
       steps: the number of iterations, at least 1.
-      coefficients: "simple" (the one triple of the original Muon), "quintic" (five
-        triples, repeated from the first one), "polar_express" (eight triples, the last
-        one repeated), or your own triples (a, b, c), one per step, the last one
-        repeated.
+      coefficients: the coefficients (a, b, c) of the iterations, as a name or as your
+        own sequence of triples, one triple per step. The name "simple" has the one
+        triple of the original Muon. "quintic" has five triples; step 6 uses the first
+        one again. "polar_express" has eight triples. Where there are more steps than
+        triples, "polar_express" and your own sequence repeat the last triple.
       eps: added to the Frobenius norm, in the unit of the updates; at least 0.
       dtype: the dtype in which real matrices are multiplied, such as "bfloat16". None
-        is the dtype of the leaf, or float32 if that is wider, in full precision.
+        is float32, or the dtype of the leaf if it is wider, in full precision.
       spread: the name of a mesh axis, such as "data", or several names in any order.
         The devices of these axes share the matrices of leaves of equal shape and axes.
         If a shape has only one matrix, this matrix is not sent: it is multiplied with
         the sharding that it has. Name every mesh axis that shards inputs or outputs. If
         axes that index matrices are sharded, the matrices are gathered first, so avoid
         this. The mesh is that of the arrays. Without a mesh, or on one device, `spread`
-        has no effect. Apply the updates under the same `jax.jit`, or set the
-        `out_shardings` of the `jax.jit` that returns them. Otherwise the compiler does
-        not know the sharding of the results.
+        has no effect. Compute and apply the updates in one `jax.jit`. If a `jax.jit`
+        returns the updates, set its `out_shardings`, because otherwise the compiler
+        does not know their sharding.
 
     Returns:
       A link without state. Updates keep their structure and shapes, and get the wider
@@ -87,9 +92,9 @@ def orthogonalize(
     Raises:
       TypeError: when built, if an option has the wrong type.
       ValueError: when built, for an unknown name of coefficients or a number out of its
-        range. At init, for an axis that the leaf or the mesh does not have, or for a
-        pattern that matches no path. At update, inside `jax.shard_map` over an axis of
-        `spread`.
+        range. At init, for axes that do not fit (see `normalize_blocks`), for an axis
+        of `spread` that the mesh lacks, or for a pattern that matches no path. At
+        update, inside `jax.shard_map` over an axis of `spread`.
 
     Examples:
       All singular values become about 1:
@@ -104,7 +109,7 @@ def orthogonalize(
     References:
       Jordan, Jin, Boza, You, Cesista, Newhouse, Bernstein, "Muon: An optimizer for
       hidden layers in neural networks", 2024 ("simple"). Amsel, Persson, Musco, Gower,
-      "The Polar Express", 2025, arXiv 2505.16932. The sets "quintic" and
+      "The Polar Express", 2025, arXiv 2505.16932. The triples of "quintic" and
       "polar_express" have the numbers that Levanter and Emerging-Optimizers use.
     """
     check_matrices(matrices)

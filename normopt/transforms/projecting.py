@@ -48,22 +48,26 @@ def project_if_invariant(
       \max_b \frac{|\langle g_b, w_b \rangle|}{\|g_b\| \|w_b\|}
         < \frac{\delta}{\sqrt{d}}
 
-    where its blocks b have d elements. If a leaf passes, each block of p, the output of
-    `inner`, loses its radial part, which is the part along the weights. The weight
-    decay is multiplied by `wd_ratio`. If a leaf does not pass, the test is repeated
-    with the whole leaf as one block. If the leaf fails again, p and the weight decay
-    stay unchanged:
+    where its blocks b have d elements. The output p of `inner` has a part along the
+    weights, the radial part. If a leaf passes, each block of p loses its radial part,
+    and the weight decay is multiplied by `wd_ratio`. If a leaf does not pass, the test
+    is repeated with the whole leaf as one block. If it passes then, the same is done
+    with this one block. If it fails again, p and the weight decay stay unchanged:
 
     .. math::
       u_b = p_b - \frac{\langle p_b, w_b \rangle}{\|w_b\|^2} w_b
         + \mathrm{wd\_ratio} \, \lambda w_b
       \qquad\text{or}\qquad u_b = p_b + \lambda w_b
 
-    With `cautious`, elements of p become zero if their sign differs from that of the
-    gradient. The other elements are divided by their share of the layer. Then the decay
-    is added. If the leaf passes the test, p and the gradient both lose their radial
-    parts before their signs are compared. After that, p loses its radial part once
-    more.
+    With `cautious`, these steps are taken for each leaf (with `layer_axes`, for each
+    layer of a leaf):
+
+    1. If the leaf passes the test, p and the gradient both lose their radial parts.
+    2. Elements of p become zero if their sign differs from that of the gradient. The
+       other elements are divided by their share: their number, divided by the number
+       of all elements of the leaf.
+    3. If the leaf passes the test, p loses its radial part once more.
+    4. The decay is added.
 
     Put the learning rate after this link; it multiplies the decay, too. The link wraps
     the moments, because the test needs the raw gradient. There is no eps. The cosine
@@ -93,9 +97,9 @@ def project_if_invariant(
     Raises:
       TypeError: when built, if `inner` is not a transformation or an option has the
         wrong type.
-      ValueError: when built, for a negative number. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params` or with
-        params of another shape.
+      ValueError: when built, for a negative number. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params` or with params of another shape.
 
     Examples:
       The second gradient is orthogonal to the weights, so the second step loses the

@@ -24,10 +24,10 @@ def compensate_rounding(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the part of each step that low-precision weights lose in rounding.
 
-    A bfloat16 number has 8 significant bits, so a weight cannot change by less than
-    1/512 of its value. For example, a weight decay of 1e-3 per step is lost when
-    `optax.apply_updates` rounds. This wrapper keeps a residue r for each weight, so
-    that the true weight is :math:`w + r`:
+    A bfloat16 number has 8 significant bits. So a step of less than 1/512 of a weight
+    is lost: the sum is rounded back to the weight. For example, a weight decay of 1e-3
+    per step is lost when `optax.apply_updates` rounds. This wrapper keeps a residue r
+    for each weight, so that the true weight is :math:`w + r`:
 
     .. math::
       x &= w + r + u(g, w + r) \\
@@ -45,18 +45,20 @@ def compensate_rounding(
         are treated as without the wrapper.
 
     Returns:
-      An optimizer whose `update` needs `params`. It must be the outermost
-      transformation, because anything after it would change or round its updates. For
-      example, put `optax.apply_if_finite` inside; outside it raises an error about
-      dtypes. Updates keep their structure and shapes. For low-precision leaves they are
-      float32: the exact differences between new and old weights. The state is a
-      `CompensateRoundingState`: the state of `inner`, and 4 bytes for each element of a
-      low-precision leaf.
+      An optimizer whose `update` needs `params`. Every link that changes updates must
+      be inside this wrapper. A link outside would cast the updates back to low
+      precision, and so lose what the wrapper keeps. Some wrappers, such as
+      `optax.apply_if_finite`, raise an error about dtypes if they are outside. Only
+      `observe` can be outside, because it does not change updates. Updates keep their
+      structure and shapes. For low-precision leaves they are float32: the exact
+      differences between new and old weights. The state is a `CompensateRoundingState`:
+      the state of `inner`, and 4 bytes for each element of a low-precision leaf.
 
     Raises:
       TypeError: when built, if `inner` is not an optimizer.
-      ValueError: at update, without `params`, with params of another shape, or if
-        params changed between low precision (less than 32 bits) and more after init.
+      ValueError: at update, without `params` or with params of another shape. Also at
+        update, if params had less than 32 bits at init and now have 32 or more, or the
+        other way round.
 
     Examples:
       Each of a hundred steps is a hundredth of the distance to the next bfloat16

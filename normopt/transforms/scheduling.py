@@ -14,7 +14,7 @@ from normopt.leafwise import leafwise
 
 
 class FollowedState(NamedTuple):
-    """State of an option `schedule` that is a function of the count."""
+    """What `ScheduledState.schedule` holds if the schedule is a function of count."""
 
     count: jax.Array  # int32 scalar: updates done
     eta: jax.Array  # float scalar: eta_t of the last update (at first, of the next)
@@ -48,7 +48,7 @@ class _Followed:
 
 
 class ScheduledState(NamedTuple):
-    """State of an optimizer or link whose option `schedule` is not a number."""
+    """State of an optimizer or link whose option `schedule` is not just a number."""
 
     schedule: Any  # FollowedState, WarmRestartsState, or that of your schedule
     inner: Any  # the state of the optimizer or link without its schedule

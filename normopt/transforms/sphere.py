@@ -50,18 +50,20 @@ def retract_to_sphere(
       m &\leftarrow \frac{\|w'\|}{\|w\|}
         \left(m - \frac{\langle m, w' \rangle}{\|w'\|^2} w'\right)
 
-    The second line of the formula is for the first moment m of `inner`. If you pass
-    `moment`, m is corrected for the new weights: its part along them is removed. With
-    `stretch`, m is also multiplied by :math:`\|w'\| / \|w\|`.
+    where u is first the step of `inner`. The second line of the formula is for the
+    first moment m of `inner`, and holds only if you pass `moment`. Then the part of m
+    along the new weights is removed. The factor :math:`\|w'\| / \|w\|` is there only
+    with `stretch`.
 
     This must be the last link of a chain, with the learning rate inside, because a
     later link would move the weights off the sphere. A block of zeros stays zero if its
-    step is zero. With the radius `"initial"` or `"present"`, a block of length zero
+    step is zero. With the radius `"initial"` or `"present"`, a block of zeros
     gets inner's step unchanged.
 
     Weights are on the sphere from the first step on, up to rounding. The first step has
     a large rounding error if weights start far from the sphere. If their length is L,
-    the relative error is up to L / radius times the machine epsilon of the dtype.
+    the relative error is up to L / radius times the machine epsilon of the dtype,
+    for the weights and for the moment.
     Example: weights in bfloat16 start at a length of 30 radii. After the first step,
     the length has an error of 1 %, and the direction an error of 2 degrees. The second
     step corrects the length, but not the direction. To avoid this, call `on_sphere` on
@@ -95,10 +97,10 @@ def retract_to_sphere(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a radius that is not positive or an unknown word. At
-        init, if the state of `inner` has no field or several fields with the name
-        `moment`, or this field does not hold a tree like the params, and for an axis
-        that does not exist or a pattern that matches no path. At update, without
-        `params` or with params of another shape.
+        init, if the state of `inner` does not have exactly one field of the name that
+        you pass as `moment`, or if this field does not hold a tree like the params. At
+        init, for axes that do not fit (see `normalize_blocks`), or a pattern that
+        matches no path. At update, without `params` or with params of another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -142,7 +144,8 @@ def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     # does not know that no length is below 0; and the moment reads them, not w + u.
     step = (w + u) * select(before >= 0, factor, 1) - w
     along = factor * block_dot(kept[-1], w + u, axes)
-    m = widened(kept[-1]) - radial_quotient(along, squared(factor * after)) * (w + step)
+    square = squared(factor) * block_dot(w + u, w + u, axes)
+    m = widened(kept[-1]) - radial_quotient(along, square) * (w + step)
     growth = safe_quotient(after, before) if stretch else jnp.ones([])
     carried = _stretched(m, growth, kept[-1].dtype)
     if sphere.kind:
@@ -168,11 +171,11 @@ def brake_radial(
         \mathrm{inward} & \|w'\| < \|w\|
       \end{cases}
 
-    The direction after the step is the same as without this link. If `outward` and
-    `inward` are 1, the step stays unchanged. If both are 0, the length is fixed, as
-    with `retract_to_sphere` and `radius="present"`. A block of length zero gets inner's
-    step unchanged. This must be the last link of a chain, with the learning rate
-    inside.
+    where u is first the step of `inner`. The direction after the step is the same as
+    without this link. If `outward` and `inward` are 1, the step stays unchanged. If
+    both are 0, the length is fixed, as with `retract_to_sphere` and `radius="present"`.
+    A block of length zero gets inner's step unchanged. This must be the last link of a
+    chain, with the learning rate inside.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -191,9 +194,9 @@ def brake_radial(
     Raises:
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
-      ValueError: when built, for a negative number. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params` or with
-        params of another shape.
+      ValueError: when built, for a negative number. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params` or with params of another shape.
 
     Examples:
       The step of `inner` would increase the length from 3 to 5. Half of this increase

@@ -54,9 +54,9 @@ def bound_relative_step(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a negative number. At init, for an axis that does not
-        exist or a pattern that matches no path. At update, without `params` or with
-        params of another shape.
+      ValueError: when built, for a negative number. At init, for axes that do not fit
+        (see `normalize_blocks`), or a pattern that matches no path. At update, without
+        `params` or with params of another shape.
 
     Examples:
       No step turns a block by more than about a hundredth of a radian:
@@ -135,8 +135,8 @@ def keep_norm(
     Raises:
       TypeError: when built, if `inner` is not a transformation or the axes have the
         wrong type.
-      ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path. At update, with params of another shape.
+      ValueError: at init, for axes that do not fit (see `normalize_blocks`), or a
+        pattern that matches no path. At update, with params of another shape.
 
     Examples:
       `inner` gives both columns the same norm, and the matrix keeps its norm of 5:

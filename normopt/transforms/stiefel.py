@@ -32,10 +32,11 @@ def retract_to_stiefel(
     .. math::
       w' = w + u, \qquad u \leftarrow c \, \mathrm{orthogonalize}(w') - w
 
-    The new weights are c times the orthogonal matrix that is nearest to w' (its polar
-    factor). `orthogonalize` approximates this matrix, so all singular values are near
-    c. This must be the last link of a chain, with the learning rate inside. A matrix of
-    zeros stays zero if its step is zero.
+    where u is first the step of `inner`. The new weights are c times the orthogonal
+    matrix that is nearest to w' (its polar factor), as `orthogonalize` approximates it:
+    closely if the weights were orthogonal before the step, more coarsely in the first
+    step from other weights. This must be the last link of a chain, with the learning
+    rate inside. A matrix of zeros stays zero if its step is zero.
 
     Args:
       inner: an optimizer, learning rate included.
@@ -43,7 +44,7 @@ def retract_to_stiefel(
         Leaves without matrices get inner's step unchanged.
       scale: c, per leaf: a number of at least 0, or one of the names of `scale` in
         `muon`; 1 for leaves that no pattern matches.
-      steps: the number of iterations, at least 1.
+      steps: the number of iterations of `orthogonalize`, at least 1.
       coefficients: the coefficients of the iteration; see `orthogonalize`.
       eps: added to the Frobenius norm of the weights, in their unit; at least 0.
       spread: the mesh axes whose devices share the matrices; see `orthogonalize`.
@@ -57,8 +58,8 @@ def retract_to_stiefel(
       TypeError: when built, if `inner` is not an optimizer or an option has the wrong
         type.
       ValueError: when built, for a number out of its range or an unknown name. At init,
-        for an axis that does not exist or a pattern that matches no path. At update,
-        without `params` or with params of another shape.
+        for axes that do not fit (see `normalize_blocks`), or a pattern that matches no
+        path. At update, without `params` or with params of another shape.
 
     Examples:
       After any step, rows and columns are orthogonal again:

@@ -31,8 +31,9 @@ def project_tangent(channel_axes: PerLeaf) -> optax.GradientTransformationExtraA
 
     Raises:
       TypeError: when built, if the axes have the wrong type.
-      ValueError: at init, for an axis that does not exist or a pattern that matches no
-        path. At update, without `params` or with params of another shape.
+      ValueError: at init, for axes that do not fit (see `normalize_blocks`), or a
+        pattern that matches no path. At update, without `params` or with params of
+        another shape.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -74,7 +75,7 @@ def trace_on_tangent(
     nesterov: bool = False,
     accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Accumulates momentum, and removes its past part along the present weights.
+    r"""Accumulates momentum; the old momentum loses its part along the weights.
 
     .. math::
       m \leftarrow \beta P(m) + (1 - \delta) g, \qquad
@@ -102,9 +103,9 @@ def trace_on_tangent(
 
     Raises:
       TypeError: when built, if an option has the wrong type.
-      ValueError: when built, for a number out of its range. At init, for an axis that
-        does not exist or a pattern that matches no path. At update, without `params`
-        or with params of another shape.
+      ValueError: when built, for a number out of its range. At init, for axes that do
+        not fit (see `normalize_blocks`), or a pattern that matches no path. At update,
+        without `params` or with params of another shape.
 
     Examples:
       The weights have turned by 90 degrees. So the old momentum is radial now, and is

@@ -1,7 +1,7 @@
 """A smoke run of every experiment that draws: what it leaves, and how it is redrawn."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import shutil
 from collections.abc import Callable
@@ -11,11 +11,22 @@ import pytest
 
 from experiments.__main__ import discover
 from experiments.papers.block_normalized_2017 import convex, methods
-from experiments.papers.decoupled_decay_2019 import anytime, decay_grid
-from experiments.papers.novograd_2019 import modes, robustness
+from experiments.papers.decoupled_decay_2019 import (
+    anytime,
+    decay_grid,
+    pretrained_layers,
+)
+from experiments.papers.novograd_2019 import large_batches, modes, robustness
 from experiments.papers.rotational_2024.arms import ARMS
 from experiments.papers.spherical_2020 import sphere
-from experiments.papers.transformers import best_rates, language_model, toys
+from experiments.papers.transformers import (
+    best_rates,
+    headline,
+    language_model,
+    lengths_and_angles,
+    racing,
+    toys,
+)
 from tests.experiments.drawings import figure_of
 
 
@@ -40,6 +51,8 @@ class Smoke:
     """What follows the records' name; the change shows in the last one alone."""
     others: tuple[str, ...] = ()
     """Files of another experiment that it needs."""
+    package: str = "jax"
+    """What has to be installed, of some extra."""
 
     @property
     def records(self):
@@ -107,23 +120,40 @@ SMOKES = [
     ),
     Smoke(
         "decoupled_decay_2019.anytime",
-        "decoupled_decay_2019.anytime.grid_errors",
+        "decoupled_decay_2019.anytime.grid_wrong",
         put("900 1 900", "arms", "SGDWR", "wrong", 1),
         said=anytime.SMOKE,
         parts=anytime.SMOKE,
     ),
     Smoke(
         "decoupled_decay_2019.decay_grid",
-        "decoupled_decay_2019.decay_grid.grid_errors",
-        put(0.0, "grids", "AdamW", "errors", 0, 1, 1),
+        "decoupled_decay_2019.decay_grid.grid_wrong",
+        put("900 0 900", "grids", "AdamW", "wrong_judging", 0, 1),
         said=tuple(decay_grid.METHODS),
         parts=tuple(decay_grid.METHODS),
+    ),
+    Smoke(
+        "decoupled_decay_2019.pretrained_layers",
+        "decoupled_decay_2019.pretrained_layers.errors_of",
+        put(0.5, "lengths", "8 epochs", "errors", 0, 2),
+        said=("frozen", "0.3", "1"),
+        parts=tuple(map(pretrained_layers.of_length, pretrained_layers.LENGTHS)),
     ),
     Smoke(
         "decoupled_decay_2019.warm_restarts",
         "decoupled_decay_2019.warm_restarts.train",
         put(0.0, "by_hand", 30, "eta"),
         parts=("automatic", "by_hand"),
+    ),
+    Smoke(
+        "novograd_2019.large_batches",
+        "novograd_2019.large_batches.errors_at",
+        put(0.01, "found", "AdamW, 400 images", "errors", 0),
+        parts=tuple(
+            large_batches.part(name, batch)
+            for name in large_batches.SMOKE
+            for batch in (100, 400)
+        ),
     ),
     Smoke(
         "novograd_2019.modes",
@@ -168,9 +198,31 @@ SMOKES = [
     Smoke(
         "transformers.best_rates",
         "transformers.language_model.train_all",
-        put(4.0, "found", "hyperball, width 16", "ends", 0, 1),
-        said=tuple(f"{form}, width 16" for form in best_rates.FORMS),
-        parts=tuple(f"{form}, width 16" for form in best_rates.FORMS),
+        put(4.0, "found", "hyperball, width 32", "ends", 0, 1),
+        said=tuple(f"{form}, width 32" for form in best_rates.FORMS),
+        parts=tuple(f"{form}, width 32" for form in best_rates.FORMS),
+    ),
+    Smoke(
+        "transformers.headline",
+        "transformers.headline.train",
+        put(4.0, "runs", "adamw", "curve", 3),
+        said=headline.SMOKE,
+        parts=headline.SMOKE,
+    ),
+    Smoke(
+        "transformers.lengths_and_angles",
+        "transformers.lengths_and_angles.follow",
+        put(0.5, "seeds", 0, "layers/0/attention/query/kernel", "angle", 1),
+        said=tuple(lengths_and_angles.GROUPS),
+        parts=("seed 0", "seed 1"),
+    ),
+    Smoke(
+        "transformers.performance_profile",
+        "transformers.racing.race",
+        put("1 1 1 1 1 1", "problems", "AKIVA", "steps", "adam", 2),
+        said=tuple(racing.OPTIMIZERS),
+        parts=("AKIVA", "ALLINITU"),
+        package="sif2jax",
     ),
     Smoke(
         "transformers.toy_problems",
@@ -207,6 +259,8 @@ def test_it_leaves_its_files_and_is_redrawn_from_its_records(
     smoke, smoke_folder, tmp_path, monkeypatch, capsys
 ):
     assert smoke.name in discover()
+    if importlib.util.find_spec(smoke.package) is None:
+        pytest.skip(f"{smoke.package} is not installed, which its extra brings")
     main = importlib.import_module(discover()[smoke.name].module).main
     folder = shutil.copytree(smoke_folder(main), tmp_path / "smoke")
     records = folder / f"{smoke.records}.json"

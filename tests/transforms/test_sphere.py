@@ -51,6 +51,15 @@ def test_the_moment_is_carried_to_the_new_weights():
     )
 
 
+def test_a_moment_keeps_its_size_where_the_square_of_a_length_overflows():
+    inner = optax.sgd(0.1, momentum=0.9)
+    tx = normopt.retract_to_sphere(inner, (-1,), "initial", moment="trace")
+    large = 1e20 * W
+    _, state = tx.update(G, tx.init(large), large)
+    (trace,) = (s.trace for s in state.inner if hasattr(s, "trace"))
+    np.testing.assert_allclose(trace, G, rtol=1e-5)
+
+
 def test_leaves_without_blocks_take_the_inner_step():
     params = {"kernel": W, "mu": jnp.ones(3)}
     axes = {"kernel": (-1,)}

@@ -4,26 +4,29 @@ The `libtpu` package compiles for a described topology on any machine. Compiled 
 whole training step of CIFAR-10, from the batch's augmentation to AdamSRT's new weights,
 computing in bfloat16 on float32 weights, with the data set on every chip as `train` has
 it; and the optimizer's step alone (`update` and `apply_updates` on donated float32
-buffers) of AdamSRT, AdamS, NovoGrad and optax.adamw. Data-parallel, every chip has all
-weights. Under FSDP each weight is split along its longest axis that the chips divide
-(of equally long ones the last: the output channels, whose blocks then stay whole), its
-optimizer state by `normopt.state_sharding`, and each step gathers a bfloat16 copy.
-A batch is of 128 images on 4 chips and of 1,024 on 256; BatchNorm is over all of it.
-Numbers are the compiler's own and of one chip; nothing is run.
+buffers) of AdamSRT, AdamS, NovoGrad and optax.adamw, and of AdamW inside `observe`.
+Data-parallel, every chip has all weights. Under FSDP each weight is split along its
+longest axis that the chips divide (of equally long ones the last: the output channels,
+whose blocks then stay whole), its optimizer state by `normopt.state_sharding`, and each
+step gathers a bfloat16 copy. A batch is of 128 images on 4 chips and of 1,024 on 256;
+BatchNorm is over all of it. Numbers are the compiler's own and of one chip; nothing is
+run.
 
     pip install -e '.[experiments,tpu-compile]' -c constraints.txt
     python -m experiments tpu_compile --json experiments/results/tpu_compile.json
 
 takes about four minutes on two CPU cores; the same command again goes on with the
 programs that are left. There libtpu 0.0.52 gave optax.adamw 28 bytes of main memory for
-each parameter and step, AdamSRT 21 to 22, AdamS 20 to 21 and NovoGrad 21: what two
-passes read stays on the chip between them. Alone none of them exchanges anything, but
-under FSDP NovoGrad a number for each split leaf. The data-parallel training step has 36
-sums over chips of 22 MB in all, the gradients and BatchNorm's statistics. Under FSDP on
-4 chips it gathers 22 MB, scatters 5.5 MB of the gradients' sums and leaves 17 MB of
-sums whole; on 256 chips sums do the gathering too, 43 MB in all. At its peak the step
-has 0.23 to 0.36 GB, of which 0.15 are the data set. Were that images instead of rows,
-the peak would be 0.78 to 0.86: with a copy in another layout, made anew in each step.
+each parameter and step, AdamSRT 21 to 22, AdamS 20 to 21 and NovoGrad 20 to 21: what
+two passes read stays on the chip between them. AdamW that is observed has 33 to 34, and
+28 in a step that is not. Alone none of them exchanges anything, but under FSDP a number
+for each block that is split: NovoGrad one, what is observed five. The data-parallel
+training step has 36 sums over chips of 22 MB in all, the gradients and BatchNorm's
+statistics. Under FSDP on 4 chips it gathers 22 MB, scatters 5.5 MB of the gradients'
+sums and leaves 17 MB of sums whole; on 256 chips sums do the gathering too, 43 MB in
+all. At its peak the step has 0.23 to 0.36 GB, of which 0.15 are the data set. Were that
+images instead of rows, the peak would be 0.78 to 0.86: with a copy in another layout,
+made anew in each step.
 """
 
 import dataclasses

@@ -11,8 +11,8 @@ import optax
 import normopt
 from experiments.papers.decoupled_decay_2019.grid_training import (
     BATCH,
-    TRAIN_IMAGES,
     Make,
+    from_text,
 )
 
 # With restarts, and without: the names of the paper.
@@ -21,7 +21,7 @@ PAIRS = {"SGDWR": "SGDW", "AdamWR": "AdamW"}
 WITHIN = 0.01
 
 
-def restarted(make: Make, cycles: Sequence[int]) -> Make:
+def restarted(make: Make, cycles: Sequence[int], images: int) -> Make:
     """Return an optimizer that anneals in cycles, whatever eta_t it is given.
 
     The decay is the paper's normalized one: in a cycle that has T_i of all T updates it
@@ -30,8 +30,9 @@ def restarted(make: Make, cycles: Sequence[int]) -> Make:
     Args:
         make: gives the optimizer of one cosine; its decay stands last.
         cycles: their epochs.
+        images: how many are trained on in an epoch.
     """
-    updates = [epochs * TRAIN_IMAGES // BATCH for epochs in cycles]
+    updates = [epochs * images // BATCH for epochs in cycles]
     eta = normopt.cosine_restarts(updates)
     shares = np.asarray(updates) / sum(updates)
     factors = jnp.asarray(np.repeat(shares**-0.5, updates), float)
@@ -77,8 +78,7 @@ class Pair(NamedTuple):
             arms[restarts]["wrong"],
             arms[restarts]["wrong_on_one_cosine"],
         )
-        counts = ([text.split() for text in seeds] for seeds in wrong)
-        return cls(*(np.array(each, int) / stored["held_out"] for each in counts))
+        return cls(*(from_text(each) / stored["judging_images"] for each in wrong))
 
     @property
     def bars(self) -> np.ndarray:

@@ -4,7 +4,7 @@ Loshchilov and Hutter, "Decoupled Weight Decay Regularization", 2019, arXiv 1711
 Figure 2: SGD with momentum and Adam, with L2 in the gradient and with decoupled decay,
 all on one cosine to zero. Here on 200 of the handwritten digits of scikit-learn, with a
 network of two hidden layers of 64 units, batch-normalised as the paper's ResNet is, for
-60 epochs of batches of 20; the error is that on the 1,597 other images, over 8 seeds.
+60 epochs of batches of 20; the maps are of the error on the 1,597 other images.
 
     python -m experiments decoupled_decay_2019.decay_grid
 
@@ -15,18 +15,20 @@ records again.
 The paper gives no number; its map shows the ten best cells along a diagonal with L2,
 and less so with decoupled decay, where rate and decay can be tuned one after the other.
 The numbers here, `Alignment`, were settled before the forms were compared; then the
-ranges were moved until each optimum lay inside, and 4 seeds, with the same outcome but
-much noise, became 8. Seen, slopes in octaves of decay per octave of rate, in brackets
+ranges were moved, by runs of the first eight seeds, until each optimum lay inside. What
+is stored is of 12 other seeds. Which form has the lower error is judged for each seed
+at the cell that is best for the other seeds on 400 of the held-out images, by the error
+on the other 1,197. Seen, slopes in octaves of decay per octave of rate, in brackets
 the range when one seed is left out:
 
               best               rho                  slope
-    SGD, L2   5.87%  -0.82 (-0.85, -0.73)  -1.00 (-1.30, -1.00)
-    SGDW      5.92%  -0.40 (-0.40, -0.13)  -0.20 (-0.40,  0.00)
-    Adam, L2  5.84%  -0.52 (-0.87, -0.52)  -1.00 (-2.00, -1.00)
-    AdamW     6.43%   0.22 (-0.12, 0.19)    0.30 (-0.57, 0.60)
+    SGD, L2   5.95%  -0.84 (-0.90, -0.68)  -1.40 (-1.50, -1.30)
+    SGDW      5.99%  -0.37 (-0.38, -0.30)   0.00 (-0.20, 0.00)
+    Adam, L2  6.01%  -0.85 (-0.87, -0.79)  -2.00 (-2.00, -1.40)
+    AdamW     6.53%  -0.08 (-0.16, 0.00)   -0.20 (-0.60, 0.00)
 
 So the decoupled forms lie closer to the axes, clearly for Adam; for SGD by the slope
-more than by rho. But AdamW's best error is 0.6 points above that of Adam with L2: here
+more than by rho. But AdamW's best error is 0.5 points above that of Adam with L2: here
 it does not generalise better, as it does in the paper.
 
 This holds for weights whose length the loss does not see. With `--no-batch-norm`, where
@@ -44,7 +46,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -56,7 +58,10 @@ from rich.console import Console
 from experiments.config import Options, Stored, run
 from experiments.papers.decoupled_decay_2019.grid_training import (
     METHODS,
-    grid_errors,
+    TUNING_IMAGES,
+    as_text,
+    from_text,
+    grid_wrong,
     load_task,
     start,
 )
@@ -72,13 +77,15 @@ NAME = "decoupled_decay_2019.decay_grid"
 MARGIN = 0.005
 # Marks of the colours, points above the best of all maps.
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
+# The ranges were moved by eyes on the first eight seeds.
+FIRST_SEED = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class DecayGridOptions(Options):
     """Where to write, and how much to compute."""
 
-    seeds: int = 8
+    seeds: int = 12
     """Runs a cell, whose errors are averaged."""
     epochs: int = 60
     """Passes over the training images."""
@@ -122,31 +129,63 @@ def measure(config: DecayGridOptions, console: Console) -> dict[str, Any]:
         console: gets a bar, and a line for each method.
 
     Returns:
-        The settings, and for each method the exponents of 2 and the errors, seeds x
-        learning rates x decays.
+        The settings, and for each method the exponents of 2, and how many answers are
+        wrong on the images that tune and on those that judge: seeds x learning rates,
+        a text of the decays each.
     """
     task = load_task(config.epochs, config.hidden, config.batch_norm)
-    starts = [start(seed, task) for seed in range(config.seeds)]
+    starts = [start(FIRST_SEED + seed, task) for seed in range(config.seeds)]
     stride = 5 if config.smoke else 1
 
     def grid_of(name: str) -> dict[str, Any]:
         method = METHODS[name]
         rates, decays = method.learning_rates[::stride], method.decays[::stride]
-        errors = grid_errors(method.make, rates, decays, starts, task)
+        wrong = grid_wrong(method.make, rates, decays, starts, task)
         return {
             "learning_rates": list(rates),
             "decays": list(decays),
-            "errors": errors.tolist(),
+            "wrong_tuning": as_text(wrong[..., 0]),
+            "wrong_judging": as_text(wrong[..., 1]),
         }
 
     told = {
         "epochs": config.epochs,
         "hidden": config.hidden,
         "batch_norm": config.batch_norm,
+        "tuning_images": TUNING_IMAGES,
+        "judging_images": task.held_out - TUNING_IMAGES,
     }
     settings = {**told, "seeds": config.seeds, "stride": stride}
     grids = measure_parts(config, "decay_grid", settings, METHODS, grid_of, console)
     return {"device": devices.describe(), **told, "grids": grids}
+
+
+class Errors(NamedTuple):
+    """Shares of wrong answers, seeds x learning rates x decays.
+
+    Attributes:
+        tuning: on the images that choose a cell.
+        judging: on those that judge it.
+        all: on both, as a map shows them.
+    """
+
+    tuning: np.ndarray
+    judging: np.ndarray
+    all: np.ndarray
+
+
+def errors_of(stored: Stored, name: str) -> Errors:
+    """Return the errors of a method.
+
+    Args:
+        stored: what `decay_grid.json` holds.
+        name: of the method.
+    """
+    grid = stored["grids"][name]
+    wrong = [from_text(grid[f"wrong_{of}"]) for of in ("tuning", "judging")]
+    images = [stored[f"{of}_images"] for of in ("tuning", "judging")]
+    shares = (each / many for each, many in zip(wrong, images, strict=True))
+    return Errors(*shares, sum(wrong) / sum(images))
 
 
 def alignment(
@@ -186,7 +225,8 @@ def draw(path: Path, stored: Stored) -> None:
         path: the PNG to write.
         stored: what `decay_grid.json` holds.
     """
-    maps = {n: np.mean(g["errors"], axis=0) for n, g in stored["grids"].items()}
+    every = {name: errors_of(stored, name).all for name in stored["grids"]}
+    maps = {name: errors.mean(axis=0) for name, errors in every.items()}
     best = min(errors.min() for errors in maps.values())
     worst = max(errors.max() for errors in maps.values())
     scale = LogNorm(100 * MARGIN / 2, 100 * (worst - best))
@@ -197,11 +237,11 @@ def draw(path: Path, stored: Stored) -> None:
             panels.flat, stored["grids"].items(), strict=True
         ):
             mesh = _draw_map(axes, grid, 100 * (maps[name] - best), scale)
-            axes.set_title(f"{name}\n{_in_words(grid)}")
+            axes.set_title(f"{name}\n{_in_words(grid, maps[name])}")
         for row in panels:
             _share(row)
         normalised = "with" if stored["batch_norm"] else "without"
-        seeds = len(grid["errors"])
+        seeds = len(every[name])
         figure.suptitle(f"digits, {normalised} batch norm, mean of {seeds} seeds")
         for axes in panels.flat:
             axes.set(xlabel="weight decay", ylabel="learning rate")
@@ -252,8 +292,7 @@ def _draw_map(axes: Any, grid: Stored, above: np.ndarray, scale: Any) -> Any:
     return mesh
 
 
-def _in_words(grid: Stored) -> str:
-    errors = np.mean(grid["errors"], axis=0)
+def _in_words(grid: Stored, errors: np.ndarray) -> str:
     found = alignment(errors, grid["learning_rates"], grid["decays"])
     return (
         f"best {errors.min():.1%}, {found.cells} cells: rho {_shown(found.rho)}, "
@@ -266,7 +305,7 @@ def table(stored: Stored) -> Table:
 
     def row_of(name: str, grid: Stored) -> tuple[str, ...]:
         rates, decays = grid["learning_rates"], grid["decays"]
-        seeds = np.asarray(grid["errors"])
+        seeds = errors_of(stored, name).all
         errors = seeds.mean(axis=0)
         row, column = np.unravel_index(errors.argmin(), errors.shape)
         found = alignment(errors, rates, decays)
@@ -305,7 +344,10 @@ def _shown(value: float | None) -> str:
 def _lean(stored: Stored, name: str, measure: str) -> Statistic:
     """Return how much the best cells of a map lean, whichever way."""
     grid = stored["grids"][name]
-    errors, axes = np.asarray(grid["errors"]), (grid["learning_rates"], grid["decays"])
+    errors, axes = (
+        errors_of(stored, name).all,
+        (grid["learning_rates"], grid["decays"]),
+    )
 
     def of(seeds: np.ndarray) -> float:
         # None: the best cells lie along an axis, or are one.
@@ -316,7 +358,8 @@ def _lean(stored: Stored, name: str, measure: str) -> Statistic:
 
 
 def _errors(stored: Stored, name: str) -> np.ndarray:
-    return by_others(np.asarray(stored["grids"][name]["errors"]))
+    errors = errors_of(stored, name)
+    return by_others(errors.tuning, errors.judging)
 
 
 # A cell that other seeds have chosen may be a bad one for a seed: spreads are skewed.
@@ -339,7 +382,7 @@ def _needs_batch_norm(stored: Stored) -> str:
 
 
 def _extent(stored: Stored) -> str:
-    seeds, rates, decays = np.shape(next(iter(stored["grids"].values()))["errors"])
+    seeds, rates, decays = errors_of(stored, next(iter(stored["grids"]))).all.shape
     return (
         f"n = {seeds} seeds for each of {rates} x {decays} cells, "
         f"{stored['epochs']} epochs of 200 digits"

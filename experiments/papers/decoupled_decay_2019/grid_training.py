@@ -19,6 +19,8 @@ from experiments.training import many_runs
 
 MOMENTUM = 0.9
 TRAIN_IMAGES, BATCH = 200, 20
+# Of those held out, the first choose a cell, and the others judge it.
+TUNING_IMAGES = 400
 VARIANCE_EPS = 1e-5
 
 Optimizer = optax.GradientTransformation
@@ -76,11 +78,14 @@ class Task:
     """What one run trains, and on what.
 
     Attributes:
-        images: (n, 64), float32, standardised; the first `TRAIN_IMAGES` are trained on.
+        images: (n, 64), float32, standardised; the first are trained on, and there once
+            for each draw of their noise.
         labels: (n,), int32.
         epochs: passes over the training images.
         hidden: units in each of the two hidden layers.
         batch_norm: whether these are normalised.
+        train_images: how many are trained on.
+        draws: of their noise.
     """
 
     images: jax.Array
@@ -88,6 +93,13 @@ class Task:
     epochs: int
     hidden: int
     batch_norm: bool
+    train_images: int = TRAIN_IMAGES
+    draws: int = 1
+
+    @property
+    def held_out(self) -> int:
+        """How many images are not trained on."""
+        return len(self.labels) - self.draws * self.train_images
 
 
 class Start(NamedTuple):
@@ -109,7 +121,29 @@ def load_task(epochs: int, hidden: int, batch_norm: bool) -> Task:
     return Task(flat, jnp.asarray(labels), epochs, hidden, batch_norm)
 
 
-def grid_errors(
+def load_noisy_task(
+    epochs: int, hidden: int, train_images: int, deviation: float
+) -> Task:
+    """Return digits under noise, which each epoch draws anew of the training images.
+
+    Args:
+        epochs: passes over the training images.
+        hidden: units in each of the two hidden layers, which are normalised.
+        train_images: how many are trained on.
+        deviation: of the noise of a pixel, in deviations of the pixels.
+    """
+    images, labels = many_runs.standardised_digits()
+    flat, random = images.reshape(len(images), -1), np.random.default_rng(0)
+    some, others = np.split(np.arange(len(flat)), [train_images])
+    order = np.concatenate([np.tile(some, epochs), others])
+    noise = deviation * random.normal(size=(len(order), flat.shape[1]))
+    noisy = jnp.asarray(flat[order] + noise, jnp.float32)
+    return Task(
+        noisy, jnp.asarray(labels[order]), epochs, hidden, True, train_images, epochs
+    )
+
+
+def grid_wrong(
     make: Make,
     learning_rates: Sequence[int],
     decays: Sequence[int],
@@ -126,17 +160,18 @@ def grid_errors(
         task: what is trained on.
 
     Returns:
-        The errors, seeds x learning rates x decays.
+        How many answers are wrong on the images that tune and on those that judge,
+        seeds x learning rates x decays x 2.
     """
 
-    def error(start: Start, learning_rate: jax.Array, decay: jax.Array) -> jax.Array:
-        return held_out_error(train(make, learning_rate, decay, start, task), task)
+    def wrong(start: Start, learning_rate: jax.Array, decay: jax.Array) -> jax.Array:
+        return wrong_answers(train(make, learning_rate, decay, start, task), task)
 
-    over_decays = jax.vmap(error, (None, None, 0))
+    over_decays = jax.vmap(wrong, (None, None, 0))
     over_rates = jax.vmap(over_decays, (None, 0, None))
     over_starts = jax.jit(jax.vmap(over_rates, (0, None, None)))
     powers = (2.0 ** jnp.asarray(exponents) for exponents in (learning_rates, decays))
-    return np.asarray(over_starts(many_runs.stacked(starts), *powers), float)
+    return np.asarray(over_starts(many_runs.stacked(starts), *powers))
 
 
 def cell_curves(
@@ -152,11 +187,12 @@ def cell_curves(
         task: what is trained on.
 
     Returns:
-        The errors after each epoch, seeds x epochs.
+        How many answers are wrong on the images that judge after each epoch, seeds x
+        epochs.
     """
     exponents = (learning_rate, decay)
     powers = (jnp.asarray(2.0**exponent, float) for exponent in exponents)
-    return np.asarray(_curves(make, *powers, many_runs.stacked(starts), task), float)
+    return np.asarray(_curves(make, *powers, many_runs.stacked(starts), task))
 
 
 # Compiled once for a cell after another of the same optimizer.
@@ -165,7 +201,7 @@ def _curves(
     make: Make, learning_rate: jax.Array, decay: jax.Array, starts: Start, task: Task
 ) -> jax.Array:
     def curve(start: Start) -> jax.Array:
-        return errors_by_epoch(make, learning_rate, decay, start, task)
+        return wrong_by_epoch(make, learning_rate, decay, start, task)
 
     return jax.vmap(curve)(starts)
 
@@ -181,7 +217,11 @@ def start(seed: int, task: Task) -> Start:
         if task.batch_norm and is_hidden:
             layer["scale"] = np.ones(fan_out)
         params.append({name: jnp.asarray(leaf, float) for name, leaf in layer.items()})
-    batches = many_runs.shuffled_batches(random, TRAIN_IMAGES, BATCH, task.epochs)
+    images = task.train_images
+    batches = many_runs.shuffled_batches(random, images, BATCH, task.epochs)
+    if task.draws > 1:
+        epochs = np.repeat(np.arange(task.epochs), images // BATCH)
+        batches = batches + images * epochs[:, None]
     return Start(params, batches)
 
 
@@ -206,14 +246,14 @@ def train(
     return many_runs.train(optimizer, loss, start.params, start.batches)
 
 
-def errors_by_epoch(
+def wrong_by_epoch(
     make: Make,
     learning_rate: jax.Array | float,
     decay: jax.Array | float,
     start: Start,
     task: Task,
 ) -> jax.Array:
-    """Return the held-out error after each epoch of the run that `train` does.
+    """Return the wrong answers that judge, after each epoch of what `train` does.
 
     Args:
         make: gives the optimizer.
@@ -227,7 +267,7 @@ def errors_by_epoch(
 
     def epoch(carry: Any, batches: jax.Array) -> tuple[Any, jax.Array]:
         carry, _ = jax.lax.scan(step, carry, batches)
-        return carry, held_out_error(carry[0], task)
+        return carry, wrong_answers(carry[0], task)[1]
 
     epochs = start.batches.reshape(task.epochs, -1, BATCH)
     begin = (start.params, optimizer.init(start.params))
@@ -238,13 +278,17 @@ def _one_cosine(start: Start) -> optax.Schedule:
     return normopt.cosine_restarts(len(start.batches))
 
 
-def held_out_error(params: Params, task: Task) -> jax.Array:
-    """Return the share of wrong answers on the images that were not trained on.
+def wrong_answers(params: Params, task: Task) -> jax.Array:
+    """Return how many are wrong on the images that tune, and on those that judge, (2,).
 
     A run that diverged answers 0 throughout and so is wrong on nine in ten.
     """
-    answers = _logits(params, task.images, TRAIN_IMAGES).argmax(axis=-1)
-    return jnp.mean((answers != task.labels)[TRAIN_IMAGES:])
+    # The first of their draws gives the statistics of the training images.
+    ends = task.images[: task.train_images], task.images[-task.held_out :]
+    images = jnp.concatenate(ends)
+    answers = _logits(params, images, task.train_images).argmax(axis=-1)
+    wrong = answers[task.train_images :] != task.labels[-task.held_out :]
+    return jnp.stack([wrong[:TUNING_IMAGES].sum(), wrong[TUNING_IMAGES:].sum()])
 
 
 def _loss(task: Task, params: Params, batch: jax.Array) -> jax.Array:
@@ -263,3 +307,17 @@ def _logits(params: Params, images: jax.Array, counted: int) -> jax.Array:
             images = (images - mean) * factor
         images = jax.nn.relu(images + layer["bias"])
     return images @ params[-1]["kernel"] + params[-1]["bias"]
+
+
+def as_text(counts: np.ndarray) -> Any:
+    """Return counts as lists whose innermost are texts: JSON has a line for each."""
+    if counts.ndim == 1:
+        return " ".join(map(str, counts))
+    return [as_text(inner) for inner in counts]
+
+
+def from_text(stored: Any) -> np.ndarray:
+    """Return the counts that `as_text` has written."""
+    if isinstance(stored, str):
+        return np.array(stored.split(), int)
+    return np.array([from_text(inner) for inner in stored])

@@ -157,17 +157,22 @@ def train(
     start: Start,
     task: Task,
     unit: jax.Array | float = 1.0,
+    warm_up: float = 0.0,
 ) -> Params:
     """Return the parameters of one run, whose numbers may be traced.
 
     Args:
         make: gives the optimizer.
-        learning_rate: at the first step; a cosine takes it to zero.
+        learning_rate: the largest, at the first step; a cosine takes it to zero.
         start: where it begins, and its batches.
         task: what is trained on.
         unit: what the loss is multiplied by, and with it every gradient.
+        warm_up: the share of the steps in which the rate first rises from zero.
     """
-    eta = optax.cosine_decay_schedule(1.0, len(start.batches))
+    steps = len(start.batches)
+    eta = optax.cosine_decay_schedule(1.0, steps)
+    if warm_up:
+        eta = optax.warmup_cosine_decay_schedule(0.0, 1.0, int(warm_up * steps), steps)
     optimizer = make(lambda count: learning_rate * eta(count))
 
     def loss(params: Params, batch: jax.Array) -> jax.Array:
@@ -183,8 +188,13 @@ def held_out_error(params: Params, task: Task) -> jax.Array:
 
     A run that diverged answers 0 throughout and so is wrong on nine in ten.
     """
+    return jnp.mean(wrong_answers(params, task))
+
+
+def wrong_answers(params: Params, task: Task) -> jax.Array:
+    """Return which images that were not trained on are answered wrong, (n,), bool."""
     answers = predict(params, task.images[TRAIN_IMAGES:]).argmax(axis=-1)
-    return jnp.mean(answers != task.labels[TRAIN_IMAGES:])
+    return answers != task.labels[TRAIN_IMAGES:]
 
 
 def predict(params: Params, images: jax.Array) -> jax.Array:

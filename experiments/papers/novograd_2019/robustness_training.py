@@ -1,6 +1,5 @@
-"""The network of `modes` in larger batches, from other weights, and in float16."""
+"""The network of `modes` from other weights, and in float16."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +9,7 @@ import optax
 
 from experiments.papers.novograd_2019 import modes_training
 from experiments.papers.novograd_2019.modes_training import (
-    BATCH,
     DECAY,
-    TRAIN_IMAGES,
     Make,
     Method,
     Start,
@@ -28,28 +25,23 @@ class Grid(NamedTuple):
     """What every optimizer is trained with.
 
     Attributes:
-        batches: sizes of a batch, and by how many decades their rates are above those
-            in `modes`; the first is that of the other two measurements.
         rates: which of the rates in `modes`.
         scales: exponents of 10, of what the initial weights are multiplied by.
         units: exponents of 2, of what the loss is multiplied by.
     """
 
-    batches: Mapping[int, float]
     rates: slice
     scales: tuple[float, ...]
     units: tuple[int, ...]
 
 
 GRID = Grid(
-    batches={BATCH: 0.0, 100: 0.5, TRAIN_IMAGES: 1.0},
     rates=slice(None, None, 2),
     scales=(-6.0, -5.0, -4.0, -3.0, -2.0, -1.0, -0.5, 0.0, 0.25, 0.5, 1.0),
     # The last is beyond float16.
     units=(-20, -16, -12, -8, -4, 0, 4, 8, 12, 13, 14, 15, 16),
 )
 SMALL_GRID = Grid(
-    batches={BATCH: 0.0, TRAIN_IMAGES: 1.0},
     rates=slice(None, None, 6),
     scales=(-1.0, 0.0),
     units=(0, 16),
@@ -85,40 +77,31 @@ METHODS = {**modes_training.METHODS, **FLOAT16_ALONE}
 NOT_IN_UNITS = "SGD"
 
 
-def study(
-    name: str, grid: Grid, starts: Mapping[int, list[Start]], task: Task
-) -> dict[str, Any]:
+def study(name: str, grid: Grid, starts: list[Start], task: Task) -> dict[str, Any]:
     """Train at all rates, and at the best one from other weights and in other units.
 
     Args:
         name: of the optimizer.
         grid: what it is trained with.
-        starts: one for each seed, by the size of a batch.
+        starts: one for each seed.
         task: what is trained on.
 
     Returns:
-        For each size of a batch the exponents of 10 of the rates, and errors: seeds x
-        rates for each size, from the weights seeds x scales, in float16 seeds x units.
-        `FLOAT16_ALONE` are there for float16 alone.
+        The exponents of 10 of the rates, and errors: seeds x rates, from the weights
+        seeds x scales, in float16 seeds x units. `FLOAT16_ALONE` are there for float16
+        alone.
     """
-    make, (own, *larger) = METHODS[name].make, grid.batches
-    exponents, errors = {}, {}
-    for batch in [own] if name in FLOAT16_ALONE else [own, *larger]:
-        exponents[batch] = METHODS[name].exponents[grid.rates] + grid.batches[batch]
-        rates = 10.0 ** exponents[batch]
-        errors[batch] = all_errors(make, rates, starts[batch], task)
-    best = 10.0 ** exponents[own][errors[own].mean(axis=0).argmin()]
-    found = {
-        "exponents": {str(batch): some.tolist() for batch, some in exponents.items()},
-        "batches": {str(batch): some.tolist() for batch, some in errors.items()},
-    }
+    make, exponents = METHODS[name].make, METHODS[name].exponents[grid.rates]
+    errors = all_errors(make, 10.0**exponents, starts, task)
+    best = 10.0 ** exponents[errors.mean(axis=0).argmin()]
+    found = {"exponents": exponents.tolist(), "errors": errors.tolist()}
     if name not in FLOAT16_ALONE:
         scales = 10.0 ** np.array(grid.scales)
-        weights = errors_of_scales(make, best, scales, starts[own], task)
+        weights = errors_of_scales(make, best, scales, starts, task)
         found["weights"] = weights.tolist()
     if name != NOT_IN_UNITS:
         units = 2.0 ** np.array(grid.units)
-        halved = errors_in_units(make, best, units, starts[own], task)
+        halved = errors_in_units(make, best, units, starts, task)
         found["float16"] = halved.tolist()
     return found
 

@@ -24,14 +24,13 @@ from experiments.report.tables import Table
 ValleyOf = Callable[[Sequence[int]], Valley]
 
 
-def best(found: Stored, batch: int) -> np.ndarray:
+def best(found: Stored) -> np.ndarray:
     """Return the errors, a seed each, at the rate with the lowest mean.
 
     Args:
         found: what `study` did.
-        batch: the size of a batch.
     """
-    errors = np.asarray(found["batches"][str(batch)])
+    errors = np.asarray(found["errors"])
     return errors[:, errors.mean(axis=0).argmin()]
 
 
@@ -76,7 +75,7 @@ def units_valley(name: str, stored: Stored) -> ValleyOf:
         The valley about the lowest error, over exponents of 2, of some seeds.
     """
     found = stored["optimizers"][name]
-    errors, whole = np.asarray(found["float16"]), best(found, stored["batches"][0])
+    errors, whole = np.asarray(found["float16"]), best(found)
 
     def of(seeds: Sequence[int]) -> Valley:
         mean, bound = errors[seeds].mean(axis=0), whole[seeds].mean() + MARGIN
@@ -86,32 +85,27 @@ def units_valley(name: str, stored: Stored) -> ValleyOf:
 
 
 def draw(path: Path, stored: Stored) -> None:
-    """Draw the errors over the size of a batch, the initial weights and the unit.
+    """Draw the errors over a factor on the initial weights, and on the loss.
 
     Args:
         path: the PNG to write.
         stored: what `robustness.json` holds.
     """
     with matplotlib.rc_context(figures.STYLE):
-        figure = Figure(figsize=(12, 5.2), layout="constrained")
-        panels = figure.subplots(1, 3, sharey=True, width_ratios=(0.8, 1, 1))
-        batches, weights, units = panels
-        for rank, name in enumerate(stored["optimizers"]):
-            _draw_optimizer(panels, name, stored, shift=0.012 * rank - 0.03)
-        batches.set(
-            xlabel="images in a batch",
+        figure = Figure(figsize=(10, 5.2), layout="constrained")
+        weights, units = panels = figure.subplots(1, 2, sharey=True)
+        for name in stored["optimizers"]:
+            _draw_optimizer(panels, name, stored)
+        weights.set(
+            xlabel="factor on the initial weights",
             ylabel="test error, log scale",
-            title="larger batches, each at its best rate",
+            title="other weights",
             xscale="log",
             yscale="log",
         )
-        batches.set_xticks(stored["batches"], stored["batches"])
-        batches.set_xticks([], minor=True)
-        batches.set_yticks([], minor=True)
-        batches.set_yticks(modes.TICKS, [f"{error:.0%}" for error in modes.TICKS])
-        weights.set(xlabel="factor on the initial weights", title="other weights")
-        weights.set_xscale("log")
         weights.set_xticks([], minor=True)
+        weights.set_yticks([], minor=True)
+        weights.set_yticks(modes.TICKS, [f"{error:.0%}" for error in modes.TICKS])
         units.set(xlabel="factor on the loss", title="in float16, SGD left out")
         units.set_xscale("log", base=2)
         units.set_xticks([2.0**unit for unit in stored["units"] if unit % 8 == 0])
@@ -128,16 +122,11 @@ def draw(path: Path, stored: Stored) -> None:
         figures.save(figure, path)
 
 
-def _draw_optimizer(panels: Any, name: str, stored: Stored, shift: float) -> None:
-    batches, weights, units = panels
+def _draw_optimizer(panels: Any, name: str, stored: Stored) -> None:
+    weights, units = panels
     line, found = figures.LINES[name] | {"label": name}, stored["optimizers"][name]
     everyone = range(seeds_of(stored))
     if "weights" in found:
-        errors = [best(found, batch) for batch in stored["batches"]]
-        bars = {"yerr": np.std(errors, axis=1, ddof=1), "lw": 1, "marker": "."}
-        # Bars of several optimizers at one size would hide one another.
-        sizes = np.array(stored["batches"]) * 10**shift
-        batches.errorbar(sizes, np.mean(errors, axis=1), **bars, **line)
         curve = stored["scales"], found["weights"]
         inside = weights_valley(name, stored)(everyone)
         _draw_valley(weights, *curve, 10.0, inside, line)
@@ -168,28 +157,21 @@ def _draw_valley(
 
 
 def table(stored: Stored) -> Table:
-    """Return the errors by the size of a batch, and the widths of the valleys."""
+    """Return the best error, and the widths of the valleys."""
     seeds = seeds_of(stored)
 
     def row_of(name: str, found: Stored) -> tuple[str, ...]:
-        errors = (
-            f"{100 * best(found, batch).mean():.1f}"
-            if str(batch) in found["batches"]
-            else "-"
-            for batch in stored["batches"]
-        )
         decades = octaves = "-"
         if "weights" in found:
             decades = in_words(leaving_out(weights_valley(name, stored), seeds))
         if "float16" in found:
             octaves = in_words(leaving_out(units_valley(name, stored), seeds), 1)
-        return (name, *errors, decades, octaves)
+        return (name, f"{100 * best(found).mean():.1f}", decades, octaves)
 
     return Table(
-        "test error (%) by the images in a batch; how far factors on the initial "
-        "weights, and in float16 on the loss, leave it within "
-        f"{100 * MARGIN:g} point",
-        ("optimizer", *map(str, stored["batches"]), "decades", "octaves"),
+        "test error (%); how far factors on the initial weights, and in float16 on "
+        f"the loss, leave it within {100 * MARGIN:g} point",
+        ("optimizer", "error", "decades", "octaves"),
         (row_of(*one) for one in stored["optimizers"].items()),
         f"{seeds} seeds; in brackets, one seed left out",
     )

@@ -1,17 +1,17 @@
 """Follow the best learning rate over the width of a language model and over batches.
 
-The network, the text and the rule are those of `language_model`, but for its fresh
-seeds: an optimizer is tried at 7 rates from 2 seeds. Adam has three forms of decay:
-coupled to the rate, as in optax; independent of it; and none on hyperballs, which keep
-the length of weights. They are held against each other in networks of 32 to 128 numbers
-a place, as it is said of the last that the best rate moves least there. AdamW and Muon
-are also tried in batches of 8 to 64 windows, at equal numbers of bytes.
+The text, and the rule by which rates are tried, are those of `language_model`, each
+from 3 seeds. Adam has three forms of decay: coupled to the rate, as in optax;
+independent of it; and none on hyperballs, which keep the length of weights. They are
+held against each other in networks of 32 to 128 numbers a place, as it is said of the
+last that the best rate moves least there. AdamW and Muon are also tried in batches of 8
+to 64 windows, at equal numbers of bytes.
 
     python -m experiments transformers.best_rates
 
-takes some hours on two CPU cores. It writes `best_rates.json` and
-`best_rates.png`, and what is finished, from where the same command goes on; `--redraw`
-draws the records again. `--widths` and `--batches` name fewer.
+takes some hours on two CPU cores. It writes `best_rates.json` and `best_rates.png`,
+and what is finished, from where the same command goes on; `--redraw` draws the records
+again. `--widths` and `--batches` name fewer.
 
 Where a best rate lies is read off a parabola through the best three of each seed. The
 claim and its margin were written down before the runs.
@@ -34,10 +34,8 @@ from experiments.config import Options, Stored, run
 from experiments.data import stdlib
 from experiments.papers.transformers.language_model import (
     LINES,
-    OCTAVES,
-    TUNING,
-    ends_of,
     near,
+    tune,
 )
 from experiments.papers.transformers.language_training import (
     HEAD,
@@ -64,6 +62,7 @@ FORMS: Mapping[str, Method] = {
     HYPERBALL: METHODS["hyperball"],
 }
 IN_BATCHES = ("adamw", "muon")
+SEEDS = (0, 1, 2)
 _FIRST = 8  # windows in the batch of which `steps` are told
 
 
@@ -74,14 +73,14 @@ class BestRatesOptions(Options):
     steps: int = 480
     """Of each run with the smallest batch, a multiple of 20."""
     widths: tuple[int, ...] = (32, 64, 128)
-    """Of the network, multiples of 16."""
+    """Of the network, multiples of 32."""
     batches: tuple[int, ...] = (8, 16, 32, 64)
     """Windows in a step; `steps` times 8 over each is a multiple of 20 as well."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
-    small = {"steps": POINTS, "widths": (16,), "batches": ()}
+    small = {"steps": POINTS, "widths": (32,), "batches": ()}
     least = {"steps": POINTS}
     run(args, NAME, BestRatesOptions, measure, draw, table, least=least, small=small)
 
@@ -95,7 +94,7 @@ def measure(config: BestRatesOptions, console: Console) -> dict[str, Any]:
 
     Returns:
         The settings and the digest of the text; for each form and width, and for each
-        optimizer and batch, what `ends_of` finds.
+        optimizer and batch, what `tune` finds.
     """
     if not (config.widths or config.batches):
         raise ValueError("`widths` and `batches` are both empty: name one at least")
@@ -108,15 +107,12 @@ def measure(config: BestRatesOptions, console: Console) -> dict[str, Any]:
                 f"of `steps` times {_FIRST} windows, got {batch}"
             )
     context = 8 if config.smoke else 64
-    octaves = OCTAVES[::3] if config.smoke else OCTAVES
     jobs: dict[str, Callable[[], dict[str, Any]]] = {}
 
     def add(name: str, method: Method, width: int, batch: int) -> None:
         steps = config.steps * _FIRST // batch
         size = {"width": width, "batch": batch, "steps": steps}
-        jobs[name] = lambda: ends_of(
-            method, octaves, load_task(context=context, **size)
-        )
+        jobs[name] = lambda: tune(method, SEEDS, load_task(context=context, **size))
 
     for width in config.widths:
         for form, method in FORMS.items():
@@ -124,18 +120,17 @@ def measure(config: BestRatesOptions, console: Console) -> dict[str, Any]:
     for batch in config.batches:
         for name in IN_BATCHES:
             add(f"{name}, batch {batch}", METHODS[name], 32, batch)
-    told = {
+    # What was left out may be added later.
+    settings = {
         "steps": config.steps,
         "context": context,
-        "seeds": len(TUNING),
+        "seeds": len(SEEDS),
         "text": stdlib.load().fingerprint(),
     }
-    # What was left out may be added later.
-    settings = {**told, "octaves": octaves.tolist()}
     found = measure_parts(
         config, "best_rates", settings, jobs, lambda name: jobs[name](), console
     )
-    return {"device": devices.describe(), **told, "found": found}
+    return {"device": devices.describe(), **settings, "found": found}
 
 
 def best_exponents(found: Stored) -> np.ndarray:
@@ -145,7 +140,7 @@ def best_exponents(found: Stored) -> np.ndarray:
     the best rate itself at an end of the grid.
 
     Args:
-        found: what `ends_of` did.
+        found: what `tune` did.
     """
     exponents = np.log10(found["rates"])
     lowest = []
@@ -254,7 +249,8 @@ SHIFT = Metric(
 
 def _extent(stored: Stored) -> str:
     return (
-        f"n = {stored['seeds']} seeds at {len(OCTAVES)} rates, {stored['steps']} steps "
+        f"n = {stored['seeds']} seeds at rates a factor of 2 apart, {stored['steps']} "
+        f"steps "
         f"of 8 x {stored['context']} bytes of the sources of Python "
         f"{stored['text']['python']}; {len(stored['found'])} settings"
     )

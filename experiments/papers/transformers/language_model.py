@@ -1,32 +1,36 @@
 """Train a small language model by nine optimizers, each tuned by the same rule.
 
-The text is Python's own standard library, byte by byte; the network is the transformer
-of `models`, 2 layers with 32 numbers a place, and reads 64 bytes. Each optimizer, with
-its own defaults, is tried at 7 rates a factor of 2 apart, from 2 seeds; the best mean
-is trained again from 7 fresh seeds, with a warm-up of 5 % of the steps and without.
-Rates fall in a line to 0. Judged is what a test text costs at the end, and the steps to
-a target: 2 % above AdamW's own end.
+The text is Python's own standard library, byte by byte; the network is `nano` of
+`models.transformer`, 2 layers with 64 numbers a place, and reads 4 windows of 64 bytes
+in a step. Each optimizer, with its own defaults, is tried at three rates a factor of 2
+apart, from one seed, and at one rate more on each side until what that ends with is
+over 2 % above the best: so the best rate lies inside, and so do all that are near it.
+The best is trained again from 5 fresh seeds, with a warm-up of 5 % of the steps and
+without. Rates fall in a line to 0. Judged is what a test text costs at the end, and the
+steps to a target: 2 % above AdamW's own end.
 
     python -m experiments transformers.language_model
 
 takes about half an hour on two CPU cores. It writes `language_model.json`,
 `language_model.png` and what is finished, from where the same command goes on;
-`--redraw` draws the records again.
+`--redraw` draws the records again. `--optimizers` names fewer, `--no-cold` leaves out
+the runs without warm-up.
 
-The middle of each grid was chosen by one run a rate of 100 steps, from another seed.
-The claims and their margins were written down before any run of what is stored: 0.02
-bits is on par.
+The middle of each grid is the best rate of a smaller sweep: 32 wide, 480 steps, 7 rates
+from 2 seeds. The claims and their margins were written down before that one, and stood
+unchanged before any run of this one: 0.02 bits is on par.
 
-Seen, after 480 steps and 0.25 MB of text, bits per byte: Muon 2.87 and NorMuon 2.86,
-rotational Adam 2.89, hyperballs 2.92, normalized Adam 2.96, AdamSRT 3.00, AdamW 3.01,
-NovoGrad 3.18 and SGD 3.26, with intervals of about 0.03. The four that are ahead keep
-or turn whole matrices, and lose nothing without warm-up; SGD diverges without it. The
-rates within 2 % of the best span half a decade to four fifths, and 0.2 for SGD. Each
-run is far from its end: how the order is after millions of bytes this does not tell.
+Seen, after 1,500 steps and 0.38 MB of text, bits per byte: NorMuon 2.44 and Muon 2.46,
+hyperballs 2.49, rotational Adam 2.50, AdamSRT 2.53, AdamW 2.54, normalized Adam 2.56,
+SGD 2.60 and NovoGrad 2.63, with intervals of 0.01 to 0.03. Without warm-up AdamW loses
+0.05, NovoGrad 0.03 and SGD 0.5, up to 1.4 from one seed; the others lose nothing that
+shows. In the smaller sweep normalized Adam was ahead of AdamW, and NovoGrad of SGD. The
+rates within 2 % of the best span 0.4 to 0.8 decades. Each run is far from its end: how
+the order is after millions of bytes this does not tell.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +61,10 @@ from experiments.training.measuring import measure_parts
 
 NAME = "transformers.language_model"
 MARGIN = 0.02  # bits a byte
+BATCH = 4  # windows in a step
 NEAR = 1.02  # times the best: within two percent of it
-OCTAVES = np.arange(-3, 4)  # of rates, about the middle
-TUNING, FRESH = (0, 1), tuple(range(10, 17))
-WAYS = {"warmed": 1, "cold": 0}
+MOST = 6  # octaves from the middle of the rates, where no end is high enough
+TUNING, FRESH = (0,), tuple(range(10, 15))
 BASELINE = "adamw"
 SMOKE = ("adamw", "hyperball")
 
@@ -69,13 +73,17 @@ SMOKE = ("adamw", "hyperball")
 class LanguageModelOptions(Options):
     """Where to write, and how much to compute."""
 
-    steps: int = 480
+    steps: int = 1500
     """Of each run, a multiple of 20."""
+    optimizers: tuple[str, ...] = tuple(METHODS)
+    """Which are trained, in this order."""
+    cold: bool = True
+    """Whether the best rate is tried without warm-up, too."""
 
 
 def main(args: Sequence[str]) -> None:
     """Train all runs, print the summary, and write records and figure."""
-    least, small = {"steps": POINTS}, {"steps": POINTS}
+    least, small = {"steps": POINTS}, {"steps": POINTS, "optimizers": SMOKE}
     options = LanguageModelOptions
     run(args, NAME, options, measure, draw, table, least=least, small=small)
 
@@ -92,87 +100,122 @@ def measure(config: LanguageModelOptions, console: Console) -> dict[str, Any]:
         finds.
     """
     check_multiples("steps", [config.steps], POINTS, 10**6)
+    for name in config.optimizers:
+        if name not in METHODS:
+            raise ValueError(
+                f"`optimizers` must be of {', '.join(METHODS)}, got {name}"
+            )
     task = load_task(
-        width=32,
+        width=32 if config.smoke else 64,
         context=8 if config.smoke else 64,
-        batch=1 if config.smoke else 8,
+        batch=1 if config.smoke else BATCH,
         steps=config.steps,
     )
-    octaves = OCTAVES[::3] if config.smoke else OCTAVES
-    told = {
+    settings = {
         "steps": config.steps,
         "width": task.width,
         "context": task.context,
         "batch": task.batch,
         "warm_up": task.warm_up,
         "tuning_seeds": len(TUNING),
-        "fresh_seeds": len(octaves),
+        "fresh_seeds": len(FRESH),
         "text": stdlib.load().fingerprint(),
     }
-    names = SMOKE if config.smoke else tuple(METHODS)
-
-    settings = {**told, "octaves": octaves.tolist()}
 
     def study_of(name: str) -> dict[str, Any]:
-        return study(METHODS[name], octaves, task)
+        return study(METHODS[name], task)
 
+    def cold_of(name: str) -> dict[str, Any]:
+        return fresh(METHODS[name], sweep[name]["best"], task, warmed=0)
+
+    names = config.optimizers
     sweep = measure_parts(config, "language_model", settings, names, study_of, console)
-    return {"device": devices.describe(), **told, "sweep": sweep}
+    if config.cold:
+        kept = "language_model-cold"
+        cold = measure_parts(config, kept, settings, names, cold_of, console)
+        sweep = {name: {**sweep[name], "cold": cold[name]} for name in names}
+    return {"device": devices.describe(), **settings, "sweep": sweep}
 
 
-def ends_of(method: Method, octaves: np.ndarray, task: Task) -> dict[str, Any]:
-    """Train from the tuning seeds at all rates.
+def tune(method: Method, seeds: Sequence[int], task: Task) -> dict[str, Any]:
+    """Train at rates an octave apart, until those near the best lie between others.
 
     Args:
         method: the optimizer.
-        octaves: of rates, about its middle.
+        seeds: from which each rate is tried.
         task: what is trained.
 
     Returns:
-        The rates, and the ends in bits a byte, seeds x rates.
+        The rates, rising, and the ends in bits a byte, seeds x rates.
     """
-    rates = 10.0**method.middle * 2.0**octaves
-    ends = train_all(method, grid(TUNING, rates), task).ends
+    ends: dict[int, np.ndarray] = {}
+    octaves = [-1, 0, 1]
+    while octaves:
+        rates = [_rate(method, octave) for octave in octaves]
+        found = train_all(method, grid(seeds, rates), task).ends
+        ends.update(zip(octaves, found.reshape(len(seeds), -1).T, strict=True))
+        octaves = further({octave: of.mean() for octave, of in ends.items()})
     return {
-        "rates": rates.tolist(),
-        "ends": ends.reshape(len(TUNING), len(rates)).tolist(),
+        "rates": [_rate(method, octave) for octave in sorted(ends)],
+        "ends": np.stack([ends[octave] for octave in sorted(ends)], 1).tolist(),
     }
 
 
-def study(method: Method, octaves: np.ndarray, task: Task) -> dict[str, Any]:
+def further(means: Mapping[int, float]) -> list[int]:
+    """Return the octaves to try next: beyond an outermost one that is near the best.
+
+    Args:
+        means: of the ends, by octaves from the middle.
+    """
+    bound = NEAR * min(means.values())
+    sides = ((min(means), -1), (max(means), 1))
+    return [
+        edge + side
+        for edge, side in sides
+        if means[edge] <= bound and abs(edge + side) <= MOST
+    ]
+
+
+def _rate(method: Method, octave: int) -> float:
+    return 10.0**method.middle * 2.0**octave
+
+
+def study(method: Method, task: Task) -> dict[str, Any]:
     """Tune an optimizer, and train it from fresh seeds at its best rate.
 
     Args:
         method: the optimizer.
-        octaves: of rates, about its middle.
         task: what is trained.
 
     Returns:
-        What `ends_of` does; the best rate; curves and ends, in bits a byte, from each
-        fresh seed, with the warm-up and without.
+        What `tune` does; the best rate; what `fresh` does at it.
     """
-    tuned = ends_of(method, octaves, task)
+    tuned = tune(method, TUNING, task)
     best = tuned["rates"][int(np.mean(tuned["ends"], axis=0).argmin())]
-    # As many runs as there are of all rates from the tuning seeds: one program.
-    seeds = FRESH[: len(octaves)]
-    fresh = train_all(method, grid(seeds, [best], tuple(WAYS.values())), task)
-    curves = fresh.curves.reshape(len(seeds), len(WAYS), -1)
-    ends = fresh.ends.reshape(len(seeds), len(WAYS))
-    return {
-        **tuned,
-        "best": best,
-        **{
-            way: {"curves": curves[:, at].tolist(), "ends": ends[:, at].tolist()}
-            for at, way in enumerate(WAYS)
-        },
-    }
+    return {**tuned, "best": best, "warmed": fresh(method, best, task, warmed=1)}
+
+
+def fresh(method: Method, rate: float, task: Task, *, warmed: int) -> dict[str, Any]:
+    """Train from each fresh seed.
+
+    Args:
+        method: the optimizer.
+        rate: the largest.
+        task: what is trained.
+        warmed: 1 with the warm-up, 0 without.
+
+    Returns:
+        Curves and ends, in bits a byte, of each seed.
+    """
+    found = train_all(method, grid(FRESH, [rate], [warmed]), task)
+    return {"curves": found.curves.tolist(), "ends": found.ends.tolist()}
 
 
 def near(found: Stored) -> Valley:
     """Return where the mean end is within two percent of the best, in decades.
 
     Args:
-        found: what `ends_of` did.
+        found: what `tune` did.
     """
     mean = np.mean(found["ends"], axis=0)
     exponents = np.log10(found["rates"])
@@ -225,6 +268,8 @@ def draw(path: Path, stored: Stored) -> None:
             steps = np.arange(1, len(curve) + 1) / len(curve) * stored["steps"]
             curves.plot(steps, curve, **line)
             for way, shift, filled in (("warmed", 0.15, True), ("cold", -0.15, False)):
+                if way not in found:
+                    continue
                 span = of_mean(_array(found, way))
                 if span.middle > right:
                     words = f"{span.middle:.2f} \N{RIGHTWARDS ARROW}"
@@ -243,7 +288,7 @@ def draw(path: Path, stored: Stored) -> None:
             ylabel="bits per byte",
             xscale="log",
             ylim=(best - 0.05, best + 1.5),
-            title=f"at the end, mean of {stored['tuning_seeds']} seeds",
+            title=f"at the end, tuning seeds: {stored['tuning_seeds']}",
         )
         curves.set(
             xlabel="step",
@@ -270,15 +315,14 @@ def table(stored: Stored) -> Table:
     """Return the best rate of each optimizer, its ends and its steps to the target."""
 
     def row_of(name: str, found: Stored) -> tuple[str, ...]:
-        ends, cold = (of_mean(_array(found, way)) for way in WAYS)
         share = steps_to_target(stored, name)
         return (
             name,
             f"{found['best']:.2g}",
-            f"{ends.middle:.3f} ± {ends.high - ends.middle:.3f}",
+            _in_words(found, "warmed"),
             near(found).in_words(),
             "-" if share is None else f"{share.mean():.0%}",
-            f"{cold.middle:.3f} ± {cold.high - cold.middle:.3f}",
+            _in_words(found, "cold"),
         )
 
     return Table(
@@ -305,6 +349,13 @@ _KINDS = (
 LINES = {name: {"color": c, "linestyle": dashes} for name, c, dashes in _KINDS}
 
 
+def _in_words(found: Stored, way: str) -> str:
+    if way not in found:
+        return "-"
+    span = of_mean(_array(found, way))
+    return f"{span.middle:.3f} ± {span.high - span.middle:.3f}"
+
+
 def _array(found: Stored, way: str) -> np.ndarray:
     return np.array(found[way]["ends"])
 
@@ -316,7 +367,7 @@ def _ends(stored: Stored, name: str) -> np.ndarray | None:
 
 def _loses_cold(stored: Stored, name: str) -> np.ndarray | None:
     found = stored["sweep"].get(name)
-    if found is None:
+    if found is None or "cold" not in found:
         return None
     return _array(found, "cold") - _array(found, "warmed")
 
@@ -329,8 +380,8 @@ STEPS = Metric("share of the steps to the target", steps_to_target, "less")
 
 def _extent(stored: Stored) -> str:
     return (
-        f"n = {stored['fresh_seeds']} fresh seeds at the best of "
-        f"{len(OCTAVES)} rates, chosen by {stored['tuning_seeds']} others; "
+        f"n = {stored['fresh_seeds']} fresh seeds at the best of rates a factor of 2 "
+        f"apart, tuned on {stored['tuning_seeds']} other; "
         f"{stored['steps']} steps of {stored['batch']} x {stored['context']} bytes of "
         f"the sources of Python {stored['text']['python']}, {stored['width']} wide"
     )

@@ -6,6 +6,13 @@ import pytest
 from experiments.benchmarks import bars, compile_time, muon_time, step_time
 from experiments.papers.block_normalized_2017.curve_figures import WHOLE
 from experiments.papers.decoupled_decay_2019.decay_grid import MARGIN
+from experiments.papers.decoupled_decay_2019.grid_training import as_text
+from experiments.papers.decoupled_decay_2019.pretrained_layers import (
+    FRACTIONS,
+    LENGTHS,
+    of_length,
+)
+from experiments.papers.novograd_2019.large_batches import part
 from experiments.papers.novograd_2019.modes import BASELINES, PAPERS
 from experiments.report.claims import OF_A_BAR, is_whole
 from experiments.report.report import chapters
@@ -92,12 +99,19 @@ def decay_grid():
         False: 0.05 + MARGIN / 2 * abs(decays - 4) + 1e-5 * abs(rates - 4),
     }
     axes = {"learning_rates": list(range(9)), "decays": list(range(9))}
+    kinds = ("wrong_tuning", "wrong_judging")
+
+    def wrong(errors):
+        return as_text(np.rint([1e7 * errors] * SEEDS).astype(int))
+
     forms = {"SGD, L2": True, "SGDW": False, "Adam, L2": True, "AdamW": False}
     return [
         {
             "batch_norm": True,
+            "tuning_images": 10**7,
+            "judging_images": 10**7,
             "grids": {
-                name: {**axes, "errors": [shapes[coupled is right]] * SEEDS}
+                name: {**axes, **dict.fromkeys(kinds, wrong(shapes[coupled is right]))}
                 for name, coupled in forms.items()
             },
         }
@@ -117,6 +131,54 @@ def modes():
     return [
         {"curves": {PAPERS: a, **dict.fromkeys(BASELINES, b)}}
         for a, b in ((good, bad), (bad, good))
+    ]
+
+
+def large_batches():
+    def stored(ours, theirs):
+        each = {PAPERS: ours, **dict.fromkeys(BASELINES, theirs)}
+        found = {
+            part(name, 400): {
+                "exponents": [-3.0, -2.0, -1.0],
+                "best": -2.0,
+                "errors": [error + 0.1 * seed for seed in range(SEEDS)],
+            }
+            for name, error in each.items()
+        }
+        return {
+            "epochs": 500,
+            "training_images": 400,
+            "batches": [20, 400],
+            "found": found,
+        }
+
+    return [stored(0.059, 0.05), stored(0.061, 0.05)]
+
+
+def pretrained_layers():
+    """The best fraction is 0.03 after much pretraining; or none is, or all."""
+    chosen = [
+        [9, 1.0, 9],
+        [9, 0.2, 9],
+        [9, 0.1, 9],
+        [9, 0.3, 9],
+        [9, 0.4, 9],
+        [9, 5, 9],
+    ]
+
+    def length(*errors):
+        seeds = np.array(errors) + np.linspace(0, 0.1, SEEDS)[:, None]
+        return {"tuning": chosen, "best": [-2.0] * 6, "errors": seeds}
+
+    few = length(0.2, 0.2, 0.04, 0.2, 0.03, 0.2)
+    good = length(0.2, 0.2, 0.05, 0.2, 0.2, 0.2)
+    bad = length(0.04, 0.2, 0.05, 0.06, 0.06, 0.03)
+    many = length(0.2, 0.2, 0.06, 0.04, 0.2, 0.2)
+    told = {"fractions": FRACTIONS, "exponents": [-3.0, -2.0, -1.0]}
+    return [
+        {**told, "lengths": dict(zip(names, lengths, strict=True))}
+        for names in [[of_length(epochs) for epochs in LENGTHS]]
+        for lengths in ((few, dict(few), good), (many, dict(many), bad))
     ]
 
 
@@ -265,15 +327,39 @@ def toy_problems():
     return [stored(0.0, 1.0, good, good, 0.101), stored(1.0, 0.0, bad, bad, 0.2)]
 
 
+def lengths_and_angles():
+    path = "layers/0/attention/query/kernel"
+
+    def stored(ratio):
+        seed = {path: dict.fromkeys(("weight", "angle"), [ratio, ratio])}
+        expected = {path: {"weight": 1.0, "angle": 1.0}}
+        return {"predicted": expected, "seeds": [seed] * SEEDS}
+
+    return [stored(1.0), stored(2.0)]
+
+
+def performance_profile():
+    def stored(**steps):
+        of = {name: ["-", "-", one] for name, one in steps.items()}
+        problems = {str(number): {"steps": of} for number in range(5)}
+        return {"steps": 10, "problems": problems}
+
+    return [stored(adam="3", hyperball="-"), stored(adam="-", hyperball="3")]
+
+
 # Those of the other experiments are decided in tests of their own.
 GOOD_AND_BAD = {
     "block_normalized_2017.deep_mlp_tuned": tuned,
     "block_normalized_2017.cifar_cnn": curves,
     "block_normalized_2017.recurrent": recurrent,
     "decoupled_decay_2019.decay_grid": decay_grid,
+    "decoupled_decay_2019.pretrained_layers": pretrained_layers,
+    "novograd_2019.large_batches": large_batches,
     "novograd_2019.modes": modes,
     "transformers.best_rates": best_rates,
     "transformers.language_model": language_model,
+    "transformers.lengths_and_angles": lengths_and_angles,
+    "transformers.performance_profile": performance_profile,
     "transformers.toy_problems": toy_problems,
     "step_time": lambda: ratios(step_time.CASES),
     "compile_time": lambda: ratios(compile_time.CASES),

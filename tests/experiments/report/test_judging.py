@@ -103,7 +103,10 @@ def test_a_setting_is_chosen_by_the_other_seeds():
     # At the second setting the first seed alone is best.
     values = np.array([[0.3, 0.0], [0.3, 0.9], [0.3, 0.9]])
     assert by_others(values).tolist() == [0.3, 0.3, 0.3]
-    assert by_others(np.array([[0.1, 0.2], [0.3, 0.1]])).tolist() == [0.2, 0.3]
+    chosen_by = np.array([[0.1, 0.2], [0.3, 0.1]])
+    assert by_others(chosen_by).tolist() == [0.2, 0.3]
+    # What is judged may be of other data than what chooses.
+    assert by_others(chosen_by, np.array([[5.0, 6.0], [7.0, 8.0]])).tolist() == [6, 7]
     # Two axes of settings are one.
     grid = DRAWS.normal(size=(5, 3, 4))
     assert by_others(grid).tolist() == by_others(grid.reshape(5, 12)).tolist()

@@ -111,15 +111,18 @@ NUMBERS = {
     "block_normalized_2017.cifar_cnn": (16, 581.49),
     "block_normalized_2017.deep_mlp": (32, 711.203),
     "block_normalized_2017.recurrent": (24, 94.563),
-    "decoupled_decay_2019.anytime": (48, 154.85),
-    "decoupled_decay_2019.decay_grid": (40, 1.54),
+    "decoupled_decay_2019.anytime": (48, 657.03),
+    "decoupled_decay_2019.decay_grid": (40, 4.66),
+    "decoupled_decay_2019.pretrained_layers": (59, 140.092),
     "decoupled_decay_2019.warm_restarts": (30, 477.627),
+    "novograd_2019.large_batches": (15, 2718.1264),
     "novograd_2019.memory": (60, 140.56),
     "novograd_2019.modes": (48, 60.27505),
-    "novograd_2019.robustness": (60, 736.9101),
-    "rotational_2024.equilibrium": (30, 29.579),
+    "novograd_2019.robustness": (48, 578.4101),
+    "rotational_2024.equilibrium": (36, 33.653),
     "spherical_2020.effective_learning_rate": (24, 14.127512),
     "spherical_2020.table1": (168, 5491.99),
+    "transformers.language_model": (63, 798.8349),
 }
 
 

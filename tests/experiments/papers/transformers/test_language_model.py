@@ -13,6 +13,8 @@ from experiments.papers.transformers.language_training import (
     INVARIANT,
     METHODS,
     OUTPUTS,
+    POINTS,
+    Ends,
     Runs,
     Task,
     grid,
@@ -83,6 +85,36 @@ def test_the_best_rate_lies_between_those_that_were_tried():
     found["ends"] = [exponents, -exponents]
     ends = exponents[[0, -1]]
     np.testing.assert_allclose(best_rates.best_exponents(found), ends)
+
+
+def test_rates_go_on_until_both_ends_are_above_what_is_near_the_best():
+    flat, near, far = 2.0, 2.0 * language_model.NEAR, 2.05
+    assert language_model.further({-1: far, 0: flat, 1: far}) == []
+    assert language_model.further({-1: near, 0: flat, 1: far}) == [-2]
+    assert language_model.further({-1: far, 0: 2.02, 1: flat}) == [2]
+    assert language_model.further({-1: flat, 0: flat, 1: flat}) == [-2, 2]
+    most = language_model.MOST
+    assert language_model.further({-most: flat, 0: flat, most: flat}) == []
+
+
+def test_a_rate_is_tuned_between_all_that_are_near_it(monkeypatch):
+    ran = []
+
+    def train_all(method, runs, task):
+        ran.append(len(runs.rates))
+        # Best two octaves above the middle, and flat about it.
+        away = np.abs(np.log2(runs.rates / 0.1) - 2)
+        ends = 2 + 0.5 * np.maximum(0.0, away - 0.5) + 0.1 * runs.seeds
+        return Ends(np.zeros((len(ends), POINTS)), ends)
+
+    monkeypatch.setattr(language_model, "train_all", train_all)
+    method = METHODS["adamw"]._replace(middle=-1.0)
+    found = language_model.tune(method, (0, 1), task())
+    assert ran == [2 * 3, 2, 2]
+    np.testing.assert_allclose(found["rates"], [0.05, 0.1, 0.2, 0.4, 0.8])
+    assert np.shape(found["ends"]) == (2, 5)
+    assert np.argmin(found["ends"], axis=1).tolist() == [3, 3]
+    assert np.diff(found["ends"], axis=0) == pytest.approx(0.1)
 
 
 def test_near_the_best_is_within_two_percent():
