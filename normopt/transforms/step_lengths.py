@@ -160,7 +160,6 @@ def keep_norm(
         inner,
         _keep_norm,
         channel_axes=channel_axes,
-        stores=True,
         acts=lambda leaf: leaf.has_blocks,
     )
 
