@@ -21,6 +21,17 @@ difference of whose logarithms is one of means, and by the error on the test ima
 which the sign test judges, as accuracies here climb by stairs. All of that was written
 down before any of these runs. The multiples lie about the one with the lowest error
 held out in runs of two epochs a rate from another seed, one run each.
+
+Seen, the multiple, and means over the fresh seeds:
+
+                     multiple  training loss  test error
+    SGD                 1          2.0           66.2%
+    normalized SGD      0.32       0.82          34.0%
+    Adam                1          0.80          27.6%
+    normalized Adam     1          0.88          38.0%
+
+So normalizing helps SGD much and does not help Adam: with it the test error is higher
+by a median of 9 points.
 """
 
 import dataclasses

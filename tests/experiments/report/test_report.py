@@ -110,6 +110,7 @@ def test_both_forms_say_how_many_claims_there_are_and_what_to_know(page):
 NUMBERS = {
     "block_normalized_2017.cifar_cnn": (16, 581.49),
     "block_normalized_2017.deep_mlp": (32, 711.203),
+    "block_normalized_2017.deep_mlp_tuned": (24, 345.845),
     "block_normalized_2017.recurrent": (24, 94.563),
     "decoupled_decay_2019.anytime": (48, 657.03),
     "decoupled_decay_2019.decay_grid": (40, 4.66),
