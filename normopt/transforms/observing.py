@@ -86,9 +86,9 @@ def observe(
         recorded.
       every: an integer n of at least 1: only the steps n, 2n, 3n, ... are recorded. At
         the other steps `observe` takes little time (5 % of AdamW's step on a CPU),
-        except under `jax.vmap`: there the numbers are computed at every step. Under `jax.jit` `inner` runs twice at a
-        recorded step, with the same state. So its side effects, such as a print, happen
-        twice.
+        except under `jax.vmap`: there the numbers are computed at every step. Under
+        `jax.jit` `inner` runs twice at a recorded step, with the same state. So its
+        side effects, such as a print, happen twice.
 
     Returns:
       An optimizer whose `update` needs `params` if a leaf has blocks. Its state is an
