@@ -46,6 +46,5 @@ def _writer_class() -> Any:
         return importlib.import_module("tensorboardX").SummaryWriter
     except ImportError as error:
         raise ValueError(
-            f"--tensorboard needs tensorboardX ({error}): pip install "
-            "'normopt[tensorboard]'"
+            f"--tensorboard needs tensorboardX ({error}): pip install '.[tensorboard]'"
         ) from error

@@ -28,6 +28,7 @@ from experiments.training.steps import (
     compiled_quickly,
     initial_state,
     network_of,
+    scans,
 )
 
 # What a smoke run trains, which needs no files.
@@ -71,7 +72,7 @@ class TrainConfig:
     """Write to metrics.jsonl how long gradients, weights and steps of each layer are
     and how far they turn; draw it at the end, beside what they should come to."""
     tensorboard: bool = False
-    """Write the records for TensorBoard, too; needs normopt[tensorboard]."""
+    """Write the records for TensorBoard, too; needs tensorboardX."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in; weights, optimizer state and batch statistics are
     float32 either way."""
@@ -230,7 +231,7 @@ def complete(
         OSError: the folder of the run is damaged.
     """
     config, images, found = asked.config, asked.data, None
-    network = _network(config.model, images)
+    network = network_for(config.model, images)
     params, model_state = initial_weights(config.model, images, config.seed)
 
     def find_axes() -> dict[str, Any]:
@@ -254,7 +255,7 @@ def complete(
     # The axes are found before, from losses that are not rounded to eight bits.
     dtype = _dtype(config)
     if dtype is not None:
-        network = _network(config.model, images, dtype)
+        network = network_for(config.model, images, dtype)
     loop = Loop(
         Job(
             network=network,
@@ -265,7 +266,7 @@ def complete(
             augmentation=AUGMENTATIONS[config.dataset],
             plan=asked.plan,
             seed=config.seed,
-            scan=jax.default_backend() != "cpu",
+            scan=scans(),
             placement=asked.placement,
             observes=config.observe,
         )
@@ -291,6 +292,19 @@ def initial_weights(model: str, images: data.Data, seed: int) -> tuple[Any, Any]
     """
     arguments = tuple(images.model_arguments.items())
     return _initialiser(_models(images)[model], arguments)(jax.random.key(seed))
+
+
+def network_for(model: str, images: data.Data, dtype: Any = None) -> Network:
+    """Return the functions of a model, without an optimizer.
+
+    Args:
+        model: its name.
+        images: that it is for, standardised before it.
+        dtype: what it computes in; None for that of the weights.
+    """
+    build = _builder(_models(images)[model], images.model_arguments)
+    key = jax.random.key(0)  # of arrays that are never made
+    return network_of(lambda: build(key), images.mean, images.std, dtype)
 
 
 def _dtype(config: TrainConfig) -> Any:
@@ -359,12 +373,6 @@ def _run(
         asked["axes_found_for"] = searching
     folder = f"{config.dataset}-{config.model}-{name}"
     return Run(config.runs_dir, folder, settings, asked)
-
-
-def _network(model: str, images: data.Data, dtype: Any = None) -> Network:
-    build = _builder(_models(images)[model], images.model_arguments)
-    key = jax.random.key(0)  # of arrays that are never made
-    return network_of(lambda: build(key), images.mean, images.std, dtype)
 
 
 @functools.cache

@@ -47,7 +47,7 @@ from experiments.training.measuring import (
 )
 from experiments.training.preparation import Prepared
 from experiments.training.runs import Run, read_records, write_json
-from experiments.training.steps import Network, create, initial_state
+from experiments.training.steps import Network, create, initial_state, scans
 
 # A network, its parameters and its other state.
 Model = tuple[Network, Any, Any]
@@ -196,7 +196,7 @@ def prepare(
             augmentation=Augmentation(),  # none, as in the original
             plan=plan,
             seed=seed,
-            scan=jax.default_backend() != "cpu",
+            scan=scans(),
         )
     )
     state = initial_state(params, model_state, optimizer)

@@ -17,17 +17,14 @@ from experiments import data
 from experiments.data.augment import AUGMENTATIONS
 from experiments.papers.rotational_2024.arms import ARMS, Config
 from experiments.training.images import on_device
-from experiments.training.preparation import (
-    TrainConfig,
-    initial_weights,
-    prepare,
-)
+from experiments.training.preparation import initial_weights, network_for
 from experiments.training.steps import (
     Sums,
     TrainState,
     initial_state,
     make_train_step,
     repeat,
+    scans,
 )
 
 BATCH = 32
@@ -109,16 +106,15 @@ def train(arm: str, seeds: int, model: str, steps: int) -> dict[str, Any]:
         the share of training images that are told right in the last half.
     """
     images = data.load("digits", None)
-    placeholder = TrainConfig(model=model, optimizer='{"name": "sgdw"}')
-    job = prepare(placeholder, images).loop.job
+    network = network_for(model, images)
     build, (rate, decay) = ARMS[arm].build, ARMS[arm].network or (0.0, 0.0)
     # NovoGrad has a second moment for each layer.
     axes: tuple[int, ...] = () if arm == "NovoGrad" else (-1,)
     per_leaf = {CONVOLUTIONS: list(axes)} if axes else axes
     inner = normopt.make(**build(rate, {CONVOLUTIONS: decay}, per_leaf))
     optimizer = watch(inner, axes)
-    step = make_train_step(job.network, optimizer, AUGMENTATIONS["digits"], BATCH)
-    run, pictures = repeat(step, scan=job.scan), on_device(images.train)
+    step = make_train_step(network, optimizer, AUGMENTATIONS["digits"], BATCH)
+    run, pictures = repeat(step, scan=scans()), on_device(images.train)
     stretch, found = steps // STRETCHES, []
     for seed in range(seeds):
         params, model_state = initial_weights(model, images, seed)

@@ -234,11 +234,11 @@ def _train(
 
     def stretch(carry: Any, keys: jax.Array) -> tuple[Any, jax.Array]:
         carry, _ = jax.lax.scan(step, carry, keys)
-        return carry, _bits(_loss(carry[0], network, rest, task.held_out))
+        return carry, bits_per_byte(carry[0], network, rest, task.held_out)
 
     keys = jax.random.split(batch_key, (POINTS, task.steps // POINTS))
     carry, curve = jax.lax.scan(stretch, (params, optimizer.init(params)), keys)
-    return curve, _bits(_loss(carry[0], network, rest, task.test))
+    return curve, bits_per_byte(carry[0], network, rest, task.test)
 
 
 def _builder(width: int) -> Callable[[jax.Array], nnx.Module]:
@@ -255,6 +255,16 @@ def _loss(params: Any, network: Network, rest: Any, windows: jax.Array) -> jax.A
     return optax.softmax_cross_entropy_with_integer_labels(logits, following).mean()
 
 
-def _bits(nats: jax.Array) -> jax.Array:
-    bits = nats / jnp.log(2.0)
+def bits_per_byte(
+    params: Any, network: Network, rest: Any, windows: jax.Array
+) -> jax.Array:
+    """Return the bits a byte that windows take, `LOST` at most and where not finite.
+
+    Args:
+        params: of the network.
+        network: what reads them.
+        rest: of what the network keeps.
+        windows: (windows, context + 1), bytes.
+    """
+    bits = _loss(params, network, rest, windows) / jnp.log(2.0)
     return jnp.where(jnp.isfinite(bits), jnp.minimum(bits, LOST), LOST)

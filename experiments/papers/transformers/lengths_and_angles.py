@@ -56,13 +56,14 @@ from experiments.report.tables import Table
 from experiments.training import devices
 from experiments.training.images import on_device
 from experiments.training.measuring import measure_parts
-from experiments.training.preparation import TrainConfig, initial_weights, prepare
+from experiments.training.preparation import initial_weights, network_for
 from experiments.training.steps import (
     Sums,
     arrays_of,
     initial_state,
     make_train_step,
     repeat,
+    scans,
 )
 
 NAME = "transformers.lengths_and_angles"
@@ -182,13 +183,10 @@ def follow(seed: int, steps: int) -> dict[str, dict[str, list[float]]]:
         blocks and the steps of each stretch.
     """
     text = data.load("stdlib", None)
-    placeholder = TrainConfig(
-        dataset="stdlib", model=MODEL, optimizer='{"name": "sgdw"}'
-    )
-    job = prepare(placeholder, text).loop.job
+    network = network_for(MODEL, text)
     adamw = normopt.make(**ADAMW, weight_decay={"kernel$": DECAY})
     optimizer = normopt.observe(adamw, AXES)
-    train = make_train_step(job.network, optimizer, AUGMENTATIONS["stdlib"], BATCH)
+    train = make_train_step(network, optimizer, AUGMENTATIONS["stdlib"], BATCH)
 
     def step(carry: Any, *args: Any) -> Any:
         trained, totals = carry
@@ -201,7 +199,7 @@ def follow(seed: int, steps: int) -> dict[str, dict[str, list[float]]]:
     windows = on_device(text.train)
     order = jax.random.randint(order_key, (steps * BATCH,), 0, len(windows))
     nothing = jax.tree.map(jnp.zeros_like, _squares(state.opt_state))
-    run_steps, stretch = repeat(step, scan=job.scan), steps // STRETCHES
+    run_steps, stretch = repeat(step, scan=scans()), steps // STRETCHES
     found: dict[str, dict[str, list[float]]] = {
         path: {quantity: [] for quantity in QUANTITIES} for path in nothing
     }

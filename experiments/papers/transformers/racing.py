@@ -81,7 +81,7 @@ def _collection() -> Any:
         return importlib.import_module("sif2jax")
     except ImportError as error:
         raise ValueError(
-            f"the problems need sif2jax ({error}): pip install 'normopt[sif]'"
+            f"the problems need sif2jax ({error}): pip install '.[sif]'"
         ) from error
     finally:
         jax.config.update("jax_enable_x64", before)
@@ -120,9 +120,9 @@ def race(
 
     Returns:
         The number of variables, the value at the start and the least one, who found
-        that; the evaluations that BFGS takes, one a tolerance; and for each optimizer
-        and tolerance the steps it takes at each rate, a line of them; None and `-`
-        where it does not come so near.
+        that; the evaluations that BFGS takes after the one at the start, a number for
+        each tolerance; and for each optimizer and tolerance the steps it takes at each
+        rate, a line of them; None and `-` where it does not come so near.
     """
     with jax.enable_x64(True):
         least = {

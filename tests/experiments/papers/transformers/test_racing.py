@@ -73,9 +73,29 @@ def test_the_first_by_name_are_taken_that_have_few_variables():
     assert found[0].objective(found[0].start) == 2.0
 
 
+def test_evaluations_of_bfgs_are_told_with_that_at_the_start():
+    problems = {str(k): {"bfgs": [0, 0, k]} for k in (2, 3, 9, None)}
+    words = performance_profile._of_bfgs({"problems": problems})
+    assert words == "3 of 4,\nhalf of them within 4 evaluations"
+
+
+def test_ties_are_counted_and_told():
+    steps = (
+        {"a": ["5 3"] * 3, "b": ["3 -"] * 3},
+        {"a": ["- 2"] * 3, "b": ["4 -"] * 3},
+    )
+    problems = {
+        str(k): {"bfgs": [None] * 3, "steps": one} for k, one in enumerate(steps)
+    }
+    shape = {"steps": 9, "exponents": [0.0, 1.0], "tolerances": [1e-1, 1e-3, 1e-5]}
+    rows = performance_profile.table({**shape, "problems": problems}).rows
+    # On the first problem both need 3 steps.
+    assert [row[2] for row in rows] == ["2 (1)", "1 (0)"]
+
+
 def test_what_is_not_installed_is_named_with_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sif2jax", None)
-    words = r"^the problems need sif2jax .*pip install 'normopt\[sif\]'$"
+    words = r"^the problems need sif2jax .*pip install '\.\[sif\]'$"
     with pytest.raises(ValueError, match=words):
         racing.load()
     with pytest.raises(SystemExit, match=r"^error: the problems need sif2jax"):
@@ -103,7 +123,7 @@ def test_the_collection_leaves_the_precision_alone(monkeypatch, tmp_path):
 @pytest.mark.slow("imports the collection, which takes most of a minute")
 @pytest.mark.skipif(
     importlib.util.find_spec("sif2jax") is None,
-    reason="sif2jax is not installed: pip install 'normopt[sif]'",
+    reason="sif2jax is not installed: pip install '.[sif]'",
 )
 @pytest.mark.filterwarnings("default")
 def test_the_collection_is_read():
