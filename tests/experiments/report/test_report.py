@@ -116,7 +116,7 @@ NUMBERS = {
     "decoupled_decay_2019.decay_grid": (40, 4.66),
     "decoupled_decay_2019.pretrained_layers": (59, 140.092),
     "decoupled_decay_2019.warm_restarts": (30, 477.627),
-    "novograd_2019.large_batches": (15, 2718.1264),
+    "novograd_2019.large_batches": (30, 9035.1296),
     "novograd_2019.memory": (60, 140.56),
     "novograd_2019.modes": (48, 60.27505),
     "novograd_2019.robustness": (48, 578.4101),
