@@ -194,7 +194,7 @@ def test_a_missing_tensorboardx_is_said_before_anything_is_written(
     tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    words = r"^error: --tensorboard needs tensorboardX .*pip install 'normopt\["
+    words = r"^error: --tensorboard needs tensorboardX .*pip install '\.\["
     with pytest.raises(SystemExit, match=words):
         main([*arguments(tmp_path / "absent"), "--tensorboard"])
     assert not (tmp_path / "absent").exists()
