@@ -168,7 +168,9 @@ def _check(batches: Sequence[int]) -> None:
     """Raise ValueError at sizes of a batch that cannot be trained or told apart."""
     for batch in batches:
         if batch < 1 or TRAIN_IMAGES % batch:
-            raise ValueError(f"`batches` must be divisors of {TRAIN_IMAGES}, got {batch}")
+            raise ValueError(
+                f"`batches` must be divisors of {TRAIN_IMAGES}, got {batch}"
+            )
     if not batches or list(batches) != sorted(set(batches)):
         raise ValueError(f"`batches` must rise, the largest last, got {batches}")
 
