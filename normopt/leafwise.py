@@ -114,8 +114,8 @@ class Work:
       batched: whether leaves of one kind are stacked, and the step mapped over them by
         `jax.vmap`. So Muon steps a hundred matrices, from 16 x 16 to 64 x 64, in half
         of the time that it takes one by one (experiments muon_time --smaller 4).
-      stores: whether several sums of a step read what an inner optimizer made of the
-        leaf; see `copies.stored`.
+      stores: whether several sums of a step, which reads the weights, read what an
+        inner optimizer made of the leaf; see `copies.stored`.
       spread: the axes of the mesh over whose devices the step spreads matrices; it
         keeps nothing then, and the axes of leaves are `Matrices` or have their `alone`.
       also_integers: whether integer updates are stepped, too, and become real numbers;
@@ -313,7 +313,7 @@ class Work:
             )
             w = w if self.reads_weights(leaf) else None
             if self.stores:
-                seen = (*seen[:-1], stored(u, seen[0] if w is None else w))
+                seen = (*seen[:-1], stored(u, w))
             seen = (*seen, w)
             inputs[position] = (seen, option, kept[position])
             kind = (position,) if not self.batched else _kind(seen, kept[position])

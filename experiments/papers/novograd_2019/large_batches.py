@@ -8,9 +8,10 @@ epochs each: the largest has 500 steps, the smallest 10,000.
 
     python -m experiments novograd_2019.large_batches
 
-takes some twenty minutes on two CPU cores, most of them for the smallest size. It
-writes `large_batches.json`, `large_batches.png` and what is finished, from where the
-same command goes on; `--redraw` draws the records again.
+takes a quarter of an hour on two CPU cores, with `--batches 100 400` and beside other
+work; batches of 20 were not timed. It writes `large_batches.json`, `large_batches.png`
+and what is finished, from where the same command goes on; `--redraw` draws the records
+again.
 
 Fixed before any run that is stored: rates rise in a line for 5 % of the steps and fall
 on a cosine to zero. For each size of a batch an optimizer is tried at 7 rates over

@@ -11,7 +11,7 @@ steps to a target: 2 % above AdamW's own end.
 
     python -m experiments transformers.language_model
 
-takes about half an hour on two CPU cores. It writes `language_model.json`,
+takes an hour on two CPU cores, beside other work. It writes `language_model.json`,
 `language_model.png` and what is finished, from where the same command goes on;
 `--redraw` draws the records again. `--optimizers` names fewer, `--no-cold` leaves out
 the runs without warm-up.
