@@ -311,10 +311,9 @@ class Work:
                 else _number(one, real_dtype(dtype))
                 for rule, one in zip(self.options.values(), leaf.option, strict=True)
             )
-            w = w if self.reads_weights(leaf) else None
-            if self.stores:
+            if self.stores and w is not None:
                 seen = (*seen[:-1], stored(u, w))
-            seen = (*seen, w)
+            seen = (*seen, w if self.reads_weights(leaf) else None)
             inputs[position] = (seen, option, kept[position])
             kind = (position,) if not self.batched else _kind(seen, kept[position])
             batches.setdefault((*kind, leaf.axes, dtype), []).append(position)
