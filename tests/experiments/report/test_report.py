@@ -123,6 +123,7 @@ NUMBERS = {
     "rotational_2024.equilibrium": (36, 33.653),
     "spherical_2020.effective_learning_rate": (24, 14.127512),
     "spherical_2020.table1": (168, 5491.99),
+    "transformers.best_rates": (85, 992.95963),
     "transformers.language_model": (63, 798.8349),
 }
 
