@@ -7,19 +7,20 @@ reads a copy of its own, nothing is stored, and the step takes half of the time:
 
     python -m experiments step_time --optimizers adams+L2 adamp
 
-So where a link has computed its output, the step of the next link runs twice. The first
-run gets copies, and only its sums are used. The second run gets the arrays themselves
-and these sums. The copies are computed again from arrays that are stored in any case,
-behind a barrier, without which XLA would find that both are equal and merge them.
-On GPUs and TPUs there is no barrier, so XLA merges them, and the program is the same as
-without copies.
+So where a link has computed its output, the step of the next link runs several times.
+Each sum is taken in a run of its own, which gets copies: XLA would store what two sums
+of one copy read. The last run gets the arrays themselves and these sums. The copies are
+computed again from arrays that are stored in any case, behind a barrier for each sum,
+without which XLA would find that all are equal and merge them. On GPUs and TPUs there
+are no barriers, so XLA merges them, and the program is the same as without copies.
 """
 
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,15 +40,15 @@ _GIVEN: contextvars.ContextVar[Iterator[jax.Array] | None] = contextvars.Context
 LARGE = 2**15
 # By the identity of an array that is traced: itself, and what copies it, if that can be
 # had. All arrays are held weakly: nothing of a trace outlives it.
-_MADE: dict[int, tuple[weakref.ref, Callable[[], Any]]] = {}
+_MADE: dict[int, tuple[weakref.ref, Callable[[int], Any]]] = {}
 
 
 def reduction(take: Callable[[], jax.Array]) -> jax.Array:
     """Takes a sum over blocks, or gives the one that was taken of a copy."""
-    if (given := _GIVEN.get()) is not None:
-        return next(given)
-    result = take()
-    if (taken := _TAKEN.get()) is not None:
+    given, taken = _GIVEN.get(), _TAKEN.get()
+    known = None if given is None else next(given, None)
+    result = take() if known is None else known
+    if taken is not None:
         taken.append(result)
     return result
 
@@ -68,27 +69,28 @@ class Alone:
 
 
 def with_sums_of(
-    copies: tuple[Any, ...], step: Callable[..., Any], *inputs: Any
+    copies: Sequence[tuple[Any, ...]], step: Callable[..., Any], *inputs: Any
 ) -> Any:
-    """Calls `step(*inputs)`, in which the sums over blocks are those of the copies."""
-    with _set(_TAKEN, []) as sums:
-        step(*copies)
+    """Calls `step(*inputs)`, in which each sum over blocks is that of a copy.
+
+    Args:
+      copies: of the inputs, for each of the sums that the step takes.
+      step: gives all sums that it took, or was given, as the last of its results.
+      inputs: what it gets.
+    """
+    sums: tuple[jax.Array, ...] = ()
+    for copy in copies:
+        with _set(_GIVEN, iter(sums)):
+            sums = step(*copy)[-1][: len(sums) + 1]
     with _set(_GIVEN, iter(sums)):
         return step(*inputs)
 
 
-class _Tally(list):
-    """Counts what is added, and holds none of it: sums of a trace end with it."""
-
-    def append(self, _: Any) -> None:
-        super().append(None)
-
-
-def takes_sums(step: Callable[..., Any], *inputs: Any) -> bool:
-    """Tells whether a step takes sums over blocks, which may want copies."""
-    with _set(_TAKEN, _Tally()) as sums:
-        jax.eval_shape(step, *inputs)
-    return bool(sums)
+@contextlib.contextmanager
+def sums_taken() -> Iterator[list[jax.Array]]:
+    """Lists the sums over blocks that a step takes or is given."""
+    with _set(_TAKEN, []) as sums:
+        yield sums
 
 
 @contextlib.contextmanager
@@ -101,16 +103,18 @@ def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[Any]:
 
 
 def remember(made: Any, copy: Callable[..., Any], *inputs: Any) -> None:
-    """Notes that `copy(*inputs)` gives a copy of an array, or None."""
+    """Notes that `copy(mark, *inputs)` gives a copy of an array, or None."""
     if not _is_traced(made):
         return
     leaves, treedef = jax.tree.flatten(inputs)
     held = [weakref.ref(x) if _is_traced(x) else (lambda x=x: x) for x in leaves]
 
-    def again() -> Any:
+    def again(mark: int) -> Any:
         # Under `jax.vmap` or `jax.grad` what was made need not refer to all of them.
         now = [hold() for hold in held]
-        return None if any(x is None for x in now) else copy(*treedef.unflatten(now))
+        if any(x is None for x in now):
+            return None
+        return copy(mark, *treedef.unflatten(now))
 
     key = id(made)
     _MADE[key] = weakref.ref(made, lambda _: _MADE.pop(key, None)), again
@@ -121,29 +125,35 @@ def wants_copies(tree: Any) -> bool:
     return any(jnp.size(x) >= LARGE and _copier(x) for x in jax.tree.leaves(tree))
 
 
-def apart(tree: Any) -> Any:
+def apart(tree: Any, mark: int) -> Any:
     """Copies the arrays of a tree, those that links have made from what made them.
 
     An array of which no copy can be had stays as it is.
+
+    Args:
+      tree: arrays.
+      mark: which copy it is. XLA merges two of one mark.
     """
     leaves, treedef = jax.tree.flatten(tree)
     copiers = [_copier(x) for x in leaves]
     others = [x for x, one in zip(leaves, copiers, strict=True) if one is None]
-    behind = iter(_behind_barrier(others))
-    copies = [next(behind) if copier is None else copier() for copier in copiers]
+    behind = iter(_behind_barrier(others, mark))
+    copies = [next(behind) if copier is None else copier(mark) for copier in copiers]
     return treedef.unflatten(
         x if copy is None else copy for x, copy in zip(leaves, copies, strict=True)
     )
 
 
-def stored(x: jax.Array, beside: jax.Array) -> jax.Array:
+def stored(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
     """Gives an array as it is, which a CPU stores once for all sums that read it.
 
     What an optimizer makes of a leaf often ends with a product by the learning rate.
     XLA stores the product for the sums, and the other factor for the last pass: 89 MB
     for the shapes of ResNet-18. It stores only the result of an operation on two
-    arrays, so this is one. With 45 MB the steps of `hyperball` and `rotational`
-    take 0.71 and 0.81 of the time:
+    arrays, so this is one, with 45 MB. If each leaf comes after the sums of the last
+    one, few are stored at once: 19 MB. The C library keeps up to 32 MB from step to
+    step, and fetches the rest anew, page by page. So the steps of `hyperball` and
+    `rotational` take half of the time:
 
         python -m experiments step_time --optimizers hyperball rotational
 
@@ -154,19 +164,40 @@ def stored(x: jax.Array, beside: jax.Array) -> jax.Array:
       x: what was made of a leaf.
       beside: another array of real numbers, which is read in any case. If it has
         another shape, dtype or place on devices, x is returned as it came.
+      earlier: arrays whose first numbers a CPU has before it stores x, such as sums
+        over the last leaf: memory that was taken for that one can then be taken for x.
     """
     is_alike = jax.typeof(x) == jax.typeof(beside) and x.size >= LARGE
     is_real = jnp.issubdtype(x.dtype, jnp.floating)
-    if not (_is_traced(x) and is_alike and is_real) or _copier(x) is not None:
+    if not (_is_traced(x) and is_alike and is_real):
         return x
-    return jax.lax.platform_dependent(x, beside, cpu=_from_both, default=_first)
+    numbers = [one.ravel()[0] for one in earlier]
+    return jax.lax.platform_dependent(
+        x, beside, *numbers, cpu=_from_all, default=_first
+    )
 
 
-def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
+def after(x: jax.Array, *earlier: jax.Array) -> jax.Array:
+    """Gives numbers as they are, which a CPU computes after others.
+
+    What follows from x may take the place of an array, as new weights do. XLA copies
+    the array first if it plans a sum of it for later.
+
+    Args:
+      x: real numbers.
+      earlier: the others, of shapes that broadcast with x.
+    """
+    if not _is_traced(x):
+        return x
+    return jax.lax.platform_dependent(x, *earlier, cpu=_from_all, default=_first)
+
+
+def from_kept(mark: int, program: Any, kept: Any, *inputs: Any) -> Any:
     """Computes the first result of a program anew, of its other ones.
 
     Args:
-      program: a traced function, whose other results are kept in any case.
+      mark: which copy it is; see `apart`.
+      program: a traced function, whose next results are kept in any case.
       kept: those.
       inputs: what it was called with, of which only numbers are used.
 
@@ -177,7 +208,7 @@ def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
     first, *others = jaxpr.outvars
     arguments = zip(jaxpr.invars, jax.tree.leaves(inputs), strict=True)
     given = {var: x for var, x in arguments if jnp.ndim(x) == 0}
-    given |= zip(others, jax.tree.leaves(kept), strict=True)
+    given |= zip(others, jax.tree.leaves(kept), strict=False)
 
     def is_given(x: Any) -> bool:
         return isinstance(x, core.Literal) or x in given
@@ -195,7 +226,7 @@ def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
     read = [first, *(x for equation in equations for x in equation.invars)]
     leaves = {id(x): x for x in read if is_given(x)}
     own = [x.val if isinstance(x, core.Literal) else given[x] for x in leaves.values()]
-    values = dict(zip(leaves, _behind_barrier(own), strict=True))
+    values = dict(zip(leaves, _behind_barrier(own, mark), strict=True))
     for equation in reversed(equations):
         operands = (values[id(x)] for x in equation.invars)
         results = equation.primitive.bind(*operands, **equation.params)
@@ -205,24 +236,27 @@ def from_kept(program: Any, kept: Any, *inputs: Any) -> Any:
     return values[id(first)]
 
 
-def _copier(x: Any) -> Callable[[], Any] | None:
+def _copier(x: Any) -> Callable[[int], Any] | None:
     made, again = _MADE.get(id(x), (None, None))
     return again if made is not None and made() is x else None
 
 
-def _behind_barrier(arrays: list[Any]) -> Any:
-    return jax.lax.platform_dependent(
-        arrays, cpu=jax.lax.optimization_barrier, default=_as_they_are
-    )
+def _behind_barrier(arrays: list[Any], mark: int) -> Any:
+    def barrier(arrays: list[Any]) -> list[Any]:
+        return jax.lax.optimization_barrier((arrays, mark))[0]
+
+    return jax.lax.platform_dependent(arrays, cpu=barrier, default=_as_they_are)
 
 
-def _from_both(x: jax.Array, beside: jax.Array) -> jax.Array:
-    # The product is x as well, which XLA does not know.
-    return jnp.where(beside == beside, x, jnp.abs(x) * jnp.sign(x))
+def _from_all(x: jax.Array, *others: jax.Array) -> jax.Array:
+    # The product is x as well, and no number is above infinity: XLA does not know.
+    above = (jnp.real(other) > jnp.inf for other in others)
+    is_above = functools.reduce(jnp.logical_or, above)
+    return jnp.where(is_above, jnp.abs(x) * jnp.sign(x), x)
 
 
-def _first(x: jax.Array, beside: jax.Array) -> jax.Array:
-    del beside
+def _first(x: jax.Array, *others: jax.Array) -> jax.Array:
+    del others
     return x
 
 

@@ -41,11 +41,12 @@ import optax
 from normopt.blocks import check_channel_axes, has_numbers, resolve_axes
 from normopt.checks import check_inner, is_zero
 from normopt.copies import (
+    LARGE,
     apart,
     from_kept,
     remember,
     stored,
-    takes_sums,
+    sums_taken,
     wants_copies,
     with_sums_of,
 )
@@ -57,6 +58,7 @@ from normopt.spreading import MeshAxes, check_mesh, number_of_devices, over_devi
 
 Kept = tuple[jax.Array | None, ...]
 Step = Callable[..., tuple[jax.Array, Kept]]
+Stepped = tuple[jax.Array, Kept, tuple[jax.Array, ...]]  # with the sums over blocks
 Lens = Callable[[Any, Any], tuple[Any, Callable[[Any], Any]]]
 
 
@@ -311,15 +313,17 @@ class Work:
                 else _number(one, real_dtype(dtype))
                 for rule, one in zip(self.options.values(), leaf.option, strict=True)
             )
-            if self.stores and w is not None:
-                seen = (*seen[:-1], stored(u, w))
             seen = (*seen, w if self.reads_weights(leaf) else None)
             inputs[position] = (seen, option, kept[position])
             kind = (position,) if not self.batched else _kind(seen, kept[position])
             batches.setdefault((*kind, leaf.axes, dtype), []).append(position)
+        earlier: tuple[jax.Array, ...] = ()
         for (*_, axes, dtype), positions in batches.items():
+            together = [inputs[position] for position in positions]
+            if self.stores:
+                together = [_stored(one, earlier) for one in together]
             results = _step_together(
-                [inputs[position] for position in positions],
+                together,
                 shared_in(real_dtype(dtype)),
                 self.spread,
                 step=self.step,
@@ -328,8 +332,9 @@ class Work:
                 number_kept=len(self.keeps),
                 dtype=dtype,
             )
-            for position, (update, held) in zip(positions, results, strict=True):
+            for position, (update, held, sums) in zip(positions, results, strict=True):
                 updates[position], kept[position] = update, held
+                earlier = sums if update.size >= LARGE else earlier
         return updates, kept
 
 
@@ -495,7 +500,7 @@ def _step_leaf(
     static: tuple[tuple[str, Any], ...],
     number_kept: int,
     dtype: Any,
-) -> tuple[jax.Array, Kept]:
+) -> Stepped:
     """Takes the step of one leaf in float32 at least, its sums of copies if given."""
     if copies is not None:
         once = functools.partial(
@@ -514,11 +519,12 @@ def _step_leaf(
 
     # What a lens found stays as it is: it is to be kept within the range of its dtype.
     held = (*jax.tree.map(wide, kept[:number_kept]), *kept[number_kept:])
-    update, held = step(
-        *jax.tree.map(wide, seen), axes, option, held, shared, **dict(static)
-    )
+    with sums_taken() as sums:
+        update, held = step(
+            *jax.tree.map(wide, seen), axes, option, held, shared, **dict(static)
+        )
     narrow = jax.tree.map(lambda new, old: narrowed(new, old.dtype), held, kept)
-    return narrowed(update, dtype), narrow
+    return narrowed(update, dtype), narrow, tuple(sums)
 
 
 # Jitted, so that leaves of one shape are traced once. Short steps, which keep nothing
@@ -552,7 +558,7 @@ _call_spread = jax.jit(_spread_steps, static_argnames=(*_PROGRAM, "stack", "spre
 
 def _step_together(
     inputs: Sequence[Any], shared: tuple[Any, ...], spread: MeshAxes, **program: Any
-) -> list[tuple[jax.Array, Kept]]:
+) -> list[Stepped]:
     """Takes the step of leaves of one kind, of several as one batch."""
     (u, *_), *_ = inputs[0]
     if spread and (found := program["axes"].alone(u.ndim)):
@@ -560,25 +566,27 @@ def _step_together(
         several = len(inputs) * math.prod(u.shape[axis] for axis in stack) > 1
         if several and number_of_devices(spread, u) > 1:
             call = {**program, "axes": axes, "stack": stack, "spread": spread}
-            return [(update, ()) for update in _call_spread(inputs, shared, **call)]
+            return [(u, (), ()) for u in _call_spread(inputs, shared, **call)]
     call = (*inputs[0], shared)
-    has_sums = _takes_sums(program, call)
-    jitted = _call_step if program["number_kept"] or has_sums else _inline_step
+    number_of_sums = _count_sums(program, call)
+    jitted = _call_step if program["number_kept"] or number_of_sums else _inline_step
     step_leaf = functools.partial(jitted, **program)
     if len(inputs) == 1:
-        if has_sums and wants_copies(call):
+        if number_of_sums and wants_copies(call):
             seen, option, kept = inputs[0]
-            seen_apart, kept_apart = apart((seen, kept))
-            call = (*call, (seen_apart, option, kept_apart, shared))
-        update, held = step_leaf(*call)
+            copies = [apart((seen, kept), mark) for mark in range(number_of_sums)]
+            call = (*call, tuple((seen, option, kept, shared) for seen, kept in copies))
+        update, held, sums = step_leaf(*call)
 
-        def copy(held: Kept, *call: Any) -> Any:
+        def copy(mark: int, held: Kept, *call: Any) -> Any:
             if program["number_kept"]:
-                return from_kept(jitted.trace(*call, **program), held, *call)
-            return step_leaf(*apart(call))[0] if program["axes"] is None else None
+                return from_kept(mark, jitted.trace(*call, **program), held, *call)
+            if program["axes"] is None:
+                return step_leaf(*apart(call, mark))[0]
+            return None
 
         remember(update, copy, held, *call)
-        return [(update, held)]
+        return [(update, held, sums)]
     stacked = jax.tree.map(lambda *one: jnp.stack(one), *inputs)
     results = jax.vmap(step_leaf, in_axes=(0, 0, 0, None))(*stacked, shared)
     return [
@@ -587,20 +595,27 @@ def _step_together(
     ]
 
 
-# Of which steps it is known whether they take sums over blocks.
-_SUMMING: weakref.WeakKeyDictionary[Step, dict[Any, bool]]
+# How many sums over blocks are taken by the steps that are known.
+_SUMMING: weakref.WeakKeyDictionary[Step, dict[Any, int]]
 _SUMMING = weakref.WeakKeyDictionary()
 
 
-def _takes_sums(program: Mapping[str, Any], call: tuple[Any, ...]) -> bool:
+def _count_sums(program: Mapping[str, Any], call: tuple[Any, ...]) -> int:
     step = program["step"]
     if program["axes"] is None:
-        return False
+        return 0
     known = _SUMMING.setdefault(step, {})
-    kind = program["axes"], program["static"]
+    kind = program["axes"], program["static"], jax.tree.structure(call)
     if kind not in known:
-        known[kind] = takes_sums(functools.partial(_step_leaf, **program), *call)
+        step_leaf = functools.partial(_step_leaf, **program)
+        known[kind] = len(jax.eval_shape(step_leaf, *call)[-1])
     return known[kind]
+
+
+def _stored(inputs: Any, earlier: Sequence[jax.Array]) -> Any:
+    """Has a CPU store what inner made of a leaf, after the sums of the last leaf."""
+    (*first, u, w), *rest = inputs
+    return (*first, u if w is None else stored(u, w, *earlier), w), *rest
 
 
 def _kind(*trees: Any) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ AXES = (-1,)
 CHAINS = {
     "adams": lambda: normopt.adams(0.1, weight_decay=0.1, channel_axes=AXES),
     "adamsrt": lambda: normopt.adamsrt(0.1, weight_decay=0.1, channel_axes=AXES),
+    "adamg": lambda: normopt.adamg(0.1, channel_axes=AXES),
     "adamp": lambda: normopt.adamp(0.1, weight_decay=0.1),
     "a chain of one's own": lambda: optax.chain(
         normopt.add_decay(0.1),
@@ -58,11 +59,13 @@ BEHIND_ADAM = {
 
 
 @pytest.mark.parametrize("name", BEHIND_ADAM)
-def test_what_several_sums_read_is_stored_once(name):
+def test_what_several_sums_read_is_stored_once_in_memory_for_a_few_leaves(name):
+    """The step of a leaf takes the place of that of an earlier one."""
     tx = BEHIND_ADAM[name](optax.adam(0.1))
-    traced = stepper(tx).trace(PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS)
+    params = [PARAMS, jnp.ones(8), PARAMS, jnp.ones(8), *[PARAMS] * 4]
+    traced = stepper(tx).trace(params, jax.eval_shape(tx.init, params), params)
     program = traced.lower().compile()
-    assert program.memory_analysis().temp_size_in_bytes < 1.1 * PARAMS.nbytes
+    assert program.memory_analysis().temp_size_in_bytes < 3.1 * PARAMS.nbytes
     for platform, has in (("cpu", True), ("tpu", False), ("cuda", False)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert bool(re.search("compare.*512x256", text)) == has

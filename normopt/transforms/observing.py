@@ -156,24 +156,27 @@ def observe(
         def stepped(updates: Any) -> Any:
             return inner.update(updates, state.inner, params, **extra_args)
 
-        def seen(steps: Any) -> list[Any]:
-            trees = (jax.tree.leaves(tree) for tree in (updates, steps))
-            return [
-                old if leaf.axes is None else _sums(g, u, w, leaf.axes, *old)
-                for g, u, w, leaf, old in zip(
-                    *trees, weights, leaves, kept, strict=True
-                )
-            ]
+        def seen(steps: Any) -> tuple[list[Any], Any]:
+            """Gives the sums of each leaf, and the steps as a CPU stores them."""
+            made, treedef = jax.tree.flatten(steps)
+            found: list[Any] = list(kept)
+            earlier: Sequence[Any] = ()
+            for position, (g, w, leaf) in enumerate(
+                zip(jax.tree.leaves(updates), weights, leaves, strict=True)
+            ):
+                if leaf.axes is None:
+                    continue
+                made[position] = u = stored(made[position], w, *earlier)
+                found[position] = _sums(g, u, w, leaf.axes, *found[position])
+                earlier = found[position][1:] if w.size >= LARGE else earlier
+            return found, treedef.unflatten(made)
 
         is_time = count % every == 0
         if is_always or not isinstance(is_time, Tracer):
             steps, inner_state = stepped(updates)
-            made, treedef = jax.tree.flatten(steps)
-            steps = treedef.unflatten(
-                stored(u, w) if leaf.has_blocks else u
-                for u, w, leaf in zip(made, weights, leaves, strict=True)
-            )
-            found = seen(steps) if is_always or is_time else kept
+            found = kept
+            if is_always or is_time:
+                found, steps = seen(steps)
             if is_always:
                 steps = _after([one[-1] for one in found], steps, leaves)
             step = jnp.where(is_time, count, state.step)
@@ -184,7 +187,7 @@ def observe(
             stepped = jax.jit(stepped)
             found, step = jax.lax.cond(
                 is_time,
-                lambda: ([one[:1] for one in seen(stepped(updates)[0])], count),
+                lambda: ([one[:1] for one in seen(stepped(updates)[0])[0]], count),
                 lambda: (kept, state.step),
             )
             # No step is below 0, which XLA does not know.
@@ -207,7 +210,7 @@ def _sums(
     that a moment needs, too.
     """
     if w.size >= LARGE:
-        g, u, w = apart((g, u, w))
+        g, u, w = apart((g, u, w), mark=0)
     return _summed(g, u, w, old, axes)
 
 

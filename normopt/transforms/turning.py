@@ -121,7 +121,7 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     unit = safe_quotient(1, length)
     uw, ww, mean, square = block_dot(u, w, axes) * unit, block_dot(w, w, axes), 0, 1
     if center:
-        mean = block_sum(u / size, axes) * unit
+        mean = block_sum(u, axes) / size * unit
         uw = uw - jnp.real(mean * jnp.conj(block_sum(w, axes)))
         square = 1 - size * squared(mean)
     radial = radial_quotient(uw, ww)
