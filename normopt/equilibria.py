@@ -82,9 +82,10 @@ def equilibrium(
     **Limits.** A block follows a schedule with a delay of about :math:`1 / \lambda`
     steps. So the prediction at a `step` is right only if the schedules change slowly in
     this time. For gradients that are pure noise, the error of the prediction is at most
-    5 % if a block has at least 32 elements, :math:`\lambda` is at most (1 - b1) / 10
-    (for Lion, (1 - b2) / 10), and, for Lion, b1 is at least 0.7. With a larger decay,
-    blocks are shorter than predicted. Blocks of four elements have an error of a
+    5 % under two conditions: a block has at least 32 elements, and :math:`\lambda` is
+    at most (1 - b1) / 10. Lion has other conditions: :math:`\lambda` is at most
+    (1 - b2) / 10, and b1 is at least 0.7. With a larger decay, blocks are shorter than
+    predicted. Blocks of four elements have an error of a
     quarter with Lion, and of 5 % with AdamSRT. With Lion and b1 = 0, blocks of any size
     have an error of a quarter. The prediction ignores eps. So eps must be small
     relative to the elements of a gradient, s / length. In real training the errors are

@@ -48,8 +48,8 @@ def by_path(
 
     Returns:
       A callable from params (or updates) to a tree of values of the same structure. The
-      callable raises ValueError for a pattern that matches no path, and TypeError if
-      its argument is not a tree of parameters.
+      callable raises TypeError if its argument is not a tree of parameters. With
+      `strict`, it raises ValueError for a pattern that matches no path.
 
     Raises:
       TypeError: if `rules` is not a mapping with string keys.

@@ -136,8 +136,6 @@ def sgdw(
       u &\leftarrow \beta u - \eta_t \alpha c \, g \\
       w &\leftarrow w + u - \eta_t (l_1 \, \mathrm{sign}(w) + \lambda w)
 
-    There is no eps.
-
     Args:
       learning_rate: a number of at least 0, or a schedule.
       momentum: the decay of the momentum, :math:`\beta`, in [0, 1).

@@ -32,10 +32,18 @@ def orthogonalize(
     iteration approximates this direction. Each iteration has its own coefficients (a,
     b, c); see `coefficients`. A matrix of zeros stays zero, for every `eps`.
 
-    Singular values much smaller than the largest one may stay below 1. No singular
-    value is above 1.21 if `coefficients` is "simple", or "quintic" with a number of
-    `steps` that is a multiple of 5, or "polar_express" with 5 or more `steps`. With
-    other `steps`, singular values are below 1.28 ("quintic") or 2 ("polar_express").
+    Singular values much smaller than the largest one may stay below 1. The largest ones
+    are at most:
+
+    ===============  ==================  =============
+    `coefficients`   `steps`             largest value
+    ===============  ==================  =============
+    "simple"         any                 1.21
+    "quintic"        a multiple of 5     1.21
+    "quintic"        another number      1.28
+    "polar_express"  5 or more           1.21
+    "polar_express"  fewer               2
+    ===============  ==================  =============
 
     On several devices, the amount of data that a step sends depends on the sharding of
     the matrices:

@@ -70,8 +70,9 @@ def project_if_invariant(
     4. The decay is added.
 
     Put the learning rate after this link; it multiplies the decay, too. The link wraps
-    the moments, because the test needs the raw gradient. There is no eps. The cosine
-    counts as 0 for a block of zeros, and if a sum of squares overflows or underflows.
+    the moments, because the test needs the raw gradient. No eps is added to the
+    lengths: the cosine counts as 0 for a block of zeros, and if a sum of squares
+    overflows or underflows.
 
     Args:
       inner: a link from gradients to directions, without the learning rate.

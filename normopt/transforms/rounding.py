@@ -35,8 +35,8 @@ def compensate_rounding(
 
     Here u(g, w) is the update of `inner`, and all is computed in float32. So the
     training is that of float32 weights, but the gradients are computed at the rounded
-    weights. There is no eps. A weight that exceeds the range of its dtype becomes
-    infinite and stays infinite.
+    weights. A weight that exceeds the range of its dtype becomes infinite and stays
+    infinite.
 
     Args:
       inner: an optimizer. For leaves of less than 32 bits, `inner` and the callables

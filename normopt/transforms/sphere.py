@@ -63,10 +63,11 @@ def retract_to_sphere(
 
     Weights are on the sphere from the first step on, up to rounding. The first step has
     a large rounding error if weights start far from the sphere. If their length is L,
-    the relative error is up to L / radius times the machine epsilon of the dtype, for
-    the weights and for the moment. Example: weights in bfloat16 start at a length of 30
-    radii. After the first step, the length has an error of 1 %, and the direction an
-    error of 2 degrees. The second step corrects the length, but not the direction. To
+    the relative error of an element is up to L / radius times the machine epsilon of
+    the dtype, for the weights and for the moment. Over a block the errors partly cancel
+    out. Example: weights in bfloat16 start at a length of 30 radii. After the first
+    step, the length has an error of 1 %, and the direction an error of 2 degrees. The
+    second step corrects the length, but not the direction. To
     avoid this, call `on_sphere` on the weights before training. For weights of less
     than 32 bits you can also put `compensate_rounding` around this link.
 
