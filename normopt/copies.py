@@ -7,12 +7,12 @@ reads a copy of its own, nothing is stored, and the step takes half of the time:
 
     python -m experiments step_time --optimizers adams+L2 adamp
 
-So where a link has computed its output, the step of the next link runs several times.
-Each sum is taken in a run of its own, which gets copies: XLA would store what two sums
-of one copy read. The last run gets the arrays themselves and these sums. The copies are
-computed again from arrays that are stored in any case, behind a barrier for each sum,
-without which XLA would find that all are equal and merge them. On GPUs and TPUs there
-are no barriers, so XLA merges them, and the program is the same as without copies.
+So where a link has computed its output, the step of the next link is traced twice. The
+first time it gets copies, and only its sums are used. The second time it gets the
+arrays themselves and these sums. The copies are computed again from arrays that are
+stored in any case, behind a barrier, without which XLA would find that both are equal
+and merge them. On GPUs and TPUs there is no barrier, so XLA merges them, and the
+program is the same as without copies.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ _TAKEN: contextvars.ContextVar[list[jax.Array] | None] = contextvars.ContextVar(
 _GIVEN: contextvars.ContextVar[Iterator[jax.Array] | None] = contextvars.ContextVar(
     "given", default=None
 )
-# The elements of 128 kB, from which on the C library gives memory back after each step.
-# Copies of smaller arrays only cost: of 120 leaves they made AdamP's step take 1.4
-# times as long to compile (python -m experiments compile_time --layers 40).
+# The elements of 128 kB. Copies of smaller arrays only cost: of 120 leaves they made
+# AdamP's step take 1.4 times as long to compile (python -m experiments compile_time
+# --layers 40).
 LARGE = 2**15
 # By the identity of an array that is traced: itself, and what copies it, if that can be
 # had. All arrays are held weakly: nothing of a trace outlives it.
@@ -71,17 +71,22 @@ class Alone:
 def with_sums_of(
     copies: Sequence[tuple[Any, ...]], step: Callable[..., Any], *inputs: Any
 ) -> Any:
-    """Calls `step(*inputs)`, in which each sum over blocks is that of a copy.
+    """Calls `step(*inputs)`, in which the sums over blocks are those of copies.
+
+    If a step adds arrays, such as w + u, and takes two sums of the result, XLA stores
+    the result, even of a copy. So each sum can have a copy to itself.
 
     Args:
-      copies: of the inputs, for each of the sums that the step takes.
+      copies: copies of the inputs, one or several. The first sum is taken of the first
+        copy, and so on. The rest are taken of the last copy.
       step: gives all sums that it took, or was given, as the last of its results.
       inputs: what it gets.
     """
     sums: tuple[jax.Array, ...] = ()
-    for copy in copies:
+    for number, copy in enumerate(copies, 1):
         with _set(_GIVEN, iter(sums)):
-            sums = step(*copy)[-1][: len(sums) + 1]
+            taken = step(*copy)[-1]
+        sums = taken if number == len(copies) else taken[:number]
     with _set(_GIVEN, iter(sums)):
         return step(*inputs)
 
@@ -145,17 +150,20 @@ def apart(tree: Any, mark: int) -> Any:
 
 
 def stored(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
-    """Gives an array as it is, which a CPU stores once for all sums that read it.
+    """Returns an array unchanged. A CPU stores it once for all sums that read it.
 
     What an optimizer makes of a leaf often ends with a product by the learning rate.
     XLA stores the product for the sums, and the other factor for the last pass: 89 MB
     for the shapes of ResNet-18. It stores only the result of an operation on two
     arrays, so this is one, with 45 MB. If each leaf comes after the sums of the last
-    one, few are stored at once: 19 MB. The C library keeps up to 32 MB from step to
-    step, and fetches the rest anew, page by page. So the steps of `hyperball` and
-    `rotational` take half of the time:
+    one, few leaves are stored at once, with 19 MB; and the C library keeps so little
+    from step to step, where it would fetch 45 MB anew, page by page. On two cores the
+    steps of `hyperball` and `rotational` take half of the time that they take without
+    this function:
 
         python -m experiments step_time --optimizers hyperball rotational
+
+    The megabytes are those that `memory_analysis` tells of the compiled step.
 
     It pays only for what is made in the step. An array that is an argument of the
     program is stored already.
@@ -164,32 +172,34 @@ def stored(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
       x: what was made of a leaf.
       beside: another array of real numbers, which is read in any case. If it has
         another shape, dtype or place on devices, x is returned as it came.
-      earlier: arrays whose first numbers a CPU has before it stores x, such as sums
-        over the last leaf: memory that was taken for that one can then be taken for x.
+      earlier: arrays that a CPU has before it stores x, such as sums over the last
+        leaf: memory that was taken for that one can then be taken for x.
     """
     is_alike = jax.typeof(x) == jax.typeof(beside) and x.size >= LARGE
     is_real = jnp.issubdtype(x.dtype, jnp.floating)
     if not (_is_traced(x) and is_alike and is_real):
         return x
-    numbers = [one.ravel()[0] for one in earlier]
-    return jax.lax.platform_dependent(
-        x, beside, *numbers, cpu=_from_all, default=_first
-    )
+
+    def from_all(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
+        return _from_all(x, beside, *map(jnp.max, earlier))
+
+    return jax.lax.platform_dependent(x, beside, *earlier, cpu=from_all, default=_first)
 
 
-def after(x: jax.Array, *earlier: jax.Array) -> jax.Array:
-    """Gives numbers as they are, which a CPU computes after others.
+def after(x: jax.Array, first: jax.Array, *others: jax.Array) -> jax.Array:
+    """Returns numbers unchanged. A CPU computes them only after others.
 
     What follows from x may take the place of an array, as new weights do. XLA copies
     the array first if it plans a sum of it for later.
 
     Args:
       x: real numbers.
-      earlier: the others, of shapes that broadcast with x.
+      first: what a CPU has before, of a shape that broadcasts with x.
+      others: more of it.
     """
     if not _is_traced(x):
         return x
-    return jax.lax.platform_dependent(x, *earlier, cpu=_from_all, default=_first)
+    return jax.lax.platform_dependent(x, first, *others, cpu=_from_all, default=_first)
 
 
 def from_kept(mark: int, program: Any, kept: Any, *inputs: Any) -> Any:
@@ -208,7 +218,8 @@ def from_kept(mark: int, program: Any, kept: Any, *inputs: Any) -> Any:
     first, *others = jaxpr.outvars
     arguments = zip(jaxpr.invars, jax.tree.leaves(inputs), strict=True)
     given = {var: x for var, x in arguments if jnp.ndim(x) == 0}
-    given |= zip(others, jax.tree.leaves(kept), strict=False)
+    known = jax.tree.leaves(kept)
+    given |= zip(others[: len(known)], known, strict=True)
 
     def is_given(x: Any) -> bool:
         return isinstance(x, core.Literal) or x in given
@@ -249,7 +260,8 @@ def _behind_barrier(arrays: list[Any], mark: int) -> Any:
 
 
 def _from_all(x: jax.Array, *others: jax.Array) -> jax.Array:
-    # The product is x as well, and no number is above infinity: XLA does not know.
+    # XLA does not know that nothing is above infinity, NaN neither, nor that the
+    # product is x as well.
     above = (jnp.real(other) > jnp.inf for other in others)
     is_above = functools.reduce(jnp.logical_or, above)
     return jnp.where(is_above, jnp.abs(x) * jnp.sign(x), x)

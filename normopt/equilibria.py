@@ -85,12 +85,12 @@ def equilibrium(
     5 % under two conditions: a block has at least 32 elements, and :math:`\lambda` is
     at most (1 - b1) / 10. Lion has other conditions: :math:`\lambda` is at most
     (1 - b2) / 10, and b1 is at least 0.7. With a larger decay, blocks are shorter than
-    predicted. Blocks of four elements have an error of a
-    quarter with Lion, and of 5 % with AdamSRT. With Lion and b1 = 0, blocks of any size
-    have an error of a quarter. The prediction ignores eps. So eps must be small
-    relative to the elements of a gradient, s / length. In real training the errors are
-    larger: up to 15 % for the angles of AdamW, SGD, NovoGrad and Lion on a ResNet, and
-    a factor of 3 for Adam with L2.
+    predicted. Blocks of four elements have an error of a quarter with Lion, and of 5 %
+    with AdamSRT. With Lion and b1 = 0, blocks of any size have an error of a quarter.
+    The prediction ignores eps. So eps must be small relative to the elements of a
+    gradient, s / length. In real training the errors are larger: up to 15 % for the
+    angles of AdamW, SGD, NovoGrad and Lion on a ResNet, and a factor of 3 for Adam with
+    L2.
 
     Args:
       config: the configuration of the optimizer, as `normopt.config` takes it: `adamw`,

@@ -118,6 +118,8 @@ class Work:
         of the time that it takes one by one (experiments muon_time --smaller 4).
       stores: whether several sums of a step, which reads the weights, read what an
         inner optimizer made of the leaf; see `copies.stored`.
+      separates: whether several sums of a step read one array that it makes of that
+        cheaply; see `copies.with_sums_of`.
       spread: the axes of the mesh over whose devices the step spreads matrices; it
         keeps nothing then, and the axes of leaves are `Matrices` or have their `alone`.
       also_integers: whether integer updates are stepped, too, and become real numbers;
@@ -142,6 +144,7 @@ class Work:
     static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batched: bool = False
     stores: bool = False
+    separates: bool = False
     spread: MeshAxes = ()
     also_integers: bool = False
 
@@ -326,6 +329,7 @@ class Work:
                 together,
                 shared_in(real_dtype(dtype)),
                 self.spread,
+                self.separates,
                 step=self.step,
                 axes=axes,
                 static=tuple(self.static.items()),
@@ -557,7 +561,11 @@ _call_spread = jax.jit(_spread_steps, static_argnames=(*_PROGRAM, "stack", "spre
 
 
 def _step_together(
-    inputs: Sequence[Any], shared: tuple[Any, ...], spread: MeshAxes, **program: Any
+    inputs: Sequence[Any],
+    shared: tuple[Any, ...],
+    spread: MeshAxes,
+    separates: bool,
+    **program: Any,
 ) -> list[Stepped]:
     """Takes the step of leaves of one kind, of several as one batch."""
     (u, *_), *_ = inputs[0]
@@ -574,7 +582,8 @@ def _step_together(
     if len(inputs) == 1:
         if number_of_sums and wants_copies(call):
             seen, option, kept = inputs[0]
-            copies = [apart((seen, kept), mark) for mark in range(number_of_sums)]
+            marks = range(number_of_sums if separates else 1)
+            copies = [apart((seen, kept), mark) for mark in marks]
             call = (*call, tuple((seen, option, kept, shared) for seen, kept in copies))
         update, held, sums = step_leaf(*call)
 
@@ -605,7 +614,7 @@ def _count_sums(program: Mapping[str, Any], call: tuple[Any, ...]) -> int:
     if program["axes"] is None:
         return 0
     known = _SUMMING.setdefault(step, {})
-    kind = program["axes"], program["static"], jax.tree.structure(call)
+    kind = program["axes"], program["static"], _kind(call)
     if kind not in known:
         step_leaf = functools.partial(_step_leaf, **program)
         known[kind] = len(jax.eval_shape(step_leaf, *call)[-1])

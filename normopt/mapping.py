@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from normopt.copies import Alone
+
 
 def manual_axes() -> tuple[str, ...]:
     """Names the axes of the mesh that `jax.shard_map` or `jax.pmap` runs over here.
@@ -47,7 +49,8 @@ def sharded_by_compiler(
     after = jax.sharding.NamedSharding(
         sharding.mesh, jax.sharding.PartitionSpec(*names)
     )
-    return place.auto_axes(function, **{option: after})(*arrays)
+    # Alone, as sums on the mesh inside are none for what follows outside.
+    return place.auto_axes(Alone(function), **{option: after})(*arrays)
 
 
 def check_whole(leaf: Any, path: str) -> None:

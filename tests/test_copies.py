@@ -71,12 +71,14 @@ def test_what_several_sums_read_is_stored_once_in_memory_for_a_few_leaves(name):
         assert bool(re.search("compare.*512x256", text)) == has
 
 
-@pytest.mark.parametrize("beside", [1.0, jnp.nan])
-def test_what_is_stored_stays_as_it_is(beside):
+@pytest.mark.parametrize("other", [1.0, jnp.nan, jnp.inf, 1j, True])
+def test_what_is_stored_or_comes_after_stays_as_it_is(other):
     x = PARAMS.at[0, :5].set(jnp.array([0.0, -0.0, jnp.inf, -jnp.inf, jnp.nan]))
-    stored = jax.jit(copies.stored)(x, jnp.full_like(x, beside))
-    bits = (np.asarray(one).view(np.uint32) for one in (stored, x))
-    np.testing.assert_array_equal(*bits)
+    beside = jnp.full_like(x, jnp.real(other))
+    stored = jax.jit(copies.stored)(x, beside, jnp.full(3, other))
+    after = jax.jit(copies.after)(x, jnp.full(1, other), jnp.full(256, other))
+    bits = [np.asarray(one).view(np.uint32) for one in (x, stored, after)]
+    np.testing.assert_array_equal(bits[1:], [bits[0]] * 2)
 
 
 def test_a_step_may_differ_from_the_weights_in_dtype_or_place():
@@ -92,6 +94,26 @@ def test_a_step_may_differ_from_the_weights_in_dtype_or_place():
         tx = normopt.hyperball(optax.sgd(0.1), 0.1, AXES)
         ours, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     expected, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        normopt.hyperball(optax.sgd(0.1), 0.1, (0, -1)),
+        normopt.orthogonalize(((1,), (2,))),
+    ],
+    ids=["hyperball", "orthogonalize"],
+)
+def test_leaves_alike_on_an_explicit_mesh(tx):
+    """What one leaf hands to the next, or both to a batch, lies on its mesh."""
+    mesh = jax.make_mesh((1, 1), ("x", "y"), axis_types=(AxisType.Explicit,) * 2)
+    layers = PARAMS.reshape(8, 64, 256)
+    expected, _ = tx.update([layers] * 2, tx.init([layers] * 2), [layers] * 2)
+    with set_mesh(mesh):
+        spec = PartitionSpec("x", None, "y")
+        params = [jax.device_put(layers, NamedSharding(mesh, spec))] * 2
+        ours, _ = jax.jit(tx.update)(params, tx.init(params), params)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -25,7 +25,7 @@ compiles_much = pytest.mark.slow("compiles for eight devices")
         pytest.param("optimizers", 240, marks=compiles_much),
         pytest.param("links", 300, marks=compiles_much),
         pytest.param("spread", 72, marks=compiles_much),
-        pytest.param("explicit", 168, marks=compiles_much),
+        pytest.param("explicit", 350, marks=compiles_much),
         pytest.param("partitioned", 10, marks=[compiles_much, needs_masks_in_nnx]),
         pytest.param("recipes", 4, marks=[compiles_much, needs_masks_in_nnx]),
     ],

@@ -114,7 +114,8 @@ def _turn(u, w, axes, option, kept, shared, *, center):
     """Takes w' - w, a sum of w, u and 1, each times a number of the block.
 
     So a leaf is read once for the sums and once for the step, and d is never stored.
-    The sums are of u / |u|, so that no square leaves the range of its dtype.
+    The sums are multiplied by 1 / |u| before they are squared, so that no square leaves
+    the range of its dtype.
     """
     radius, nu = (across_block(one, axes, u.ndim) for one in kept)
     length, size = block_norm("l2", u, axes), block_size(u.shape, axes)

@@ -9,7 +9,7 @@ from tests.contract_cases import CASES, LINKS, follow, gradients, tree
 from tests.multidevice.placing import is_at, on
 from tests.versions import set_mesh
 
-SHAPES = {"kernel": (16, 8, 16), "bias": (16,)}
+SHAPES = {"kernel": (16, 8, 16), "other_kernel": (16, 8, 16), "bias": (16,)}
 SPECS = [("x", "y", None), (None, None, ("x", "y")), ("y", None, "x")]
 
 
@@ -22,7 +22,8 @@ def main() -> None:
         tx = case.make()
         expected, _ = follow(jax.jit(tx.update), params, tx.init(params), grads)
         for spec in SPECS:
-            places = {"kernel": on(mesh, *spec), "bias": on(mesh, spec[-1])}
+            places = {name: on(mesh, *spec) for name in ("kernel", "other_kernel")}
+            places["bias"] = on(mesh, spec[-1])
             p, *gs = (jax.device_put(one, places) for one in (params, *grads))
             shardings = normopt.state_sharding(tx, p)
             with set_mesh(mesh):
