@@ -177,11 +177,12 @@ def stored(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
     """
     is_alike = jax.typeof(x) == jax.typeof(beside) and x.size >= LARGE
     is_real = jnp.issubdtype(x.dtype, jnp.floating)
-    if not (_is_traced(x) and is_alike and is_real):
+    if not (_is_traced(x) and is_alike and is_real) or _is_manual():
         return x
 
     def from_all(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
-        return _from_all(x, beside, *map(jnp.max, earlier))
+        held = map(jax.lax.stop_gradient, (x, *earlier))
+        return _from_all(x, beside, _largest(*held))
 
     return jax.lax.platform_dependent(x, beside, *earlier, cpu=from_all, default=_first)
 
@@ -197,7 +198,7 @@ def after(x: jax.Array, first: jax.Array, *others: jax.Array) -> jax.Array:
       first: what a CPU has before, of a shape that broadcasts with x.
       others: more of it.
     """
-    if not _is_traced(x):
+    if not _is_traced(x) or _is_manual():
         return x
     return jax.lax.platform_dependent(x, first, *others, cpu=_from_all, default=_first)
 
@@ -256,6 +257,8 @@ def _behind_barrier(arrays: list[Any], mark: int) -> Any:
     def barrier(arrays: list[Any]) -> list[Any]:
         return jax.lax.optimization_barrier((arrays, mark))[0]
 
+    if _is_manual():
+        return arrays
     return jax.lax.platform_dependent(arrays, cpu=barrier, default=_as_they_are)
 
 
@@ -265,6 +268,25 @@ def _from_all(x: jax.Array, *others: jax.Array) -> jax.Array:
     above = (jnp.real(other) > jnp.inf for other in others)
     is_above = functools.reduce(jnp.logical_or, above)
     return jnp.where(is_above, jnp.abs(x) * jnp.sign(x), x)
+
+
+@jax.custom_batching.custom_vmap
+def _largest(x: jax.Array, *arrays: jax.Array) -> jax.Array:
+    """Takes the largest number of some arrays, for x."""
+    del x
+    largest = [jnp.max(jnp.real(one)).astype(jnp.float32) for one in arrays]
+    return functools.reduce(jnp.maximum, largest, jnp.float32(0))
+
+
+@_largest.def_vmap
+def _largest_for_batch(
+    size: int, are_batched: list[bool], x: jax.Array, *arrays: jax.Array
+) -> tuple[jax.Array, bool]:
+    """Leaves x alone if `jax.vmap` maps over arrays, but not over x."""
+    del size
+    of_x, *of_arrays = are_batched
+    pairs = zip(arrays, of_arrays, strict=True)
+    return _largest(x, *(one for one, has in pairs if of_x or not has)), False
 
 
 def _first(x: jax.Array, *others: jax.Array) -> jax.Array:
@@ -278,3 +300,11 @@ def _as_they_are(arrays: list[Any]) -> list[Any]:
 
 def _is_traced(x: Any) -> bool:
     return isinstance(x, Tracer)
+
+
+def _is_manual() -> bool:
+    """Tells whether this is inside `jax.shard_map`.
+
+    There an array that is the same on all devices may not depend on one that is not.
+    """
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import normopt
 from normopt import copies
-from tests.versions import set_mesh
+from tests.versions import needs_shard_map, set_mesh
 
 AXES = (-1,)
 CHAINS = {
@@ -95,6 +95,42 @@ def test_a_step_may_differ_from_the_weights_in_dtype_or_place():
         ours, _ = jax.jit(tx.update)(grads, tx.init(params), params)
     expected, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
     np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", BEHIND_ADAM)
+def test_one_leaf_of_two_is_mapped(name):
+    """Inside and outside of `jit`; the other one is computed once."""
+    tx = BEHIND_ADAM[name](optax.sgd(0.1))
+
+    def step(*params):
+        grads = [leaf[::-1] for leaf in params]
+        return tx.update(grads, tx.init([*params]), [*params])[0]
+
+    several = jnp.stack([PARAMS, 2 * PARAMS])
+    expected = [*zip(*[step(first, PARAMS) for first in several], strict=True)]
+    how = {"in_axes": (0, None), "out_axes": [0, None]}
+    for call in (jax.jit(jax.vmap(step, **how)), jax.vmap(jax.jit(step), **how)):
+        ours = call(several, PARAMS)
+        for one, each in zip((ours[0], [ours[1]] * 2), expected, strict=True):
+            np.testing.assert_allclose(one, each, rtol=1e-5, atol=1e-6)
+
+
+@needs_shard_map
+@pytest.mark.parametrize("name", [*BEHIND_ADAM, "adamg"])
+def test_one_leaf_of_two_differs_between_devices(name):
+    tx = CHAINS[name]() if name in CHAINS else BEHIND_ADAM[name](optax.sgd(0.1))
+
+    def step(*params):
+        grads = [leaf[::-1] for leaf in params]
+        return tx.update(grads, tx.init([*params]), [*params])[0]
+
+    specs = [PartitionSpec("x"), PartitionSpec()]
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Auto,))
+    how = {"mesh": mesh, "in_specs": (*specs,), "out_specs": specs}
+    mapped = jax.jit(jax.shard_map(step, **how))
+    both = PARAMS, PARAMS
+    for ours, expected in zip(mapped(*both), step(*both), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
