@@ -9,16 +9,15 @@ the same round: another load on the machine slows both.
     python -m experiments step_time --json experiments/results/step_time.json
 
 takes two to four minutes on two CPU cores. The same command again goes on with the
-rounds that are left; `--fresh` times anew. There AdamS took 0.70 times optax.adamw's
-step, AdamSRT 1.18, with a decay in the gradient 0.82 and 1.27, AdamW 1.00, NadamW 1.07,
-normalized Adam 1.36 and clipped 1.31, AdamP 2.40, AdamG 2.93, hyperballs 3.16 and
-rotational Adam 4.09 times; NovoGrad took 0.96 times optax.novograd's, SGD-MRT 1.77 and
-SGDW 1.03 times optax.sgd's. The bars stand beside each in the table.
+rounds that are left; `--fresh` times anew. There AdamS took 0.68 times optax.adamw's
+step, AdamSRT 1.18, with a decay in the gradient 0.85 and 1.25, AdamW 1.00, NadamW 1.08,
+normalized Adam 1.35 and clipped 1.31, AdamP 2.35, AdamG 2.01, hyperballs 2.15 and
+rotational Adam 2.90 times; NovoGrad took 0.97 times optax.novograd's, SGD-MRT 1.84 and
+SGDW 0.94 times optax.sgd's. The bars stand beside each in the table.
 
-AdamG, hyperballs and rotational Adam write a step of all parameters to memory of their
-own, 45 MB on CPUs, which the C library gives back after each step and fetches page by
-page in the next. In runs that are not stored, such steps took 0.4 to 0.7 of their time
-where it kept the memory, as it does with
+Hyperballs and rotational Adam write the steps of some leaves to memory of their own,
+about 20 MB on CPUs. Of a larger model that is more, and from 32 MB on the C library may
+give it back after each step and fetch it page by page in the next. It keeps it with
 
     MALLOC_MMAP_THRESHOLD_=4000000000 MALLOC_TRIM_THRESHOLD_=8000000000
 """

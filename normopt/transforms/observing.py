@@ -156,8 +156,8 @@ def observe(
         def stepped(updates: Any) -> Any:
             return inner.update(updates, state.inner, params, **extra_args)
 
-        def seen(steps: Any) -> tuple[list[Any], Any]:
-            """Gives the sums of each leaf, and the steps as a CPU stores them."""
+        def seen(steps: Any, store: bool) -> tuple[list[Any], Any]:
+            """Gives the sums of each leaf, and the steps, which a CPU may store."""
             made, treedef = jax.tree.flatten(steps)
             found: list[Any] = list(kept)
             earlier: Sequence[Any] = ()
@@ -166,7 +166,9 @@ def observe(
             ):
                 if leaf.axes is None:
                     continue
-                made[position] = u = stored(made[position], w, *earlier)
+                if store:
+                    made[position] = stored(made[position], w, *earlier)
+                u = made[position]
                 found[position] = _sums(g, u, w, leaf.axes, *found[position])
                 earlier = found[position][1:] if w.size >= LARGE else earlier
             return found, treedef.unflatten(made)
@@ -176,7 +178,7 @@ def observe(
             steps, inner_state = stepped(updates)
             found = kept
             if is_always or is_time:
-                found, steps = seen(steps)
+                found, steps = seen(steps, store=True)
             if is_always:
                 steps = _after([one[-1] for one in found], steps, leaves)
             step = jnp.where(is_time, count, state.step)
@@ -185,11 +187,12 @@ def observe(
             # at every step. Taken for itself, it is a part of the case that needs it.
             # Traced once: an extra argument may be a function that is asked.
             stepped = jax.jit(stepped)
-            found, step = jax.lax.cond(
-                is_time,
-                lambda: ([one[:1] for one in seen(stepped(updates)[0])[0]], count),
-                lambda: (kept, state.step),
-            )
+
+            def found_now() -> tuple[list[Any], Any]:
+                found, _ = seen(stepped(updates)[0], store=False)
+                return [one[:1] for one in found], count
+
+            found, step = jax.lax.cond(is_time, found_now, lambda: (kept, state.step))
             # No step is below 0, which XLA does not know.
             steps, inner_state = stepped(
                 _after([step < 0] * len(leaves), updates, leaves)
