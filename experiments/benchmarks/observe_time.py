@@ -8,8 +8,8 @@ observation in fifty costs.
     python -m experiments observe_time --json experiments/results/observe_time.json
 
 takes two minutes on two CPU cores. The same command again goes on with the rounds that
-are left; `--fresh` times anew. There a step took 3.4 times AdamW's with `every=1` and
-1.10 times with `every=50`, and compiling 2.9 and 3.1 times. The bars are 1.25, 1.03
+are left; `--fresh` times anew. There a step took 3.1 times AdamW's with `every=1` and
+1.05 times with `every=50`, and compiling 3.5 and 3.3 times. The bars are 1.25, 1.03
 and, for compiling, 1.5: XLA's CPU takes each of five sums in a pass of its own. The
 first observation of a program takes 190 ms instead of 50; with it in each turn, as it
 was once, the ratio of `every=50` was 1.32.
