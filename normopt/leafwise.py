@@ -614,7 +614,8 @@ def _count_sums(program: Mapping[str, Any], call: tuple[Any, ...]) -> int:
     if program["axes"] is None:
         return 0
     known = _SUMMING.setdefault(step, {})
-    kind = program["axes"], program["static"], _kind(call)
+    # A wrong number would do no harm: what is not taken of a copy is taken of the leaf.
+    kind = program["axes"], program["static"], jax.tree.structure(call)
     if kind not in known:
         step_leaf = functools.partial(_step_leaf, **program)
         known[kind] = len(jax.eval_shape(step_leaf, *call)[-1])
