@@ -24,7 +24,14 @@ from normopt.checks import check_flag, check_number, check_radius
 from normopt.copies import after
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Lens, Option, around
-from normopt.numerics import safe_quotient, select, squared, widened
+from normopt.numerics import (
+    safe_quotient,
+    safe_sqrt,
+    saturated,
+    select,
+    squared,
+    widened,
+)
 from normopt.paths import check_distinct, named_leaves
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -137,7 +144,8 @@ def retract_to_sphere(
 
 def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     axes, wanted = sphere.axes, _wanted(sphere, option, kept, w.ndim)
-    old, new = block_length(w, axes), block_length(w + u, axes)
+    square = block_dot(w + u, w + u, axes)
+    old, new = block_length(w, axes), safe_sqrt(saturated(square))
     factor = _factor(old, new, wanted)
     if not carries or kept[-1] is None:
         return (w + u) * factor - w, kept
@@ -147,8 +155,8 @@ def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     # which take the place of w, come after all sums; the moment reads them, not w + u;
     # and each sum has a copy of w + u to itself.
     step = (w + u) * after(factor, old, dot) - w
-    square = squared(factor) * block_dot(w + u, w + u, axes)
-    m = widened(kept[-1]) - radial_quotient(factor * dot, square) * (w + step)
+    radial = radial_quotient(factor * dot, squared(factor) * square)
+    m = widened(kept[-1]) - radial * (w + step)
     growth = safe_quotient(new, old) if stretch else jnp.ones([])
     carried = _stretched(m, growth, kept[-1].dtype)
     if sphere.kind:
