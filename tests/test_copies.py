@@ -12,7 +12,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import normopt
 from normopt import copies
-from tests.versions import needs_shard_map, set_mesh
+from tests.versions import (
+    needs_mixed_places,
+    needs_one_platform,
+    needs_shard_map,
+    needs_sums_of_parts,
+    set_mesh,
+)
 
 AXES = (-1,)
 CHAINS = {
@@ -39,6 +45,7 @@ def stepper(tx):
     return jax.jit(step, donate_argnums=(0, 1))
 
 
+@needs_sums_of_parts
 @pytest.mark.parametrize("name", CHAINS)
 def test_no_place_is_taken_for_what_is_summed(name):
     tx = CHAINS[name]()
@@ -58,6 +65,7 @@ BEHIND_ADAM = {
 }
 
 
+@needs_sums_of_parts
 @pytest.mark.parametrize("name", BEHIND_ADAM)
 def test_what_several_sums_read_is_stored_once_in_memory_for_a_few_leaves(name):
     """The step of a leaf takes the place of that of an earlier one."""
@@ -81,6 +89,7 @@ def test_what_is_stored_or_comes_after_stays_as_it_is(other):
     np.testing.assert_array_equal(bits[1:], [bits[0]] * 2)
 
 
+@needs_mixed_places
 def test_a_step_may_differ_from_the_weights_in_dtype_or_place():
     """As types that hold a sharding tell, also of a single device."""
     signs = optax.stateless(lambda u, _: jnp.sign(u).astype(jnp.int8))
@@ -173,6 +182,7 @@ def test_the_numbers_are_those_of_steps_without_copies(name, monkeypatch):
     np.testing.assert_allclose(ours, train(), rtol=0, atol=2.4e-7)
 
 
+@needs_one_platform
 def test_elsewhere_than_on_a_cpu_there_is_no_barrier():
     tx = CHAINS["adams"]()
     state = jax.eval_shape(tx.init, PARAMS)

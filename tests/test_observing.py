@@ -15,7 +15,7 @@ from flax import nnx
 import normopt
 from tests.contract_cases import CASES, follow, gradients, tree
 from tests.multidevice.running import EIGHT, finish, start
-from tests.versions import needs_masks_in_nnx
+from tests.versions import needs_masks_in_nnx, needs_sums_of_parts
 
 EVERYTHING = {"(kernel|weight)$": (-1,), "": ()}
 
@@ -392,6 +392,7 @@ def test_updates_keep_their_dtype_beside_wider_weights():
     assert str(updates["w"]) == str(signs["w"])
 
 
+@needs_sums_of_parts
 @pytest.mark.parametrize(
     ("inner", "every"), [(optax.adamw, 50), (normopt.adamw, 50), (normopt.adamw, 1)]
 )

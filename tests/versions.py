@@ -30,6 +30,24 @@ needs_masks_in_nnx = pytest.mark.skipif(
 # `optax.MultiSteps` of 0.2.5 keeps sums of gradients in the dtype of the updates.
 SUMS_KEEP_DTYPE = Version(optax.__version__) > Version("0.2.5")
 
+# With jax 0.6.0, XLA's CPU stores what it sums, however the sum is written; with 0.10
+# it need not. The versions between have not been tried.
+needs_sums_of_parts = pytest.mark.skipif(
+    Version(jax.__version__) < Version("0.10"),
+    reason="XLA's CPU stored what it sums before jax 0.10",
+)
+
+# Likewise: 0.6.0 lowers for a platform what `jax.lax.platform_dependent` has for others,
+# and selects only between arrays that are placed alike.
+needs_one_platform = pytest.mark.skipif(
+    Version(jax.__version__) < Version("0.10"),
+    reason="jax 0.6.0 lowers the branches of all platforms",
+)
+needs_mixed_places = pytest.mark.skipif(
+    Version(jax.__version__) < Version("0.10"),
+    reason="jax 0.6.0 selects only between arrays that are placed alike",
+)
+
 HAS_SHARD_MAP = hasattr(jax, "shard_map")
 needs_shard_map = pytest.mark.skipif(
     not HAS_SHARD_MAP, reason="jax.shard_map came with jax 0.6.1"
