@@ -37,7 +37,7 @@ needs_sums_of_parts = pytest.mark.skipif(
     reason="XLA's CPU stored what it sums before jax 0.10",
 )
 
-# Likewise: 0.6.0 lowers for a platform what `jax.lax.platform_dependent` has for others,
+# Likewise: 0.6.0 lowers for a platform what `platform_dependent` has for others, too,
 # and selects only between arrays that are placed alike.
 needs_one_platform = pytest.mark.skipif(
     Version(jax.__version__) < Version("0.10"),
