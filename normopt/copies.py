@@ -158,8 +158,8 @@ def stored(x: jax.Array, beside: jax.Array, *earlier: jax.Array) -> jax.Array:
     arrays, so this is one, with 45 MB. If each leaf comes after the sums of the last
     one, few leaves are stored at once, with 19 MB; and the C library keeps so little
     from step to step, where it would fetch 45 MB anew, page by page. On two cores the
-    steps of `hyperball` and `rotational` take half of the time that they take without
-    this function:
+    steps of `hyperball` and `rotational` take 0.55 and 0.63 of the time that they take
+    without this function:
 
         python -m experiments step_time --optimizers hyperball rotational
 
