@@ -20,7 +20,7 @@ import numpy as np
 from normopt.checks import is_scalar
 from normopt.copies import reduction
 from normopt.mapping import check_whole, manual_axes
-from normopt.numerics import safe_sqrt, saturated, squared, widened
+from normopt.numerics import length_of, squared, widened
 from normopt.paths import named_leaves
 from normopt.rules import PerLeaf, check_per_leaf, per_leaf
 
@@ -165,7 +165,7 @@ def block_length(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     It is not exact for extreme lengths, as `norms.block_norm` is: it is 0 where all
     squares underflow, and stays finite where they overflow.
     """
-    return safe_sqrt(saturated(block_dot(x, x, axes)))
+    return length_of(block_dot(x, x, axes))
 
 
 def squared_length(x: jax.Array, axes: Axes) -> jax.Array:

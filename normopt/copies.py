@@ -55,9 +55,10 @@ def reduction(take: Callable[[], jax.Array]) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """Lets a function of a user's take sums as it likes, which are of no copies.
+    """Lets a function take sums as it likes, which are of no copies.
 
-    Two of one function are the same to `jax.jit`.
+    That may be a function of a user's, or one that sees its arrays in another way than
+    the step around it. Two of one function are the same to `jax.jit`.
     """
 
     function: Callable[..., Any]

@@ -107,6 +107,11 @@ def saturated(x: jax.Array) -> jax.Array:
     return select(x > largest, largest, x)
 
 
+def length_of(square: jax.Array) -> jax.Array:
+    """Takes the root of sums of squares: finite, and with the derivative 0 at 0."""
+    return safe_sqrt(saturated(square))
+
+
 def larger(old: jax.Array, new: jax.Array) -> jax.Array:
     """Takes the larger of two numbers; a new NaN stays. Written as `saturated` is."""
     return select(old > new, old, new)

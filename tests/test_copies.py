@@ -68,7 +68,7 @@ BEHIND_ADAM = {
 @needs_sums_of_parts
 @pytest.mark.parametrize("name", BEHIND_ADAM)
 def test_what_several_sums_read_is_stored_once_in_memory_for_a_few_leaves(name):
-    """The step of a leaf takes the place of that of an earlier one."""
+    """Of six, as XLA orders them, at most three are there at once."""
     tx = BEHIND_ADAM[name](optax.adam(0.1))
     params = [PARAMS, jnp.ones(8), PARAMS, jnp.ones(8), *[PARAMS] * 4]
     traced = stepper(tx).trace(params, jax.eval_shape(tx.init, params), params)

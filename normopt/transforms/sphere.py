@@ -25,9 +25,8 @@ from normopt.copies import after
 from normopt.keeping import OfBlocks
 from normopt.leafwise import Lens, Option, around
 from normopt.numerics import (
+    length_of,
     safe_quotient,
-    safe_sqrt,
-    saturated,
     select,
     squared,
     widened,
@@ -145,7 +144,7 @@ def retract_to_sphere(
 def _retract(g, u, w, sphere, option, kept, shared, *, stretch, carries):
     axes, wanted = sphere.axes, _wanted(sphere, option, kept, w.ndim)
     square = block_dot(w + u, w + u, axes)
-    old, new = block_length(w, axes), safe_sqrt(saturated(square))
+    old, new = block_length(w, axes), length_of(square)
     factor = _factor(old, new, wanted)
     if not carries or kept[-1] is None:
         return (w + u) * factor - w, kept

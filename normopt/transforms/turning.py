@@ -25,6 +25,7 @@ from normopt.keeping import OfBlocks
 from normopt.leafwise import around, leafwise
 from normopt.norms import block_norm
 from normopt.numerics import (
+    length_of,
     positive_sqrt,
     safe_quotient,
     safe_sqrt,
@@ -143,7 +144,7 @@ def _turn(u, w, axes, option, kept, shared, *, center):
 
 
 def _root(square: jax.Array) -> jax.Array:
-    return safe_sqrt(saturated(jnp.maximum(square, 0)))
+    return length_of(jnp.maximum(square, 0))
 
 
 def _held(state: Any, share: Callable[[Any], Any], **keeps: OfBlocks) -> dict[str, Any]:
